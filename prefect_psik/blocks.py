@@ -1,0 +1,228 @@
+"""WHERE jobs run and data lies: the blocks that operators edit in Prefect's UI."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+from prefect.blocks.core import Block
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_psik.credentials import GlobusCredentials
+from prefect_psik.exceptions import BackendClosed, SpecError
+from prefect_psik.jobspec import JobSpec, ResourceSpec
+from prefect_psik.launcher import normalize_script
+from prefect_psik.options import Options
+
+if TYPE_CHECKING:
+    from prefect_psik.identity import Identity
+    from prefect_psik.transport.base import Transport
+
+
+class BackendAttributes(BaseModel):
+    """How psik hands a job on at the facility, under psik's names."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["slurm", "local"] = Field(
+        default="local", description="slurm: submit to Slurm. local: start a process there, without a scheduler."
+    )
+    queue_name: str | None = Field(default=None, title="Queue (Slurm partition)")
+    project_name: str | None = Field(default=None, title="Project (Slurm account)")
+    reservation_id: str | None = Field(default=None, title="Reservation")
+    qos: str | None = Field(default=None, title="Quality of service (--qos)")
+    constraint: str | None = Field(default=None, title="Node features (--constraint)")
+    psik_python: str | None = Field(
+        default=None, title="Python with psik on the compute nodes", description="Empty: the endpoint's own."
+    )
+    options: Options = Field(
+        default_factory=dict,
+        title="Further sbatch options",
+        description='Spelled as sbatch does: {"--licenses": "cfs"}; a flag has the value true.',
+    )
+
+    def sbatch_options(self) -> dict[str, str]:
+        """The options that psik itself does not pass on from its own fields."""
+        named = {"--reservation": self.reservation_id, "--qos": self.qos, "--constraint": self.constraint}
+        return {key: value for key, value in named.items() if value} | self.options
+
+
+class DefaultResources(ResourceSpec):
+    """Resources of jobs that do not ask for their own; stored, so lenient."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class PsikBackend(Block):
+    """A named place where psik jobs run: a facility behind a Globus Compute endpoint, or this machine.
+
+    Example:
+        ```python
+        from prefect_psik import BackendAttributes, PsikBackend
+
+        backend = PsikBackend(
+            endpoint_id="11111111-2222-3333-4444-555555555555",
+            prefix="$SCRATCH/psik",
+            attributes=BackendAttributes(type="slurm", queue_name="batch", project_name="stf006"),
+        )
+        backend.save("frontier", overwrite=True)
+        ```
+    """
+
+    _block_type_name = "psik Backend"
+    _block_type_slug = "psik-backend"
+    _description = "Run batch jobs through psik and Globus Compute at a computing facility, or on this machine."
+
+    endpoint_id: UUID | None = Field(
+        default=None,
+        title="Globus Compute endpoint",
+        description="UUID of the endpoint at the facility. Empty: this machine, without Globus.",
+    )
+    prefix: str = Field(
+        default="$HOME/psik",
+        title="Prefix",
+        description="Directory of psik's job directories; $VARS are expanded at the facility.",
+        min_length=1,
+    )
+    attributes: BackendAttributes = Field(default_factory=BackendAttributes, title="Batch system")
+    credentials: GlobusCredentials | None = Field(
+        default=None, title="Globus login", description="Empty: the worker's own login."
+    )
+    default_resources: DefaultResources | None = Field(
+        default=None, title="Default resources", description="For what a job does not ask for itself."
+    )
+    user_endpoint_config: dict[str, Any] | None = Field(
+        default=None, title="User endpoint configuration", description="Passed on to the endpoint's template."
+    )
+    function_id: UUID | None = Field(
+        default=None,
+        title="Registered function",
+        description="From `prefect-psik functions register`; needed where the endpoint allows only some.",
+    )
+    umask: str = Field(
+        default="0027", pattern=r"^0?[0-7]{3}$", title="umask of jobs", description="0027: the group may read."
+    )
+    poll_interval_seconds: float = Field(
+        default=10.0, gt=0, title="Longest pause between looks, seconds", description="Looks begin more often."
+    )
+    accept_jobs: bool = Field(default=True, title="Accept jobs", description="Off: drain this backend.")
+    note: str = Field(default="", title="Note", description="Shown when jobs are not accepted: why, until when.")
+
+    @property
+    def document_name(self) -> str | None:
+        """The name that the block was saved or loaded under, if any."""
+        return getattr(self, "_block_document_name", None)
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint's UUID as text, or `local`."""
+        return str(self.endpoint_id or "local")
+
+    def get_transport(self) -> Transport:
+        """Make the transport to this backend; opens no connection."""
+        from prefect_psik.transport.local import LocalTransport
+
+        if self.endpoint_id is None:
+            return LocalTransport()
+        raise SpecError(
+            f"This version reaches only this machine, not the Globus Compute endpoint {self.endpoint_id}. Use a "
+            "backend without endpoint_id."
+        )
+
+    def check_open(self) -> None:
+        """Refuse when the backend is drained.
+
+        Raises:
+            BackendClosed: `accept_jobs` is off; says the block's note.
+        """
+        if not self.accept_jobs:
+            name = f"The backend {self.document_name}" if self.document_name else "This backend"
+            why = f": {self.note}" if self.note else " (its note is empty)"
+            raise BackendClosed(
+                f"{name} does not accept jobs now{why}. Wait until it is opened again, or use another backend."
+            )
+
+    def submission(self, spec: JobSpec, identity: Identity, owner: dict[str, str | None]) -> dict[str, Any]:
+        """Put together what `remote.submit` needs for one job.
+
+        Args:
+            spec: As the user gave it; it is what the key stands for.
+            identity: Key, stamp and attempt.
+            owner: Who submits, for the facility's records.
+        """
+        asked = spec.resources.model_dump(exclude_unset=True)
+        defaults = self.default_resources.model_dump(exclude_unset=True) if self.default_resources else {}
+        merged = spec.model_copy(update={"resources": ResourceSpec(**(defaults | asked))})
+        attributes = self.attributes
+        return {
+            "stamp": identity.stamp,
+            "key": identity.key,
+            "attempt": identity.attempt,
+            "digest": spec.digest(),
+            "canonical": spec.canonical(),
+            "backend": {
+                "type": attributes.type,
+                "queue_name": attributes.queue_name,
+                "project_name": attributes.project_name,
+                "attributes": {"psik_python": attributes.psik_python} if attributes.psik_python else {},
+            },
+            "spec": merged.to_psik(
+                scheduler=attributes.type, options=attributes.sbatch_options(), umask=self.umask
+            ),
+            "duration": merged.resources.duration,
+            "script": normalize_script(spec.script)[1],
+            "files": {path: content.model_dump(exclude_none=True) for path, content in spec.files.items()},
+            "outputs": spec.outputs,
+            "expect": spec.expect,
+            "owner": owner,
+        }
+
+
+class GlobusCollection(Block):
+    """A place of data: a Globus Transfer collection, or a directory of this machine.
+
+    Example:
+        ```python
+        from prefect_psik import GlobusCollection
+
+        scratch = GlobusCollection(base_path="/als/832", posix_root="/pscratch/sd/a")
+        assert scratch.posix("raw/scan.h5") == "/pscratch/sd/a/als/832/raw/scan.h5"
+        ```
+    """
+
+    _block_type_name = "Globus Collection"
+    _block_type_slug = "globus-collection"
+    _description = "Where data lies: a Globus Transfer collection, or a directory of this machine."
+
+    collection_id: UUID | None = Field(
+        default=None, title="Collection", description="UUID of the collection. Empty: a directory of this machine."
+    )
+    base_path: str = Field(default="/", title="Base path", description="Directory of the collection to work in.")
+    posix_root: str = Field(
+        default="/", title="POSIX root", description="What the collection's root is called in the file system of jobs."
+    )
+    credentials: GlobusCredentials | None = Field(
+        default=None, title="Globus login", description="Empty: the worker's own login."
+    )
+
+    def path(self, path: str) -> str:
+        """The collection's path of a path below `base_path`.
+
+        Raises:
+            SpecError: The path would leave `base_path`.
+        """
+        if path.startswith("/") or ".." in path.split("/") or re.search(r"[\x00-\x1f]", path):
+            raise SpecError(
+                f"{path!r} must be a relative path below {self.base_path!r}, without '..' or control characters."
+            )
+        return posixpath.join(self.base_path, path)
+
+    def posix(self, path: str) -> str:
+        """The path that a job sees for a path below `base_path`.
+
+        Raises:
+            SpecError: The path would leave `base_path`.
+        """
+        return posixpath.normpath(posixpath.join(self.posix_root, self.path(path).lstrip("/")))

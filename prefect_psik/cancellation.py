@@ -1,0 +1,124 @@
+"""Cancel and crash are different: a user's cancel frees the nodes, a crash or a redeploy leaves the jobs.
+
+The exception that a task gets does not tell them apart, and tasks in `.submit()` and `.map()` threads get
+none at all. The state of the flow run in Prefect's API does. So while anything waits, one watcher for each
+flow run reads that state, and on "cancelling" asks all jobs of that flow run to stop, in one call for each
+backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException, TerminationSignal
+
+from prefect_psik.exceptions import FlowRunCancelling
+from prefect_psik.identity import enclosing_flow_runs
+from prefect_psik.models import JobHandle
+from prefect_psik.session import Channel, Subscription
+
+OnCancel = Literal["cancel", "leave"]
+
+#: Prefect leaves 30 s between the cancel and SIGKILL.
+WATCH_SECONDS = 3.0
+#: What a task gets when its process is asked to stop, whoever asks.
+INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt, TerminationSignal)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """One wait for a job, as the watcher of its flow run knows it."""
+
+    channel: Channel
+    handle: JobHandle
+    subscription: Subscription
+    on_cancel: OnCancel
+    flow_runs: tuple[str, ...]
+
+
+_waits: dict[tuple[str, ...], list[Wait]] = {}
+_watchers: dict[tuple[str, ...], asyncio.Task[None]] = {}
+
+
+def owner_of(flow_runs: list[str]) -> dict[str, str | None]:
+    """Who submits or cancels, for the facility's records: the root flow run and the innermost one."""
+    return {
+        "flow_run": flow_runs[-1] if flow_runs else None,
+        "root_flow_run": flow_runs[0] if flow_runs else None,
+    }
+
+
+def begin_wait(channel: Channel, handle: JobHandle, on_cancel: OnCancel, flow_runs: list[str]) -> Wait:
+    """Subscribe to a job and have its flow run watched. On the session's loop only."""
+    wait = Wait(channel, handle, channel.subscribe(handle), on_cancel, tuple(flow_runs))
+    if wait.flow_runs:
+        _waits.setdefault(wait.flow_runs, []).append(wait)
+        if wait.flow_runs not in _watchers or _watchers[wait.flow_runs].done():
+            _watchers[wait.flow_runs] = asyncio.create_task(_watch(wait.flow_runs))
+    return wait
+
+
+async def end_wait(wait: Wait) -> None:
+    """The opposite of `begin_wait`."""
+    _forget(wait)
+
+
+def _forget(wait: Wait) -> None:
+    wait.channel.unsubscribe(wait.handle, wait.subscription)
+    waits = _waits.get(wait.flow_runs, [])
+    if wait in waits:
+        waits.remove(wait)
+    if not waits:
+        _waits.pop(wait.flow_runs, None)
+
+
+async def after_interrupt(wait: Wait) -> bool:
+    """Decide what an interrupted wait means for its job: cancel it only if the user cancelled the flow run.
+
+    Returns:
+        Whether the job was asked to stop.
+    """
+    if wait.on_cancel != "cancel" or not await is_cancelling(wait.flow_runs):
+        return False
+    await _cancel([wait])
+    return True
+
+
+async def is_cancelling(flow_runs: tuple[str, ...]) -> bool:
+    """Ask Prefect's API whether one of these flow runs is being cancelled; no answer means no."""
+    try:
+        async with get_client() as client:
+            for flow_run in flow_runs:
+                state = (await client.read_flow_run(UUID(flow_run))).state
+                if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                    return True
+    except (PrefectException, httpx.HTTPError, OSError):
+        return False
+    return False
+
+
+async def _watch(flow_runs: tuple[str, ...]) -> None:
+    while flow_runs in _waits:
+        if await is_cancelling(flow_runs):
+            waits = list(_waits.get(flow_runs, []))
+            await _cancel([wait for wait in waits if wait.on_cancel == "cancel"])
+            for wait in waits:
+                asked = "it was asked to stop" if wait.on_cancel == "cancel" else "it goes on, as asked"
+                wait.subscription.put(
+                    FlowRunCancelling(f"The flow run is being cancelled while waiting for {wait.handle}; {asked}.")
+                )
+                _forget(wait)
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+async def _cancel(waits: list[Wait]) -> None:
+    """Cancel jobs; those of one backend travel together. A job that cannot be canceled stops no other."""
+    await asyncio.gather(
+        *(wait.channel.cancel(wait.handle, owner_of(list(wait.flow_runs))) for wait in waits),
+        return_exceptions=True,
+    )

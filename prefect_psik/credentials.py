@@ -1,0 +1,65 @@
+"""WHO asks: the block of a Globus login, the only reader of secrets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from prefect.blocks.abstract import CredentialsBlock
+from pydantic import Field, SecretStr
+
+from prefect_psik.exceptions import SpecError
+
+if TYPE_CHECKING:
+    from globus_sdk import GlobusApp
+
+
+class GlobusCredentials(CredentialsBlock):
+    """A Globus login for Compute and Transfer.
+
+    With both fields empty, the worker's own login is used: the variables `GLOBUS_COMPUTE_CLIENT_ID` and
+    `GLOBUS_COMPUTE_CLIENT_SECRET`, or the login that `globus-compute-endpoint login` stored.
+
+    Example:
+        ```python
+        from prefect_psik import GlobusCredentials
+
+        credentials = GlobusCredentials(
+            client_id="11111111-2222-3333-4444-555555555555", client_secret="the client's secret"
+        )
+        ```
+    """
+
+    _block_type_name = "Globus Credentials"
+    _block_type_slug = "globus-credentials"
+    _description = "Log in to Globus Compute and Transfer as a confidential client, or as the worker is."
+
+    client_id: UUID | None = Field(
+        default=None, title="Client UUID", description="Of the confidential client, not of its secret."
+    )
+    client_secret: SecretStr | None = Field(default=None, title="Client secret")
+
+    @property
+    def identity(self) -> str:
+        """Tells logins apart without telling the secret."""
+        return str(self.client_id or "worker")
+
+    def get_client(self) -> GlobusApp:
+        """Make a Globus app that logs in with these credentials and keeps its tokens in memory only.
+
+        Raises:
+            SpecError: Only one of the two fields is set, or both are empty.
+        """
+        from globus_sdk import ClientApp, GlobusAppConfig
+
+        if self.client_id is None or self.client_secret is None:
+            raise SpecError(
+                "The Globus credentials need client_id and client_secret, both. Fill in the block "
+                "'globus-credentials', or leave both empty to use the worker's own login."
+            )
+        return ClientApp(
+            "prefect-psik",
+            client_id=str(self.client_id),
+            client_secret=self.client_secret.get_secret_value(),
+            config=GlobusAppConfig(token_storage="memory"),
+        )

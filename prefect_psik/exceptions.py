@@ -1,0 +1,172 @@
+"""The tree of errors, and the causes for which a job can end badly.
+
+    PrefectPsikError
+    ├── SpecError              what a person typed: fix the job spec, the block or the call
+    ├── BackendNotFound        no block of that name: use one of those that exist
+    ├── BackendClosed          the block does not accept jobs now: wait, or use another backend
+    ├── KeyConflict            this key already stands for another job: choose another key
+    ├── SyncCallError          a sync task was called on a running event loop: await its async twin
+    ├── FacilityError          trouble on the way to the facility or there: mend it, or wait
+    │   ├── FacilityTimeout    no answer in time; the call may or may not have been carried out
+    │   ├── FacilitySetupError psik, the prefix or the endpoint is not as it must be
+    │   ├── PayloadTooLarge    too much for the wire: use Globus Transfer
+    │   └── RemoteCodeError    our code at the facility failed; carries the remote traceback
+    ├── SubmitRejected         the facility refused the job and said why; nothing was submitted
+    ├── FlowRunCancelling      the flow run is being cancelled; its jobs were asked to stop
+    └── JobError               the job came to an end that is not success
+        ├── JobFailed          see its ``cause``
+        │   └── MissingOutput  the script succeeded, but what it promised is not there
+        └── JobCanceled        by us or by somebody else, see its ``cause``
+
+Every error is one sentence or more that says what, where and what to do next. ``transient`` says that
+the same call may succeed later. All of them survive pickling.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefect_psik.models import JobResult
+
+
+class FailureCause(str, Enum):
+    """Why a job did not end as completed."""
+
+    script = "script"
+    walltime = "walltime"
+    out_of_memory = "out_of_memory"
+    node_failure = "node_failure"
+    preempted = "preempted"
+    deadline = "deadline"
+    launch = "launch"
+    canceled_by_us = "canceled_by_us"
+    canceled_outside = "canceled_outside"
+    rejected = "rejected"
+    missing_output = "missing_output"
+    lost = "lost"
+
+
+class PrefectPsikError(Exception):
+    """Root of all errors of this package.
+
+    Args:
+        message: One or more whole sentences: what, where, what next.
+        transient: The same call may succeed later without any change.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+    @property
+    def message(self) -> str:
+        """The sentence that `str()` gives."""
+        return str(self)
+
+
+class SpecError(PrefectPsikError, ValueError):
+    """What a person typed cannot be used; nothing was submitted."""
+
+
+class BackendNotFound(PrefectPsikError):
+    """There is no `psik-backend` block of that name."""
+
+
+class BackendClosed(PrefectPsikError):
+    """The backend's block has `accept_jobs` off; its note says why."""
+
+
+class KeyConflict(PrefectPsikError):
+    """The same idempotency key was used before for a job with another spec.
+
+    Args:
+        message: What, where, what next.
+        transient: Never.
+        stored: The other job's spec, as canonical JSON.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False, stored: str = "") -> None:
+        super().__init__(message, transient=transient)
+        self.stored = stored
+
+
+class SyncCallError(PrefectPsikError):
+    """A sync task was called on a running event loop, which it would block."""
+
+
+class FacilityError(PrefectPsikError):
+    """Trouble on the way to the facility, or there; says nothing about the job's outcome."""
+
+
+class FacilityTimeout(FacilityError):
+    """No answer within the time limit; the call may have been carried out, and can be repeated."""
+
+    def __init__(self, message: str, *, transient: bool = True) -> None:
+        super().__init__(message, transient=transient)
+
+
+class FacilitySetupError(FacilityError):
+    """psik, the prefix or the endpoint at the facility is not as it must be."""
+
+
+class PayloadTooLarge(FacilityError):
+    """The call or its answer is larger than the wire allows."""
+
+
+class RemoteCodeError(FacilityError):
+    """Our own code failed at the facility in a way it does not explain itself.
+
+    Args:
+        message: What, where, what next.
+        transient: The same call may succeed later.
+        remote_traceback: The traceback as text, from there.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False, remote_traceback: str = "") -> None:
+        super().__init__(message, transient=transient)
+        self.remote_traceback = remote_traceback
+
+
+class SubmitRejected(PrefectPsikError):
+    """The facility refused the job; nothing was submitted and nothing stays behind."""
+
+    cause = FailureCause.rejected
+
+
+class FlowRunCancelling(PrefectPsikError):
+    """The flow run that waits is being cancelled; its jobs were asked to stop."""
+
+
+class JobError(PrefectPsikError):
+    """A job came to an end that is not success.
+
+    Args:
+        message: What, where, what next, with the last lines of the logs.
+        transient: Submitting the same job again may succeed.
+        result: All that is known of the job at its end.
+    """
+
+    def __init__(
+        self, message: str, *, transient: bool = False, result: JobResult | None = None
+    ) -> None:
+        super().__init__(message, transient=transient)
+        self.result = result
+
+    @property
+    def cause(self) -> FailureCause | None:
+        """Why the job ended this way."""
+        return self.result.cause if self.result else None
+
+
+class JobFailed(JobError):
+    """The job failed; `cause` and `result.exit_code` say how."""
+
+
+class MissingOutput(JobFailed):
+    """The script ended well, but files named in `expect` or `outputs` are not there."""
+
+
+class JobCanceled(JobError):
+    """The job was canceled, by us or from outside; `cause` says which."""

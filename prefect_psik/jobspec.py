@@ -1,0 +1,407 @@
+"""WHAT to run: the job spec that a person types, and its conversion to psik's own."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from prefect_psik.exceptions import SpecError
+from prefect_psik.launcher import launcher_script, normalize_script
+from prefect_psik.options import Options
+
+#: All inputs of one job together; larger ones belong into a Globus transfer.
+MAX_FILES_BYTES = 2_000_000
+MAX_SCRIPT_BYTES = 1_000_000
+#: psik's timer starts later than Slurm's and must not win: minutes on top of the user's duration.
+PSIK_TIMER_EXTRA_MINUTES = 10
+#: Set by psik for every job, and relied upon by the launcher.
+RESERVED_VARIABLES = frozenset({"base", "jobndx", "jobid"})
+
+_CALLBACK_FIELDS = frozenset({"callback", "cb_headers", "cb_secret"})
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CANONICAL_VERSION = 1
+
+
+class _Typed(BaseModel):
+    """What people type: unknown fields are refused, with the list of known ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        if callbacks := sorted(_CALLBACK_FIELDS.intersection(data)):
+            raise ValueError(
+                f"{', '.join(callbacks)}: psik's callbacks are not supported here, because psik stores "
+                "cb_secret in clear at the facility. Remove the field; waiting for the job needs none"
+            )
+        known = list(cls.model_fields)
+        unknown = [str(field) for field in data if field not in known]
+        if unknown and cls.model_config.get("extra") == "forbid":
+            close = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ValueError(f"unknown field {', '.join(unknown)}{hint}. Known fields: {', '.join(known)}")
+        return data
+
+
+class ResourceSpec(_Typed):
+    """How much the job asks for. Fields and defaults are psik's, plus `memory`."""
+
+    duration: int = Field(default=10, ge=1, description="Walltime limit in minutes, at least 1.")
+    node_count: int | None = Field(default=None, ge=1, description="Compute nodes.")
+    process_count: int | None = Field(
+        default=None, ge=1, description="Processes in all; not together with processes_per_node."
+    )
+    processes_per_node: int | None = Field(default=None, ge=1, description="Processes on each node.")
+    cpu_cores_per_process: int = Field(default=1, ge=1, description="CPU cores of each process.")
+    gpu_cores_per_process: int = Field(default=0, ge=0, description="GPUs of each process.")
+    exclusive_node_use: bool = Field(default=True, description="Take whole nodes (psik's default).")
+    memory: str | None = Field(
+        default=None, pattern=r"^[0-9]+[KMGT]?$", description="Memory per node, as sbatch's --mem: 16G."
+    )
+
+    @model_validator(mode="after")
+    def _one_process_count(self) -> ResourceSpec:
+        if self.process_count is not None and self.processes_per_node is not None:
+            raise ValueError("give process_count or processes_per_node, not both")
+        return self
+
+
+class FileContent(_Typed):
+    """Content of one small input file: `text`, or `base64` for bytes that are no UTF-8."""
+
+    text: str | None = None
+    base64: str | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> FileContent:
+        if (self.text is None) == (self.base64 is None):
+            raise ValueError("give either text or base64")
+        if self.base64 is not None:
+            try:
+                base64.b64decode(self.base64, validate=True)
+            except ValueError as err:
+                raise ValueError(f"not base64: {err}") from None
+        return self
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        if self.text is not None:
+            return len(self.text.encode())
+        return len(self.base64 or "") * 3 // 4
+
+
+def _as_content(value: Any) -> Any:
+    """Take text, bytes or a local path for a file's content."""
+    if isinstance(value, Path):
+        try:
+            value = value.read_bytes()
+        except OSError as err:
+            raise ValueError(f"cannot read the input file {value}: {err.strerror}") from None
+    if isinstance(value, bytes):
+        try:
+            return {"text": value.decode()}
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(value).decode()}
+    return {"text": value} if isinstance(value, str) else value
+
+
+def _inside(path: str) -> str:
+    """Check that a path stays inside the job's directory."""
+    parts = path.split("/")
+    if not path or path.startswith(("/", "~", "-")) or ".." in parts or _CONTROL.search(path):
+        raise ValueError(
+            f"{path!r} must be a plain path inside the job's directory: relative, without '..', "
+            "leading dash or control characters"
+        )
+    return path
+
+
+def _variable_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is ambiguous as a variable's value: write it in quotes")
+    return str(value) if isinstance(value, int | float) else value
+
+
+InsidePath = Annotated[str, BeforeValidator(lambda value: _inside(value) if isinstance(value, str) else value)]
+VariableValue = Annotated[str, BeforeValidator(_variable_value)]
+InputFile = Annotated[FileContent, BeforeValidator(_as_content)]
+
+
+class JobSpec(_Typed):
+    """One batch job: psik's fields under psik's names, plus `files`, `outputs` and `expect`.
+
+    Example:
+        ```python
+        from prefect_psik import JobSpec, ResourceSpec
+
+        spec = JobSpec(
+            name="count",
+            script="#!/bin/bash\\nwc -l < input.txt > lines.txt\\n",
+            files={"input.txt": "a\\nb\\n"},
+            outputs=["lines.txt"],
+            resources=ResourceSpec(duration=5),
+        )
+        ```
+    """
+
+    name: str | None = Field(default=None, max_length=100, description="Job name, as the scheduler shows it.")
+    script: str = Field(description="Text of the script; its first line may name the interpreter (#!).")
+    directory: str | None = Field(
+        default=None,
+        description="Directory to run in, absolute, $VARS expanded at the facility. None: a new one.",
+    )
+    environment: dict[str, VariableValue] = Field(
+        default_factory=dict, description="Environment variables of the script."
+    )
+    inherit_environment: bool = Field(
+        default=True, description="Off: the script sees only `environment` and psik's own variables."
+    )
+    resources: ResourceSpec = Field(default_factory=ResourceSpec)
+    attributes: Options = Field(
+        default_factory=dict, description='Extra sbatch options, spelled as sbatch does: {"--qos": "debug"}.'
+    )
+    files: dict[InsidePath, InputFile] = Field(
+        default_factory=dict,
+        description="Small input files by path in the job's directory: text, bytes or a local Path.",
+    )
+    outputs: list[InsidePath] = Field(
+        default_factory=list,
+        description="Small result files to bring back: paths or globs in the job's directory.",
+    )
+    expect: list[str] = Field(
+        default_factory=list,
+        description="Globs, absolute or in the job's directory, that must match something at the end.",
+    )
+    backend: str | None = Field(default=None, description="Name of the `psik-backend` block to run on.")
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str | None) -> str | None:
+        return None if name is None else plain_word(name, "the job's name")
+
+    @field_validator("script")
+    @classmethod
+    def _script_not_empty(cls, script: str) -> str:
+        if not script.strip():
+            raise ValueError("the script is empty")
+        if "\0" in script:
+            raise ValueError("the script contains a NUL byte: it is no text")
+        if len(script.encode()) > MAX_SCRIPT_BYTES:
+            raise ValueError(f"the script is larger than {MAX_SCRIPT_BYTES:,} bytes: move its data elsewhere")
+        return script
+
+    @field_validator("directory")
+    @classmethod
+    def _absolute_directory(cls, directory: str | None) -> str | None:
+        if directory is not None and (not directory.startswith(("/", "$", "~")) or _CONTROL.search(directory)):
+            raise ValueError(f"directory {directory!r} must be absolute, or start with a $VARIABLE of the facility")
+        return directory
+
+    @field_validator("environment")
+    @classmethod
+    def _usable_variables(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name, value in environment.items():
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of an environment variable")
+            if name in RESERVED_VARIABLES:
+                raise ValueError(f"the variable {name!r} is set by psik for every job: choose another name")
+            if "\0" in value:
+                raise ValueError(f"the value of {name} contains a NUL byte")
+        return environment
+
+    @field_validator("files")
+    @classmethod
+    def _small_files(cls, files: dict[str, FileContent]) -> dict[str, FileContent]:
+        total = sum(content.size for content in files.values())
+        if total > MAX_FILES_BYTES:
+            largest = max(files, key=lambda path: files[path].size)
+            raise ValueError(
+                f"the input files have {total:,} bytes together ({largest}: {files[largest].size:,}), over the "
+                f"limit of {MAX_FILES_BYTES:,}: bring them there by Globus Transfer, and give their path to the job"
+            )
+        return files
+
+    @field_validator("expect")
+    @classmethod
+    def _usable_globs(cls, expect: list[str]) -> list[str]:
+        for glob in expect:
+            if not glob or _CONTROL.search(glob):
+                raise ValueError(f"{glob!r} is no glob")
+        return expect
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> JobSpec:
+        """Read a `job.yaml` (or JSON) as psik does, plus the fields that only this package has.
+
+        `files` may also be a list of local paths, taken relative to the file itself.
+
+        Raises:
+            SpecError: The file cannot be read, is not YAML, not a mapping, or not a job spec.
+        """
+        path = Path(path)
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as err:
+            raise SpecError(f"Cannot read the job spec {path}: {err.strerror}.") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as err:
+            raise SpecError(f"The job spec {path} is not YAML: {err}.") from None
+        if not isinstance(document, dict):
+            raise SpecError(
+                f"The job spec {path} holds {type(document).__name__}, not a mapping of fields such as "
+                "'name:', 'script:' and 'backend:'."
+            )
+        if isinstance(names := document.get("files"), list):
+            document["files"] = {Path(name).name: path.parent / str(name) for name in names}
+        return cls._checked(document, f"The job spec {path}")
+
+    @classmethod
+    def from_script(
+        cls,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        directory: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        resources: ResourceSpec | None = None,
+        attributes: Mapping[str, str] | None = None,
+        files: Mapping[str, str | bytes | Path] | None = None,
+        outputs: list[str] | None = None,
+        expect: list[str] | None = None,
+    ) -> JobSpec:
+        """Take the script from a local file; the job is named after it unless `name` is given.
+
+        Raises:
+            SpecError: The script cannot be read, or a field is not usable.
+        """
+        path = Path(path)
+        try:
+            script = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as err:
+            raise SpecError(f"Cannot read the script {path}: {err}.") from None
+        given = {
+            "name": name or path.stem,
+            "script": script,
+            "directory": directory,
+            "environment": environment,
+            "resources": resources,
+            "attributes": attributes,
+            "files": files,
+            "outputs": outputs,
+            "expect": expect,
+        }
+        return cls._checked({key: value for key, value in given.items() if value is not None}, f"The job of {path}")
+
+    def replace(self, **changes: Any) -> JobSpec:
+        """Return a copy with some fields changed, checked like a new one.
+
+        Raises:
+            SpecError: A field is unknown or not usable.
+        """
+        fields: dict[str, Any] = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)._checked(fields | changes, f"The job {self.name!r} with its changes")
+
+    @classmethod
+    def _checked(cls, fields: dict[str, Any], what: str) -> JobSpec:
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as err:
+            raise SpecError(f"{what} is not usable: {explain(err)}.") from None
+
+    def canonical(self) -> str:
+        """The spec as versioned canonical JSON: defaults left out, keys sorted, no backend's name."""
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"backend"})
+        return json.dumps(
+            {"version": CANONICAL_VERSION, **fields}, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of `canonical()`, hexadecimal."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    def to_psik(self, *, scheduler: str, options: Mapping[str, str], umask: str) -> dict[str, Any]:
+        """Convert to psik's own `JobSpec`, as JSON.
+
+        psik pipes its script into the interpreter, where `srun` or `cat` would swallow the rest of it; so
+        psik's script is a launcher, and the user's script a file beside it.
+
+        Args:
+            scheduler: `slurm` or `local`, psik's backend type there.
+            options: sbatch options of the backend; those of the job win.
+            umask: The job's umask, octal digits.
+        """
+        interpreter, _ = normalize_script(self.script)
+        resources = self.resources.model_dump(exclude={"memory"})
+        attributes: dict[str, str] = {}
+        if scheduler == "slurm":
+            memory = {"--mem": self.resources.memory} if self.resources.memory else {}
+            limits = {"--time": str(self.resources.duration), "--export": "NIL"}
+            requeue = {} if {"--requeue", "--no-requeue"} & {*options, *self.attributes} else {"--no-requeue": ""}
+            merged = {**options, **memory, **self.attributes, **requeue, **limits}
+            # One argument each, twice: psik passes key and value, and sbatch takes `--key value` amiss
+            # for bare flags and for options whose value is optional.
+            arguments = [sbatch_argument(key, value) for key, value in merged.items()]
+            attributes = {argument: argument for argument in arguments}
+            resources["duration"] += PSIK_TIMER_EXTRA_MINUTES
+        return {
+            "name": self.name,
+            "directory": self.directory,
+            "script": launcher_script(interpreter, umask=umask, scheduler=scheduler),
+            "environment": self.environment,
+            "inherit_environment": self.inherit_environment,
+            "resources": resources,
+            "attributes": attributes,
+        }
+
+
+def sbatch_argument(key: str, value: str) -> str:
+    """Spell one option as a single argument of sbatch; a bare flag has its own name or nothing as value."""
+    if not value or value == key:
+        return key
+    return f"{key}={value}" if key.startswith("--") else f"{key}{value}"
+
+
+def plain_word(text: str, what: str) -> str:
+    """Refuse what would be awkward or dangerous in a path, a command line or a table.
+
+    Raises:
+        ValueError: It is empty, has a slash, a leading dash or a control character, or blanks around it.
+    """
+    if not text or text != text.strip() or "/" in text or text.startswith("-") or _CONTROL.search(text):
+        raise ValueError(
+            f"{what} {text!r} must not be empty, nor contain slashes, newlines or other control characters, nor "
+            "begin with a dash or end with a blank"
+        )
+    return text
+
+
+def explain(err: ValidationError) -> str:
+    """Turn pydantic's report into one line: where, what, and what was given."""
+    found = []
+    for error in err.errors(include_url=False):
+        place = ".".join(str(part) for part in error["loc"])
+        text = error["msg"].removeprefix("Value error, ")
+        given = f" (given: {error['input']!r})" if error["type"] not in {"value_error", "missing"} else ""
+        found.append(f"{place}: {text}{given}" if place else f"{text}{given}")
+    return "; ".join(found)

@@ -1,0 +1,62 @@
+"""How a script is started: from a file, with its own interpreter, and only once for each submission."""
+
+from __future__ import annotations
+
+import shlex
+
+#: Where the facility keeps the user's script, relative to psik's job directory.
+SCRIPT_FILE = "prefect/script"
+#: Exit code of a launcher that found another Slurm job of the same run at work (sysexits' EX_TEMPFAIL).
+NOT_THE_OWNER = 75
+
+# psik runs this text with $base (the job's directory), $jobndx and $jobid set. The first of two Slurm jobs
+# of the same run makes the link; a requeued job keeps its id and passes.
+_LAUNCHER = """\
+#!/bin/bash
+d="$base/prefect"
+{{ read -r s < "/proc/$$/stat"; }} 2> /dev/null
+printf '%s\\n' "${{s:-$$}}" > "$d/process.$jobndx.$jobid"
+ln -s "$jobid" "$d/owner.$jobndx" 2> /dev/null
+if [ "$(readlink "$d/owner.$jobndx")" != "$jobid" ]; then
+  : > "$d/refused.$jobndx.$jobid"
+  echo "Another job of this run is at work: $(readlink "$d/owner.$jobndx"); this one, $jobid, does nothing." >&2
+  exit {not_the_owner}
+fi
+{exports}umask {umask}
+exec {interpreter} "$base/{script_file}" < /dev/null
+"""
+
+
+def normalize_script(script: str) -> tuple[list[str], str]:
+    """Read a script as its author meant it.
+
+    A byte-order mark, blank lines before the shebang and carriage returns go; without a shebang the
+    interpreter is bash, as in psik.
+
+    Returns:
+        The interpreter with its arguments, and the script's text.
+    """
+    text = script.removeprefix("\ufeff").replace("\r\n", "\n")
+    body = text.lstrip(" \t\n") if text.lstrip(" \t\n").startswith("#!") else text
+    if not body.endswith("\n"):
+        body += "\n"
+    words = body[2:].split("\n", 1)[0].split() if body.startswith("#!") else []
+    return words or ["/bin/bash"], body
+
+
+def launcher_script(interpreter: list[str], *, umask: str, scheduler: str) -> str:
+    """Write what psik itself runs: `exec INTERPRETER ARGS FILE </dev/null` behind the single-run guard.
+
+    Args:
+        interpreter: From `normalize_script`.
+        umask: Octal digits.
+        scheduler: With `slurm`, the steps of the job get the job's environment although it was submitted
+            with `--export=NIL`.
+    """
+    return _LAUNCHER.format(
+        not_the_owner=NOT_THE_OWNER,
+        exports="export SLURM_EXPORT_ENV=ALL\n" if scheduler == "slurm" else "",
+        umask=umask,
+        interpreter=shlex.join(interpreter),
+        script_file=SCRIPT_FILE,
+    )

@@ -1,0 +1,155 @@
+"""A job's way from submission to result, as coroutines on the session's loop."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import json
+
+from prefect_psik.blocks import PsikBackend
+from prefect_psik.exceptions import (
+    FailureCause,
+    JobCanceled,
+    JobError,
+    JobFailed,
+    KeyConflict,
+    MissingOutput,
+    PrefectPsikError,
+)
+from prefect_psik.identity import Identity
+from prefect_psik.jobspec import JobSpec
+from prefect_psik.models import JobHandle, JobResult, JobState
+from prefect_psik.outcome import judge
+from prefect_psik.session import Channel, Update
+
+#: Causes after which the very same job may well succeed.
+_WORTH_ANOTHER_TRY = frozenset({FailureCause.node_failure, FailureCause.preempted})
+_MESSAGE_LINES = 10
+
+
+async def submit(
+    channel: Channel,
+    block: PsikBackend,
+    spec: JobSpec,
+    identity: Identity,
+    *,
+    rerun: bool,
+    owner: dict[str, str | None],
+) -> tuple[JobHandle, bool]:
+    """Create or get a job; a failed or canceled one runs again for a newer attempt.
+
+    Args:
+        channel: Of the block.
+        block: Where.
+        spec: What.
+        identity: Key, stamp and attempt.
+        rerun: Whether a newer attempt runs a failed or canceled job again.
+        owner: Who submits.
+
+    Returns:
+        The handle, and whether this call started a run.
+
+    Raises:
+        KeyConflict: The key stands for another job; shows the difference.
+        SubmitRejected: The facility refused.
+    """
+    job = block.submission(spec, identity, owner)
+    try:
+        answer = await channel.submit(job)
+        handle = _handle(answer, block, spec, identity, job["duration"])
+        if not answer["created"] and rerun and identity.attempt > answer["attempt"]:
+            status = judge(answer["facts"], handle)
+            if status.state in (JobState.failed, JobState.canceled):
+                answer = await channel.submit(job | {"rerun_after": handle.jobndx})
+                handle = _handle(answer, block, spec, identity, job["duration"])
+    except KeyConflict as err:
+        raise _conflict(err, spec, identity) from None
+    return handle, bool(answer["created"])
+
+
+def _handle(
+    answer: dict[str, object], block: PsikBackend, spec: JobSpec, identity: Identity, duration: int
+) -> JobHandle:
+    return JobHandle(
+        endpoint_id=block.endpoint_id,
+        prefix=str(answer["prefix"]),
+        stamp=identity.stamp,
+        jobndx=int(str(answer["jobndx"])),
+        native_id=str(answer["native_id"]) if answer["native_id"] is not None else None,
+        key=identity.key,
+        type=block.attributes.type,
+        name=spec.name,
+        backend=block.document_name,
+        duration=duration,
+    )
+
+
+def _conflict(err: KeyConflict, spec: JobSpec, identity: Identity) -> KeyConflict:
+    stored, given = (
+        json.dumps(json.loads(text), indent=1, sort_keys=True, ensure_ascii=False).splitlines()
+        for text in (err.stored or "{}", spec.canonical())
+    )
+    difference = "\n".join(difflib.unified_diff(stored, given, "submitted before", "given now", lineterm="", n=0))
+    return KeyConflict(
+        f"The key {identity.key!r} already stands for a job with another spec. Choose another key, or submit the "
+        f"same spec. {err}\n{difference}",
+        stored=err.stored,
+    )
+
+
+async def finish(channel: Channel, update: Update) -> JobResult:
+    """Make the result of a job from its last update, with its small output files."""
+    status = update.status
+    if status is None:
+        raise PrefectPsikError("A job without a status cannot be finished. This is a defect.")
+    warnings = list(status.warnings)
+    outputs: dict[str, bytes] = {}
+    if update.outputs and status.state is JobState.completed:
+        answer = await channel.fetch(status.handle)
+        outputs = {name: base64.b64decode(data) for name, data in answer.get("files", {}).items()}
+        for name, size in answer.get("too_large", {}).items():
+            warnings.append(
+                f"The output {name} has {size:,} bytes, too many to come back here: fetch it by Globus Transfer "
+                f"from {status.handle.path}."
+            )
+    return JobResult(
+        handle=status.handle,
+        state=status.state,
+        cause=status.cause,
+        exit_code=status.exit_code,
+        native_id=status.handle.native_id,
+        queue_seconds=_between(status.submitted, status.started),
+        run_seconds=_between(status.started, status.ended),
+        stdout=update.tails.get("stdout", ""),
+        stderr=update.tails.get("stderr", ""),
+        console=update.tails.get("console", ""),
+        outputs=outputs,
+        message=status.message,
+        warnings=warnings,
+    )
+
+
+def _between(begin: float | None, end: float | None) -> float | None:
+    # psik's lines may swap when job and submission write at the same moment.
+    return None if begin is None or end is None else max(0.0, end - begin)
+
+
+def error_of(result: JobResult) -> JobError | None:
+    """The error that stands for a job's end, or None if it completed."""
+    if result.state is JobState.completed:
+        return None
+    if result.state is JobState.canceled:
+        kind: type[JobError] = JobCanceled
+    elif result.cause is FailureCause.missing_output:
+        kind = MissingOutput
+    else:
+        kind = JobFailed
+    handle = result.handle
+    text = f"{str(handle)[0].upper()}{str(handle)[1:]} {result.state.value} on {handle.place}: {result.message}."
+    for stream in ("stderr", "console", "stdout"):
+        lines = getattr(result, stream).strip().splitlines()
+        if lines:
+            text += f" Last lines of {stream}:\n" + "\n".join(lines[-_MESSAGE_LINES:]) + "\n"
+            break
+    text += f" Its directory is {handle.path}." if text.endswith(".") else f"Its directory is {handle.path}."
+    return kind(text, transient=result.cause in _WORTH_ANOTHER_TRY, result=result)

@@ -1,0 +1,127 @@
+"""What is stored and handed around: handle, status and result of a job.
+
+These models are lenient: a document of a newer version loads in an older one.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_psik.exceptions import FailureCause
+
+
+class JobState(str, Enum):
+    """The states of a psik job (psik's own six, under psik's names)."""
+
+    new = "new"
+    queued = "queued"
+    active = "active"
+    completed = "completed"
+    failed = "failed"
+    canceled = "canceled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no further change can come."""
+        return self in (JobState.completed, JobState.failed, JobState.canceled)
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class JobHandle(_Stored):
+    """Find a job again: from another process, flow or day, whatever became of the block since.
+
+    Small and plain JSON: store it as a result, write it to a file, or pass it to another flow.
+    """
+
+    version: int = Field(default=1, description="Version of this document's layout.")
+    endpoint_id: UUID | None = Field(
+        default=None, description="Globus Compute endpoint; none: the machine that submitted."
+    )
+    prefix: str = Field(description="Directory of psik's job directories, as expanded at the facility.")
+    stamp: str = Field(description="psik's id of the job: the name of its directory.")
+    jobndx: int = Field(default=1, ge=1, description="psik's run number within the job, from 1.")
+    native_id: str | None = Field(
+        default=None, description="The scheduler's id (the pid on a `local` backend)."
+    )
+    key: str = Field(description="Idempotency key.")
+    type: Literal["slurm", "local"] = Field(default="local", description="What runs the job there.")
+    name: str | None = Field(default=None, description="The job's name.")
+    backend: str | None = Field(
+        default=None, description="Name of the block that submitted it, if it was a saved one."
+    )
+    duration: int | None = Field(default=None, description="Requested walltime in minutes.")
+
+    @property
+    def path(self) -> str:
+        """The job's directory at the facility."""
+        return f"{self.prefix.rstrip('/')}/{self.stamp}"
+
+    @property
+    def place(self) -> str:
+        """Where the job is, as a person would say it."""
+        where = f"endpoint {self.endpoint_id}" if self.endpoint_id else "this machine"
+        return f"backend {self.backend} ({where})" if self.backend else where
+
+    def __str__(self) -> str:
+        native = {"slurm": "Slurm", "local": "pid"}[self.type]
+        name = f"{self.name!r} " if self.name else ""
+        run = f", run {self.jobndx}" if self.jobndx > 1 else ""
+        return f"job {name}{self.stamp} ({native} {self.native_id or 'unknown'}{run})"
+
+
+class JobStatus(_Stored):
+    """One look at a job."""
+
+    handle: JobHandle
+    state: JobState
+    cause: FailureCause | None = Field(default=None, description="Why it did not complete, once final.")
+    reason: str | None = Field(default=None, description="Why it is still pending, in the scheduler's words.")
+    exit_code: int | None = Field(default=None, description="Of the script; negative: killed by that signal.")
+    submitted: float | None = Field(default=None, description="Unix time at the facility.")
+    started: float | None = Field(default=None, description="Unix time at the facility.")
+    ended: float | None = Field(default=None, description="Unix time at the facility.")
+    message: str = Field(default="", description="What happened, in one sentence.")
+    missing: list[str] = Field(
+        default_factory=list, description="Globs of `expect` or `outputs` that nothing matches."
+    )
+    warnings: list[str] = Field(default_factory=list)
+
+
+class JobResult(_Stored):
+    """A job at its end."""
+
+    model_config = ConfigDict(extra="ignore", ser_json_bytes="base64", val_json_bytes="base64")
+
+    handle: JobHandle
+    state: JobState
+    cause: FailureCause | None = None
+    exit_code: int | None = Field(default=None, description="Of the script; negative: killed by that signal.")
+    native_id: str | None = None
+    queue_seconds: float | None = Field(default=None, description="Time between submission and start.")
+    run_seconds: float | None = Field(default=None, description="Time between start and end.")
+    stdout: str = Field(default="", description="Last lines, at most 4 KiB.")
+    stderr: str = Field(default="", description="Last lines, at most 4 KiB.")
+    console: str = Field(default="", description="Last lines of the scheduler's and psik's own log.")
+    outputs: dict[str, bytes] = Field(
+        default_factory=dict, description="Small result files, by path in the job's directory."
+    )
+    message: str = Field(default="", description="What happened, in one sentence.")
+    warnings: list[str] = Field(default_factory=list)
+
+    @property
+    def stamp(self) -> str:
+        """psik's id of the job."""
+        return self.handle.stamp
+
+    @property
+    def path(self) -> Path:
+        """The job's directory at the facility."""
+        return Path(self.handle.path)

@@ -1,0 +1,142 @@
+"""What people see of a job: log lines, an artifact at the end, and events."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from prefect.artifacts import acreate_markdown_artifact, create_markdown_artifact
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.events import emit_event
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+
+from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
+from prefect_psik.session import Update
+
+_LINE_LIMIT = 500
+
+
+def run_logger() -> logging.Logger | logging.LoggerAdapter[Any]:
+    """The logger of the present flow or task run, or this package's outside of a run."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("prefect_psik")
+
+
+class Reporter:
+    """Tells the progress of one job where the waiter runs."""
+
+    def __init__(self, handle: JobHandle) -> None:
+        self.handle = handle
+        self.logger = run_logger()
+        self._state: JobState | None = None
+        self._reason: str | None = None
+        self._trouble: str | None = None
+        self._partial: dict[str, str] = {}
+
+    def tell(self, update: Update) -> None:
+        """Log what changed: a state, a reason to wait, trouble on the way, new lines of the job's logs."""
+        if update.trouble != self._trouble:
+            if update.trouble:
+                self.logger.warning("%s: no news, still trying: %s", self.handle, update.trouble)
+            else:
+                self.logger.info("%s: in touch again", self.handle)
+            self._trouble = update.trouble
+        if update.status is None:
+            return
+        final = update.status.state.is_final
+        for stream in ("stdout", "stderr", "console"):
+            self._tell_lines(stream, update.logs.get(stream, ""), flush=final)
+        self._tell_state(update.status)
+
+    def _tell_lines(self, stream: str, text: str, *, flush: bool) -> None:
+        *lines, rest = (self._partial.pop(stream, "") + text).split("\n")
+        if flush and rest:
+            lines.append(rest)
+        elif rest:
+            self._partial[stream] = rest
+        name = self.handle.name or self.handle.stamp
+        for line in lines:
+            if line.strip():
+                self.logger.info("%s %s | %s", name, stream, line[:_LINE_LIMIT])
+
+    def _tell_state(self, status: JobStatus) -> None:
+        if status.state == self._state and status.reason == self._reason:
+            return
+        self._state, self._reason = status.state, status.reason
+        why = f" ({status.reason})" if status.reason else ""
+        if not status.state.is_final:
+            self.logger.info("%s is %s%s", self.handle, status.state.value, why)
+        emit_event(
+            event=f"psik.job.{status.state.value}",
+            resource={
+                "prefect.resource.id": f"psik.job.{self.handle.stamp}",
+                "prefect.resource.name": self.handle.name or self.handle.stamp,
+            },
+            payload={
+                "stamp": self.handle.stamp,
+                "native_id": status.handle.native_id,
+                "backend": self.handle.backend,
+                "cause": status.cause.value if status.cause else None,
+                "exit_code": status.exit_code,
+            },
+        )
+
+    def finish(self, result: JobResult) -> None:
+        """Log the end and leave a card in Prefect's UI."""
+        self._log_end(result)
+        if _in_run():
+            create_markdown_artifact(key=_artifact_key(result), markdown=job_card(result), description=result.message)
+
+    async def afinish(self, result: JobResult) -> None:
+        """Log the end and leave a card in Prefect's UI."""
+        self._log_end(result)
+        if _in_run():
+            await acreate_markdown_artifact(
+                key=_artifact_key(result), markdown=job_card(result), description=result.message
+            )
+
+    def _log_end(self, result: JobResult) -> None:
+        spent = f" after {_seconds(result.run_seconds)}" if result.run_seconds is not None else ""
+        self.logger.info("%s is %s%s", result.handle, result.state.value, spent)
+
+
+def job_card(result: JobResult) -> str:
+    """A job at its end, as Markdown."""
+    handle = result.handle
+    rows = {
+        "state": result.state.value + (f" ({result.cause.value})" if result.cause else ""),
+        "exit code": result.exit_code,
+        "backend": handle.place,
+        "native id": result.native_id,
+        "queued": _seconds(result.queue_seconds),
+        "ran": _seconds(result.run_seconds),
+        "directory": f"`{handle.path}`",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value is not None)
+    logs = "".join(
+        f"\n\n**{stream}** (last lines)\n\n```\n{text.strip()[-2000:].replace('```', '` ` `')}\n```"
+        for stream, text in (("stdout", result.stdout), ("stderr", result.stderr), ("console", result.console))
+        if text.strip()
+    )
+    return f"## Job {handle.name or handle.stamp}\n\n{result.message}\n\n| | |\n|---|---|\n{table}{logs}\n"
+
+
+def _in_run() -> bool:
+    return TaskRunContext.get() is not None or FlowRunContext.get() is not None
+
+
+def _artifact_key(result: JobResult) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", (result.handle.name or "job").lower()).strip("-") or "job"
+    return f"psik-{name}"
+
+
+def _seconds(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

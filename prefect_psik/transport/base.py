@@ -1,0 +1,85 @@
+"""What every transport guarantees, and the text that all of them carry."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Any, Protocol
+
+from prefect_psik.exceptions import (
+    FacilityError,
+    FacilitySetupError,
+    KeyConflict,
+    PrefectPsikError,
+    SpecError,
+    SubmitRejected,
+)
+
+#: Globus Compute takes 10 MB each way; we stay well below, for the envelope and its encoding.
+MAX_CALL_BYTES = 5_000_000
+CALL_SECONDS = 60.0
+
+
+class Transport(Protocol):
+    """Carries calls of `remote.call` to a facility and their answers back, as JSON.
+
+    A normal return is the answer of exactly one execution of this very call, but the call may have been
+    executed more than once: every operation of `remote.py` is safe to repeat. After an error the call may
+    or may not have been executed. Implementations are used from one event loop and are picklable by
+    nobody: a block makes them.
+    """
+
+    @property
+    def key(self) -> str:
+        """Two transports of equal keys reach the same place as the same user."""
+
+    @property
+    def place(self) -> str:
+        """The place as a person would say it, for messages."""
+
+    @property
+    def poll_floor_seconds(self) -> float:
+        """The shortest allowed time between two looks."""
+
+    async def call(self, name: str, payload: dict[str, Any], *, timeout: float = CALL_SECONDS) -> dict[str, Any]:
+        """Execute one operation at the facility.
+
+        Args:
+            name: Operation of `remote.py`.
+            payload: JSON.
+            timeout: Seconds after which nobody waits for the answer any more.
+
+        Raises:
+            FacilityTimeout: No answer in time.
+            PayloadTooLarge: Nothing was sent.
+            FacilityError: Any other trouble on the way or there; `transient` says whether to try again.
+            RemoteCodeError: The remote code failed; carries its traceback.
+        """
+
+    async def aclose(self) -> None:
+        """Let go of connections; a later call opens them again."""
+
+
+@cache
+def remote_source() -> str:
+    """The text of `remote.py`, as it is sent."""
+    return resources.files("prefect_psik").joinpath("remote.py").read_text(encoding="utf-8")
+
+
+def error_from(answer: dict[str, Any], place: str) -> PrefectPsikError:
+    """Convert an answer's `{"kind", "message"}` to the error that a caller acts upon."""
+    kind, message = answer["kind"], answer["message"]
+    text = f"{message} (said by {place})"
+    match kind:
+        case "busy":
+            return FacilityError(text, transient=True)
+        case "setup":
+            return FacilitySetupError(text)
+        case "spec":
+            return SpecError(text)
+        case "rejected":
+            return SubmitRejected(text)
+        case "conflict":
+            return KeyConflict(text, stored=answer.get("canonical", ""))
+        case _:
+            return FacilityError(text)

@@ -1,0 +1,98 @@
+"""The transport to this machine: the same text and JSON in a fresh interpreter, no Globus.
+
+Answers come through a file: psik's local backend forks, and its jobs keep the descriptors of their
+parent open, so a pipe would not end before the job does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from prefect_psik.exceptions import FacilityTimeout, PayloadTooLarge, RemoteCodeError
+from prefect_psik.transport.base import CALL_SECONDS, MAX_CALL_BYTES, remote_source
+
+#: What a job sees of this process's environment, as from a login: a job that leans on more would fail at a
+#: facility, and this process holds secrets (PREFECT_API_KEY, GLOBUS_COMPUTE_CLIENT_SECRET).
+_PASSED_ON = re.compile(
+    r"HOME|USER|LOGNAME|SHELL|PATH|LANG|LANGUAGE|LC_[A-Z]+|TZ|TMPDIR|LD_LIBRARY_PATH|SLURM_CONF"
+    r"|VIRTUAL_ENV|CONDA_[A-Z_]+|MODULEPATH|SCRATCH|PSCRATCH"
+)
+
+_BOOT = """\
+import json, os, sys
+request, answer = sys.argv[1:]
+with open(request) as file:
+    document = json.load(file)
+names = {"__name__": "prefect_psik_remote"}
+exec(compile(document["source"], "<prefect_psik/remote.py>", "exec"), names)
+result = json.dumps(names["call"](document["name"], document["payload"]))
+with open(answer + ".part", "w") as file:
+    file.write(result)
+os.replace(answer + ".part", answer)
+"""
+
+
+class LocalTransport:
+    """Calls into a fresh interpreter of this machine; see `Transport` for what it guarantees."""
+
+    key = "local"
+    place = "this machine"
+    poll_floor_seconds = 0.2
+
+    async def call(self, name: str, payload: dict[str, Any], *, timeout: float = CALL_SECONDS) -> dict[str, Any]:
+        """Execute one operation in a new process of this machine."""
+        request = json.dumps({"source": remote_source(), "name": name, "payload": payload})
+        if len(request) > MAX_CALL_BYTES:
+            raise PayloadTooLarge(
+                f"The call {name!r} has {len(request):,} bytes, over the limit of {MAX_CALL_BYTES:,}. Use Globus "
+                "Transfer for large inputs."
+            )
+        with tempfile.TemporaryDirectory(prefix="prefect-psik-") as directory:
+            return await self._run(Path(directory), name, request, timeout)
+
+    async def _run(self, directory: Path, name: str, request: str, timeout: float) -> dict[str, Any]:
+        question, answer, errors = directory / "request.json", directory / "answer.json", directory / "errors"
+        question.write_text(request, encoding="utf-8")
+        environment = {key: value for key, value in os.environ.items() if _PASSED_ON.fullmatch(key)}
+        with errors.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-c", _BOOT, str(question), str(answer)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                cwd="/",
+                # Ctrl-C in a terminal goes to its whole process group; a submission must not be cut in two.
+                start_new_session=True,
+            )
+        try:
+            async with asyncio.timeout(timeout):
+                code = await process.wait()
+        except TimeoutError:
+            raise FacilityTimeout(f"No answer to {name!r} on this machine within {timeout:.0f} s.") from None
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGKILL)
+        if not answer.exists():
+            text = errors.read_text(encoding="utf-8", errors="replace").strip()
+            last = text.splitlines()[-1] if text else f"exit code {code}"
+            raise RemoteCodeError(
+                f"The call {name!r} failed on this machine: {last}. This is a defect, or an interpreter that "
+                "cannot start; the traceback is in `remote_traceback`.",
+                remote_traceback=text,
+            )
+        result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        return result
+
+    async def aclose(self) -> None:
+        """Nothing is kept open."""
