@@ -9,7 +9,7 @@ from prefect_psik import JobSpec, PsikBackend, ResourceSpec, run_job
 
 HELLO = JobSpec(
     name="hello",
-    script="#!/bin/bash\necho \"Hello from $(uname -n), job $jobid\"\n",
+    script='#!/bin/bash\necho "Hello from $(uname -n), job $jobid"\n',
     resources=ResourceSpec(duration=1, exclusive_node_use=False),
 )
 
@@ -21,8 +21,7 @@ def hello_job(backend: str | None = None) -> str:
     Args:
         backend: Name of a `psik-backend` block. Empty: this machine, without Globus or Slurm.
     """
-    where = PsikBackend.load(backend) if backend else PsikBackend()
-    result = run_job(where, HELLO)
+    result = run_job(backend or PsikBackend(), HELLO)
     get_run_logger().info("The job said: %s", result.stdout.strip())
     return result.stdout
 

@@ -201,7 +201,9 @@ class GlobusCollection(Block):
     )
     base_path: str = Field(default="/", title="Base path", description="Directory of the collection to work in.")
     posix_root: str = Field(
-        default="/", title="POSIX root", description="What the collection's root is called in the file system of jobs."
+        default="/",
+        title="POSIX root",
+        description="What the collection's root is called in the file system of jobs.",
     )
     credentials: GlobusCredentials | None = Field(
         default=None, title="Globus login", description="Empty: the worker's own login."

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
 import httpx
@@ -18,7 +18,6 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException, TerminationSignal
 
 from prefect_psik.exceptions import FlowRunCancelling
-from prefect_psik.identity import enclosing_flow_runs
 from prefect_psik.models import JobHandle
 from prefect_psik.session import Channel, Subscription
 

@@ -24,14 +24,14 @@ the same call may succeed later. All of them survive pickling.
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prefect_psik.models import JobResult
 
 
-class FailureCause(str, Enum):
+class FailureCause(StrEnum):
     """Why a job did not end as completed."""
 
     script = "script"
@@ -148,9 +148,7 @@ class JobError(PrefectPsikError):
         result: All that is known of the job at its end.
     """
 
-    def __init__(
-        self, message: str, *, transient: bool = False, result: JobResult | None = None
-    ) -> None:
+    def __init__(self, message: str, *, transient: bool = False, result: JobResult | None = None) -> None:
         super().__init__(message, transient=transient)
         self.result = result
 

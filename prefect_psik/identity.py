@@ -28,7 +28,7 @@ class Run(NamedTuple):
     """One attempt of one flow or task run."""
 
     id: str
-    count: int
+    attempt: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Caller:
     @property
     def attempt(self) -> list[int]:
         """The run counts along the chain, to be compared in order; empty outside of any run."""
-        return [run.count for run in self.runs]
+        return [run.attempt for run in self.runs]
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,12 @@ class Ordinals:
         chain = frozenset(caller.runs[:-1] if caller.in_task else caller.runs)
         with self._lock:
             for run in chain:
-                self._counts[run.id] = max(run.count, self._counts.get(run.id, 0))
+                self._counts[run.id] = max(run.attempt, self._counts.get(run.id, 0))
             held = self._holders.setdefault((scope, what), {})
             for ordinal, (holder, runs) in list(held.items()):
                 if holder == submitter and runs == chain:
                     return ordinal
-                if any(run.count < self._counts.get(run.id, 0) for run in runs):
+                if any(run.attempt < self._counts.get(run.id, 0) for run in runs):
                     del held[ordinal]
             ordinal = next(n for n in range(len(held) + 1) if n not in held)
             held[ordinal] = (submitter, chain)

@@ -106,7 +106,7 @@ async def asubmit_job(
     """Async twin of `submit_job`."""
     spec = resolve_spec(spec)
     block = await aload_backend(backend_name(backend, spec))
-    return _submitted(*await asyncio.wrap_future(_submit(block, spec, key, rerun)))
+    return _submitted(*await _aresult(_submit(block, spec, key, rerun)))
 
 
 @task(name="wait for psik job", cache_policy=NO_CACHE)
@@ -166,7 +166,7 @@ def poll_job(handle: HandleLike, *, backend: BackendLike | None = None) -> JobSt
 async def apoll_job(handle: HandleLike, *, backend: BackendLike | None = None) -> JobStatus:
     """Async twin of `poll_job`."""
     handle = resolve_handle(handle)
-    return await asyncio.wrap_future(_look(handle, await _ablock_of(handle, backend)))
+    return await _aresult(_look(handle, await _ablock_of(handle, backend)))
 
 
 @task(name="cancel psik job", cache_policy=NO_CACHE)
@@ -189,7 +189,7 @@ def cancel_job(handle: HandleLike, *, backend: BackendLike | None = None) -> Job
 async def acancel_job(handle: HandleLike, *, backend: BackendLike | None = None) -> JobStatus:
     """Async twin of `cancel_job`."""
     handle = resolve_handle(handle)
-    return await asyncio.wrap_future(_cancel(handle, await _ablock_of(handle, backend)))
+    return await _aresult(_cancel(handle, await _ablock_of(handle, backend)))
 
 
 @task(name="run psik job", task_run_name=_submit_name, cache_policy=NO_CACHE)
@@ -235,7 +235,7 @@ async def arun_job(
     """Async twin of `run_job`."""
     spec = resolve_spec(spec)
     block = await aload_backend(backend_name(backend, spec))
-    handle = _submitted(*await asyncio.wrap_future(_submit(block, spec, key, rerun)))
+    handle = _submitted(*await _aresult(_submit(block, spec, key, rerun)))
     return await _await(handle, block, on_cancel)
 
 
@@ -244,9 +244,7 @@ async def arun_job(
 
 def _submit(block: PsikBackend, spec: JobSpec, key: str | None, rerun: Rerun) -> Future[tuple[JobHandle, bool]]:
     block.check_open()
-    identity = identify(
-        spec, endpoint=block.endpoint, prefix=block.prefix, key=key, caller=current_caller()
-    )
+    identity = identify(spec, endpoint=block.endpoint, prefix=block.prefix, key=key, caller=current_caller())
     owner = owner_of(enclosing_flow_runs())
 
     async def work(channel: Channel) -> tuple[JobHandle, bool]:
@@ -256,7 +254,9 @@ def _submit(block: PsikBackend, spec: JobSpec, key: str | None, rerun: Rerun) ->
 
 
 def _submitted(handle: JobHandle, created: bool) -> JobHandle:
-    run_logger().info("%s %s on %s: %s", handle, "submitted" if created else "found again", handle.place, handle.path)
+    run_logger().info(
+        "%s %s on %s: %s", handle, "submitted" if created else "found again", handle.place, handle.path
+    )
     return handle
 
 
@@ -317,15 +317,15 @@ def _wait(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel) -> 
 
 async def _await(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel) -> JobResult:
     session, reporter = Session.current(), Reporter(handle)
-    wait = await asyncio.wrap_future(_begin_wait(handle, block, on_cancel))
+    wait = await _aresult(_begin_wait(handle, block, on_cancel))
     try:
         update = Update()
         while not update.is_final:
-            update = await asyncio.wrap_future(wait.subscription.next())
+            update = await _aresult(wait.subscription.next())
             reporter.tell(update)
-        result = await asyncio.wrap_future(session.run(lifecycle.finish(wait.channel, update)))
+        result = await _aresult(session.run(lifecycle.finish(wait.channel, update)))
     except INTERRUPTS:
-        asked = asyncio.wrap_future(session.run(cancellation.after_interrupt(wait)))
+        asked = asyncio.ensure_future(_aresult(session.run(cancellation.after_interrupt(wait))))
         await asyncio.wait([asked], timeout=INTERRUPT_SECONDS)
         raise
     finally:
@@ -345,6 +345,11 @@ def _result(future: Future[T]) -> T:
     while not concurrent.futures.wait([future], timeout=SLICE_SECONDS).done:
         continue
     return future.result()
+
+
+async def _aresult(future: Future[T]) -> T:
+    # Shielded: cancelling who waits must not cut the work on the session's loop in two.
+    return await asyncio.shield(asyncio.wrap_future(future))
 
 
 def _refuse_running_loop(twin: str) -> None:

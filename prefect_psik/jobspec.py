@@ -158,8 +158,8 @@ class JobSpec(_Typed):
 
         spec = JobSpec(
             name="count",
-            script="#!/bin/bash\\nwc -l < input.txt > lines.txt\\n",
-            files={"input.txt": "a\\nb\\n"},
+            script="wc -l < input.txt > lines.txt",
+            files={"input.txt": "one line"},
             outputs=["lines.txt"],
             resources=ResourceSpec(duration=5),
         )
@@ -216,7 +216,9 @@ class JobSpec(_Typed):
     @classmethod
     def _absolute_directory(cls, directory: str | None) -> str | None:
         if directory is not None and (not directory.startswith(("/", "$", "~")) or _CONTROL.search(directory)):
-            raise ValueError(f"directory {directory!r} must be absolute, or start with a $VARIABLE of the facility")
+            raise ValueError(
+                f"directory {directory!r} must be absolute, or start with a $VARIABLE of the facility"
+            )
         return directory
 
     @field_validator("environment")
@@ -239,7 +241,7 @@ class JobSpec(_Typed):
             largest = max(files, key=lambda path: files[path].size)
             raise ValueError(
                 f"the input files have {total:,} bytes together ({largest}: {files[largest].size:,}), over the "
-                f"limit of {MAX_FILES_BYTES:,}: bring them there by Globus Transfer, and give their path to the job"
+                f"limit of {MAX_FILES_BYTES:,}: bring them there by Globus Transfer and give the job their path"
             )
         return files
 
@@ -311,7 +313,9 @@ class JobSpec(_Typed):
             "outputs": outputs,
             "expect": expect,
         }
-        return cls._checked({key: value for key, value in given.items() if value is not None}, f"The job of {path}")
+        return cls._checked(
+            {key: value for key, value in given.items() if value is not None}, f"The job of {path}"
+        )
 
     def replace(self, **changes: Any) -> JobSpec:
         """Return a copy with some fields changed, checked like a new one.

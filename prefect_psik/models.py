@@ -5,7 +5,7 @@ These models are lenient: a document of a newer version loads in an older one.
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 from uuid import UUID
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_psik.exceptions import FailureCause
 
 
-class JobState(str, Enum):
+class JobState(StrEnum):
     """The states of a psik job (psik's own six, under psik's names)."""
 
     new = "new"
@@ -48,9 +48,7 @@ class JobHandle(_Stored):
     prefix: str = Field(description="Directory of psik's job directories, as expanded at the facility.")
     stamp: str = Field(description="psik's id of the job: the name of its directory.")
     jobndx: int = Field(default=1, ge=1, description="psik's run number within the job, from 1.")
-    native_id: str | None = Field(
-        default=None, description="The scheduler's id (the pid on a `local` backend)."
-    )
+    native_id: str | None = Field(default=None, description="The scheduler's id (the pid on a `local` backend).")
     key: str = Field(description="Idempotency key.")
     type: Literal["slurm", "local"] = Field(default="local", description="What runs the job there.")
     name: str | None = Field(default=None, description="The job's name.")
@@ -118,7 +116,7 @@ class JobResult(_Stored):
 
     @property
     def stamp(self) -> str:
-        """psik's id of the job."""
+        """Psik's id of the job."""
         return self.handle.stamp
 
     @property

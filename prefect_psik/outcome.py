@@ -54,7 +54,9 @@ def rows_of_run(rows: list[Row], jobndx: int, refused: int = 0) -> list[Row]:
         if row.jobndx == jobndx or (row.jobndx == 0 and row.state is JobState.canceled and current == jobndx):
             selected.append(row)
     for _ in range(refused):
-        ends = [n for n, row in enumerate(selected) if row.state is JobState.failed and row.info == str(NOT_THE_OWNER)]
+        ends = [
+            n for n, row in enumerate(selected) if row.state is JobState.failed and row.info == str(NOT_THE_OWNER)
+        ]
         if not ends:
             break
         begins = [n for n in range(ends[0]) if selected[n].state is JobState.active]
@@ -72,7 +74,10 @@ def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
     """
     if facts.get("missing"):
         return _ended(
-            handle, JobState.failed, FailureCause.lost, f"its directory {handle.path} is gone, so nothing is known of its end"
+            handle,
+            JobState.failed,
+            FailureCause.lost,
+            f"its directory {handle.path} is gone, so nothing is known of its end",
         )
     rows = rows_of_run(parse_status(facts["status"]), handle.jobndx, facts.get("refused", 0))
     times = _times(rows)

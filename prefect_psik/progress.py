@@ -61,7 +61,8 @@ class Reporter:
         name = self.handle.name or self.handle.stamp
         for line in lines:
             if line.strip():
-                self.logger.info("%s %s | %s", name, stream, line[:_LINE_LIMIT])
+                extra = {"psik_stream": stream, "psik_line": line}
+                self.logger.info("%s %s | %s", name, stream, line[:_LINE_LIMIT], extra=extra)
 
     def _tell_state(self, status: JobStatus) -> None:
         if status.state == self._state and status.reason == self._reason:
@@ -70,6 +71,8 @@ class Reporter:
         why = f" ({status.reason})" if status.reason else ""
         if not status.state.is_final:
             self.logger.info("%s is %s%s", self.handle, status.state.value, why)
+        if not _in_run():
+            return
         emit_event(
             event=f"psik.job.{status.state.value}",
             resource={
@@ -89,7 +92,9 @@ class Reporter:
         """Log the end and leave a card in Prefect's UI."""
         self._log_end(result)
         if _in_run():
-            create_markdown_artifact(key=_artifact_key(result), markdown=job_card(result), description=result.message)
+            create_markdown_artifact(
+                key=_artifact_key(result), markdown=job_card(result), description=result.message
+            )
 
     async def afinish(self, result: JobResult) -> None:
         """Log the end and leave a card in Prefect's UI."""

@@ -118,7 +118,9 @@ def _jobs(payload: dict[str, Any]) -> list[dict[str, Any]]:
     jobs = payload["jobs"]
     for job in jobs:
         if not isinstance(job["stamp"], str) or not STAMP.fullmatch(job["stamp"]):
-            raise Trouble("payload", f"{job['stamp']!r} is no stamp of psik: it must be digits, with at most one dot.")
+            raise Trouble(
+                "payload", f"{job['stamp']!r} is no stamp of psik: it must be digits, with at most one dot."
+            )
         if not isinstance(job.get("jobndx", 1), int):
             raise Trouble("payload", f"{job['jobndx']!r} is no run number of job {job['stamp']}.")
     return list(jobs)
@@ -520,7 +522,8 @@ def _given_directory(given: str) -> str:
     path = os.path.expanduser(os.path.expandvars(given))
     if not os.path.isdir(path) or not os.path.isabs(path):
         raise Trouble(
-            "spec", f"The job's directory {given!r} is no directory on {socket.gethostname()} ({path}). Create it first."
+            "spec",
+            f"The job's directory {given!r} is no directory on {socket.gethostname()} ({path}). Create it first.",
         )
     return os.path.normpath(path)
 
@@ -536,15 +539,17 @@ def _write_inputs(directory: str, files: dict[str, dict[str, Any]]) -> None:
         if not (os.path.realpath(parent) + os.sep).startswith(top + os.sep):
             raise Trouble("spec", f"The input file {name!r} would leave the job's directory {top} through a link.")
         try:
-            data = content["text"].encode() if content.get("text") is not None else base64.b64decode(content["base64"])
+            data = (
+                content["text"].encode()
+                if content.get("text") is not None
+                else base64.b64decode(content["base64"])
+            )
         except binascii.Error as err:
             raise Trouble("spec", f"The input file {name!r} is not base64: {err}.") from None
         _write(path, data)
 
 
-def _launch(
-    loop: Any, psik: Any, prefix: str, base: str, job: dict[str, Any], jobndx: int
-) -> str:
+def _launch(loop: Any, psik: Any, prefix: str, base: str, job: dict[str, Any], jobndx: int) -> str:
     """Submit one run through psik, or adopt what an earlier call that died has already started."""
     intent = os.path.join(base, "prefect", f"intent.{jobndx}")
     earlier = _read_json(intent) if os.path.exists(intent) else None
@@ -556,7 +561,8 @@ def _launch(
         age = time.time() - (earlier or {}).get("time", os.stat(intent).st_mtime)
         if age < DOUBT_SECONDS:
             raise Trouble(
-                "busy", f"An earlier call may have started job {job['stamp']} {age:.1f} s ago, without leaving a trace yet."
+                "busy",
+                f"An earlier call may have started job {job['stamp']} {age:.1f} s ago, without a trace yet.",
             )
     _write_whole(intent, json.dumps({"time": time.time(), "attempt": job["attempt"]}).encode())
     pid = os.getpid()

@@ -8,7 +8,6 @@ hands out futures and updates, and whoever waits speaks in its own Prefect conte
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import os
 import threading
 import time
@@ -104,13 +103,16 @@ class _Watch:
     status: JobStatus | None = None
 
 
+_Entry = tuple[dict[str, Any], asyncio.Future[dict[str, Any]], float]
+
+
 class _Batcher:
     """Collects items and sends them together; one call at a time, so that a busy one fills the next."""
 
     def __init__(self, channel: Channel, operation: str) -> None:
         self._channel = channel
         self._operation = operation
-        self._items: list[tuple[dict[str, Any], asyncio.Future[dict[str, Any]], float]] = []
+        self._items: list[_Entry] = []
         self._task: asyncio.Task[None] | None = None
 
     async def add(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +126,9 @@ class _Batcher:
     async def _drain(self) -> None:
         await asyncio.sleep(GATHER_SECONDS)
         while self._items:
-            batch, size, stamps = [], 0, set()
+            batch: list[_Entry] = []
+            stamps: set[str] = set()
+            size = 0
             for entry in list(self._items):
                 weight = len(str(entry[0]))
                 if entry[0]["stamp"] in stamps:
@@ -143,12 +147,12 @@ class _Batcher:
                         future.set_exception(err)
                 raise
 
-    async def _send(self, batch: list[tuple[dict[str, Any], asyncio.Future[dict[str, Any]], float]]) -> None:
+    async def _send(self, batch: list[_Entry]) -> None:
         busy = []
         try:
             answers = await self._channel.call(self._operation, [item for item, _, _ in batch])
         except PrefectPsikError as err:
-            answers = dict.fromkeys([item["stamp"] for item, _, _ in batch], {"exception": err})
+            answers = {item["stamp"]: {"exception": err} for item, _, _ in batch}
         for item, future, deadline in batch:
             answer = answers[item["stamp"]]
             if future.done():
@@ -277,7 +281,7 @@ class Channel:
 
     def _tell_trouble(self, error: PrefectPsikError) -> None:
         if not error.transient:
-            return self._end_watches(error)
+            self._end_watches(error)
         for watch in self._watches.values():
             for subscription in watch.subscriptions:
                 subscription.put(Update(trouble=str(error)))
@@ -317,7 +321,9 @@ class Channel:
         watch.seen = None if behind else facts.get("token")
         changed = status != watch.status or bool(logs)
         watch.status = status
-        update = Update(status=status, logs=logs, tails=facts.get("tails", {}), outputs=list(facts.get("outputs", {})))
+        update = Update(
+            status=status, logs=logs, tails=facts.get("tails", {}), outputs=list(facts.get("outputs", {}))
+        )
         for subscription in list(watch.subscriptions):
             subscription.put(update)
         if status.state.is_final:
@@ -357,27 +363,7 @@ class Session:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine on the session's loop, in the caller's context (its Prefect settings)."""
-        future: Future[T] = Future()
-        context = contextvars.copy_context()
-
-        async def carry() -> None:
-            try:
-                result = await coroutine
-            except (Exception, asyncio.CancelledError) as err:  # handed to whoever waits
-                if not future.cancelled():
-                    future.set_exception(err)
-            else:
-                if not future.cancelled():
-                    future.set_result(result)
-
-        self.loop.call_soon_threadsafe(lambda: self._keep(self.loop.create_task(carry(), context=context)))
-        return future
-
-    _tasks: set[asyncio.Task[None]] = set()
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def on_channel(
         self,
