@@ -77,6 +77,7 @@ def current_caller() -> Caller:
         runs += [Run(str(task.id), task.run_count) for task in tasks if task.flow_run_id == flow_run.id]
     if not flows:
         runs = [Run(str(task.id), task.run_count) for task in tasks]
+    runs = list(dict.fromkeys(runs))  # Prefect enters the context of a task run twice
     in_task = bool(tasks) and runs[-1].id == str(tasks[-1].id)
     return Caller(tuple(runs), in_task, any(context.detached for context in flows))
 

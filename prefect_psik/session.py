@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
 from prefect_psik.exceptions import PrefectPsikError, RemoteCodeError
 from prefect_psik.models import JobHandle, JobStatus
@@ -236,7 +236,7 @@ class Channel:
         """Call an operation for several jobs, again while the trouble is transient; answers by stamp."""
         retrying = AsyncRetrying(
             retry=retry_if_exception(is_transient),
-            wait=wait_exponential_jitter(initial=0.5, max=20),
+            wait=wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5),
             stop=stop_after_delay(REPEAT_SECONDS if repeat else 0),
             reraise=True,
         )

@@ -1,0 +1,44 @@
+"""Fixtures of all tests: a Prefect server when asked for, and a place for jobs that leaves nothing alive."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A real Prefect server with a database of its own, started once and only if a test asks."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+def job_processes(prefix: Path) -> list[psutil.Process]:
+    """Processes of jobs below a prefix: the scripts and what they started (they know their $base)."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            base = process.environ().get("base", "")
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+        if base.startswith(f"{prefix}/"):
+            found.append(process)
+    return found
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Iterator[Path]:
+    """A psik prefix; processes of its jobs that a test leaves alive are ended, pass or fail."""
+    place = tmp_path / "psik jobs é"
+    yield place
+    for process in job_processes(place):
+        process.kill()

@@ -1,0 +1,318 @@
+"""Jobs on this machine through real psik: what becomes of them, and what stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prefect import flow, task, unmapped
+from prefect.futures import wait
+
+from prefect_psik import (
+    FailureCause,
+    JobCanceled,
+    JobFailed,
+    JobHandle,
+    JobResult,
+    JobSpec,
+    JobState,
+    MissingOutput,
+    PsikBackend,
+    SyncCallError,
+    apoll_job,
+    arun_job,
+    asubmit_job,
+    await_for_job,
+    cancel_job,
+    poll_job,
+    run_job,
+    submit_job,
+    wait_for_job,
+)
+from tests.conftest import job_processes
+from tests.integration.local import backend_at, bash, job_directories, rows, runs
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def wait_until(condition: Any, seconds: float = 60) -> None:
+    """Wait for an effect of another process or thread."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.05)
+
+
+def test_three_jobs_one_fails_one_is_canceled_from_another_process(prefix: Path) -> None:
+    backend = backend_at(prefix)
+    errors: list[BaseException] = []
+
+    @flow
+    def three() -> list[Any]:
+        futures = [
+            run_job.submit(backend, bash("echo fine", "good")),
+            run_job.submit(backend, bash("echo some words >&2; echo last words >&2; exit 3", "bad")),
+            run_job.submit(backend, bash("sleep 300 & sleep 300", "long")),
+        ]
+        wait(futures)
+        return [future.state for future in futures]
+
+    def cancel_from_outside() -> None:
+        def long_running() -> list[Path]:
+            return [path for path in job_directories(prefix) if "sleep 300" in (path / "prefect/script").read_text()]
+
+        try:
+            wait_until(lambda: long_running() and any(row.state == "active" for row in rows(long_running()[0])))
+            stamp = long_running()[0].name
+            handle = JobHandle(prefix=str(prefix), stamp=stamp, key="?").model_dump_json()
+            code = "import sys; from prefect_psik import cancel_job; print(cancel_job.fn(sys.argv[1]).state.value)"
+            done = subprocess.run([sys.executable, "-c", code, handle], capture_output=True, text=True, timeout=120)
+            assert done.stdout.strip() == "canceled", done.stderr
+        except BaseException as err:
+            errors.append(err)
+            raise
+
+    canceler = threading.Thread(target=cancel_from_outside)
+    canceler.start()
+    good, bad, long = three(return_state=False)
+    canceler.join()
+    assert not errors
+    assert good.is_completed()
+    assert bad.is_failed()
+    failure = bad.result(raise_on_failure=False)
+    assert isinstance(failure, JobFailed)
+    assert failure.cause is FailureCause.script
+    assert failure.result is not None
+    assert failure.result.exit_code == 3
+    assert "exit code 3" in str(failure)
+    assert "some words\nlast words" in str(failure)
+    canceled = long.result(raise_on_failure=False)
+    assert isinstance(canceled, JobCanceled)
+    assert canceled.cause is FailureCause.canceled_by_us
+    assert job_processes(prefix) == []
+    assert runs(prefix) == [[1], [1], [1]]
+    ends = sorted(rows(path)[-1].state.value for path in job_directories(prefix))
+    assert ends == ["canceled", "completed", "failed"]
+
+
+def test_a_command_that_reads_stdin_does_not_eat_the_script(prefix: Path) -> None:
+    with pytest.raises(JobFailed) as failed:
+        run_job(backend_at(prefix), bash("cat\necho after\nexit 5"))
+    assert failed.value.result is not None
+    assert failed.value.result.exit_code == 5
+    assert failed.value.result.stdout == "after\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "stdout"),
+    [
+        ("#!/bin/bash\r\necho crlf\r\nexit 0\r\n", "crlf\n"),
+        ("echo ${BASH##*/}", "bash\n"),
+        ("#!/usr/bin/env bash -e\nfalse\necho not reached", None),
+        ("\n\n#!/usr/bin/env python3\nimport os\nprint(os.path.basename(__file__))", "script\n"),
+        ("#!/usr/bin/env -S python3 -u\nprint('unbuffered')", "unbuffered\n"),
+        ("\ufeff#!/bin/sh\necho bom", "bom\n"),
+        ("#!/bin/bash\necho 'größe µ'", "größe µ\n"),
+    ],
+)
+def test_scripts_run_as_their_author_meant(prefix: Path, script: str, stdout: str | None) -> None:
+    spec = JobSpec(name="script", script=script)
+    if stdout is None:
+        with pytest.raises(JobFailed, match="exit code 1"):
+            run_job(backend_at(prefix), spec)
+    else:
+        assert run_job(backend_at(prefix), spec).stdout == stdout
+
+
+def test_a_missing_interpreter_is_named(prefix: Path) -> None:
+    with pytest.raises(JobFailed, match=r"exit code 12[67](.|\n)*no/such/interpreter"):
+        run_job(backend_at(prefix), JobSpec(script="#!/no/such/interpreter -x\n"))
+
+
+def test_inputs_outputs_directory_and_modes(prefix: Path, tmp_path: Path) -> None:
+    blob = bytes(range(256))
+    spec = bash(
+        "cat sub/in.txt > out.txt; cp blob.bin copy.bin; mkdir -p deep/er; echo x > deep/er/x.log; umask",
+        files={"sub/in.txt": "größe", "blob.bin": blob},
+        outputs=["out.txt", "*.bin", "deep/**/*.log"],
+        expect=["out.txt", str(tmp_path)],
+    )
+    result = run_job(backend_at(prefix), spec)
+    assert result.outputs == {
+        "out.txt": "größe".encode(),
+        "blob.bin": blob,
+        "copy.bin": blob,
+        "deep/er/x.log": b"x\n",
+    }
+    assert result.stdout == "0027\n"
+    job = Path(result.handle.path)
+    assert oct(job.stat().st_mode & 0o777) == "0o700"
+    for private in ("spec.json", "prefect/job.json", "status.csv"):
+        assert oct((job / private).stat().st_mode & 0o777) == "0o600"
+    assert (job / "work/out.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_what_the_job_promised_must_be_there(prefix: Path) -> None:
+    with pytest.raises(MissingOutput, match=r"nothing matches rec/\*\.tiff, report\.json"):
+        run_job(backend_at(prefix), bash("true", expect=["rec/*.tiff"], outputs=["report.json"]))
+
+
+def test_a_large_output_is_told_and_not_lost(prefix: Path) -> None:
+    result = run_job(backend_at(prefix), bash("head -c 5000000 /dev/zero > big; echo s > small", outputs=["*"]))
+    assert list(result.outputs) == ["small"]
+    assert "5,000,000" in result.warnings[0]
+    assert "Globus Transfer" in result.warnings[0]
+
+
+def test_a_job_whose_processes_are_killed_is_noticed(prefix: Path) -> None:
+    backend = backend_at(prefix)
+    handle = submit_job(backend, bash("sleep 300"))
+    assert handle.native_id is not None
+    wait_until(lambda: poll_job(handle).state is JobState.active)
+    runner = psutil.Process(int(handle.native_id))
+    for process in [*runner.children(recursive=True), runner]:
+        process.send_signal(signal.SIGKILL)
+    with pytest.raises(JobFailed, match="vanished") as failed:
+        wait_for_job(handle)
+    assert failed.value.cause is FailureCause.lost
+
+
+def test_a_job_that_is_terminated_from_outside_is_canceled_outside(prefix: Path) -> None:
+    handle = submit_job(backend_at(prefix), bash("sleep 300"))
+    wait_until(lambda: poll_job(handle).state is JobState.active and job_processes(prefix))
+    os.kill(int(handle.native_id or 0), signal.SIGTERM)
+    with pytest.raises(JobCanceled) as canceled:
+        wait_for_job(handle)
+    assert canceled.value.cause is FailureCause.canceled_outside
+
+
+def test_cancel_ends_children_that_ignore_it_and_keeps_an_end(prefix: Path) -> None:
+    backend = backend_at(prefix)
+    stubborn = submit_job(backend, bash("trap '' TERM; setsid sleep 300 & sleep 300 & wait"))
+    wait_until(lambda: len(job_processes(prefix)) >= 3)
+    assert cancel_job(stubborn).state is JobState.canceled
+    assert cancel_job(stubborn).state is JobState.canceled
+    assert [row.state.value for row in rows(Path(stubborn.path))].count("canceled") == 1
+    left = [p for p in job_processes(prefix) if p.cmdline()[:1] != ["sleep"] or os.getsid(p.pid) != p.pid]
+    assert left == [], "only what made a session of its own may be left"
+    ended = submit_job(backend, bash("exit 4", "ended"))
+    with pytest.raises(JobFailed):
+        wait_for_job(ended)
+    assert cancel_job(ended).exit_code == 4
+
+
+def test_walltime_is_psiks_timer_on_this_machine(prefix: Path) -> None:
+    handle = submit_job(backend_at(prefix), bash("sleep 300", resources={"duration": 1}))
+    with pytest.raises(JobFailed, match="time limit of 1 min") as failed:
+        wait_for_job(handle)
+    assert failed.value.cause is FailureCause.walltime
+    assert job_processes(prefix) == []
+
+
+def test_secrets_of_this_process_are_not_in_the_job(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOBUS_COMPUTE_CLIENT_SECRET", "leak-secret-1")
+    monkeypatch.setenv("SOME_PASSWORD", "leak-secret-2")
+    result = run_job(backend_at(prefix), bash("env; echo; cat /proc/$PPID/environ | tr '\\0' '\\n'"))
+    log = (Path(result.handle.path) / "log/stdout.1").read_text()
+    assert "HOME=" in log
+    assert "leak-secret" not in log
+
+
+# ------------------------------------------------------------------------------------ ways to call the tasks
+
+
+def test_from_sync_flows_tasks_subflows_and_outside(prefix: Path) -> None:
+    backend = backend_at(prefix)
+
+    @task
+    def outer(number: int) -> str:
+        return run_job(backend, bash(f"echo nested {number}")).stdout
+
+    @flow
+    def sub() -> str:
+        return run_job(backend, bash("echo sub")).stdout
+
+    @flow
+    def everything() -> list[str]:
+        mapped = run_job.map(unmapped(backend), [bash(f"echo map {n}") for n in range(3)])
+        handle = submit_job.submit(backend, bash("echo apart"))
+        waited = wait_for_job.submit(handle)  # type: ignore[call-overload]
+        return [
+            run_job(backend, bash("echo direct")).stdout,
+            *[future.result().stdout for future in mapped],
+            waited.result().stdout,
+            outer(1),
+            outer.submit(2).result(),
+            sub(),
+        ]
+
+    said = [text.strip() for text in everything()]
+    assert said == ["direct", "map 0", "map 1", "map 2", "apart", "nested 1", "nested 2", "sub"]
+    assert run_job(backend, bash("echo outside")).stdout == "outside\n"
+    assert run_job.fn(backend, bash("echo bare")).stdout == "bare\n"
+
+
+async def test_from_async_flows(prefix: Path) -> None:
+    backend = backend_at(prefix)
+
+    @flow
+    async def sub() -> str:
+        return (await arun_job(backend, bash("echo sub"))).stdout
+
+    @flow
+    async def everything() -> list[str]:
+        handle = await asubmit_job(backend, bash("echo apart"))
+        many = await asyncio.gather(*(arun_job(backend, bash(f"echo {n}")) for n in range(5)))
+        waited = await await_for_job(handle)
+        assert (await apoll_job(handle)).state is JobState.completed
+        submitted = run_job.submit(backend, bash("echo thread"))
+        return [result.stdout for result in many] + [waited.stdout, submitted.result().stdout, await sub()]
+
+    assert [text.strip() for text in await everything()] == ["0", "1", "2", "3", "4", "apart", "thread", "sub"]
+
+
+async def test_a_sync_task_on_a_running_loop_names_its_twin(prefix: Path) -> None:
+    with pytest.raises(SyncCallError, match="await arun_job"):
+        run_job(backend_at(prefix), bash("true"))
+    assert not prefix.exists()
+
+
+def test_a_handle_is_found_again_as_text_from_another_process(prefix: Path) -> None:
+    handle = submit_job(backend_at(prefix), bash("sleep 2; echo later"))
+    code = "import sys; from prefect_psik import wait_for_job; print(wait_for_job.fn(sys.argv[1]).stdout)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, handle.model_dump_json()], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "later", done.stderr
+
+
+def test_many_waits_share_their_calls(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect_psik.transport.local import LocalTransport
+
+    calls: list[str] = []
+    real = LocalTransport.call
+
+    async def counted(self: LocalTransport, name: str, payload: dict[str, Any], **options: Any) -> dict[str, Any]:
+        calls.append(name)
+        return await real(self, name, payload, **options)
+
+    monkeypatch.setattr(LocalTransport, "call", counted)
+
+    @flow
+    async def many() -> list[JobResult]:
+        backend = PsikBackend(prefix=str(prefix))
+        return list(await asyncio.gather(*(arun_job(backend, bash(f"echo {n}")) for n in range(60))))
+
+    results = asyncio.run(many())
+    assert sorted(int(result.stdout) for result in results) == list(range(60))
+    assert runs(prefix) == [[1]] * 60
+    assert calls.count("submit") <= 20
