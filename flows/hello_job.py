@@ -14,7 +14,7 @@ HELLO = JobSpec(
 )
 
 
-@flow(name="hello job", flow_run_name="hello @ {backend}")
+@flow(name="hello job")
 def hello_job(backend: str | None = None) -> str:
     """Run one tiny job.
 
