@@ -122,13 +122,17 @@ class PsikBackend(Block):
 
     def get_transport(self) -> Transport:
         """Make the transport to this backend; opens no connection."""
-        from prefect_psik.transport.local import LocalTransport
-
         if self.endpoint_id is None:
+            from prefect_psik.transport.local import LocalTransport
+
             return LocalTransport()
-        raise SpecError(
-            f"This version reaches only this machine, not the Globus Compute endpoint {self.endpoint_id}. Use a "
-            "backend without endpoint_id."
+        from prefect_psik.transport.globus import GlobusTransport
+
+        return GlobusTransport(
+            self.endpoint_id,
+            credentials=self.credentials,
+            function_id=self.function_id,
+            user_endpoint_config=self.user_endpoint_config,
         )
 
     def check_open(self) -> None:

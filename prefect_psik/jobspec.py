@@ -36,7 +36,7 @@ RESERVED_VARIABLES = frozenset({"base", "jobndx", "jobid"})
 
 _CALLBACK_FIELDS = frozenset({"callback", "cb_headers", "cb_secret"})
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # and halves of surrogate pairs, which are no text
 CANONICAL_VERSION = 1
 
 

@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.launcher import NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
+from prefect_psik.slurm_outcome import canceled, ended, judge_slurm, no_record, pending_reason, slurm_end
 
 #: psik's exit code for its own timer, for a missing interpreter and for a broken pipe.
 PSIK_TROUBLE = "9"
+#: How long psik's last line may take to be seen on the login node after Slurm calls the job ended.
+SHARED_FILE_SYSTEM_SECONDS = 60.0
 
 
 class Row(NamedTuple):
@@ -73,7 +76,7 @@ def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
         handle: Of the run that is looked at.
     """
     if facts.get("missing"):
-        return _ended(
+        return ended(
             handle,
             JobState.failed,
             FailureCause.lost,
@@ -85,14 +88,29 @@ def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
     if native is not None and native != handle.native_id:
         handle = handle.model_copy(update={"native_id": native})
     final = _final_row(rows)
-    if final is not None:
+    slurm = judge_slurm(facts, handle) if facts.get("type") == "slurm" else None
+    if facts.get("alive", final is None) is not False:
+        # Somebody still has it to run, or may have: not final, whatever psik wrote before.
+        reason = pending_reason(facts)
+        return JobStatus(handle=handle, state=_live_state(rows), reason=reason, **times)
+    if slurm is not None and (final is None or final.state is JobState.failed):
+        status = slurm  # Slurm killed it; what psik saw of that is only the effect
+    elif final is not None:
         status = _from_psik(final, facts, handle)
-    elif facts.get("alive") is not False:
+    elif facts.get("type") != "slurm":
+        status = _gone(facts, handle, started="started" in times)
+    elif _may_come_late(facts):
         return JobStatus(handle=handle, state=_live_state(rows), **times)
     else:
-        status = _gone(facts, handle, started="started" in times)
-    ended = {"ended": final.time} if final else {}
-    return status.model_copy(update={**times, **ended})
+        status = no_record(facts, handle)
+    end = final.time if final else slurm_end(facts)
+    return status.model_copy(update={**times, "ended": end})
+
+
+def _may_come_late(facts: Mapping[str, Any]) -> bool:
+    """Whether psik's last line may still be on its way through a shared file system."""
+    end = slurm_end(facts)
+    return end is not None and float(facts.get("now", 0.0)) - end < SHARED_FILE_SYSTEM_SECONDS
 
 
 def _times(rows: list[Row]) -> dict[str, float]:
@@ -127,24 +145,24 @@ def _from_psik(final: Row, facts: Mapping[str, Any], handle: JobHandle) -> JobSt
         ]
         if missing:
             text = f"its script ended well, but nothing matches {', '.join(missing)}"
-            status = _ended(handle, JobState.failed, FailureCause.missing_output, text, exit_code=0)
+            status = ended(handle, JobState.failed, FailureCause.missing_output, text, exit_code=0)
             return status.model_copy(update={"missing": missing})
-        return _ended(handle, JobState.completed, None, "completed", exit_code=0)
+        return ended(handle, JobState.completed, None, "completed", exit_code=0)
     console = facts.get("tails", {}).get("console", "")
     if final.info == PSIK_TROUBLE and "timed out after" in console:
         minutes = f"{handle.duration} min" if handle.duration else "the requested duration"
         text = f"it was stopped at its time limit of {minutes}; ask for a longer duration"
-        return _ended(handle, JobState.failed, FailureCause.walltime, text)
+        return ended(handle, JobState.failed, FailureCause.walltime, text)
     try:
         code = int(final.info)
     except ValueError:
         text = f"psik could not start its script: {final.info.removeprefix('psik.hot_start error: ')}"
-        return _ended(handle, JobState.failed, FailureCause.launch, text)
+        return ended(handle, JobState.failed, FailureCause.launch, text)
     if final.info == PSIK_TROUBLE and console.strip():
         text = f"psik stopped it with code 9: {console.strip().splitlines()[-1]}"
-        return _ended(handle, JobState.failed, FailureCause.launch, text)
+        return ended(handle, JobState.failed, FailureCause.launch, text)
     text = f"its script ended with exit code {code}" if code >= 0 else f"its script was killed by {_signal(-code)}"
-    return _ended(handle, JobState.failed, FailureCause.script, text, exit_code=code)
+    return ended(handle, JobState.failed, FailureCause.script, text, exit_code=code)
 
 
 def _gone(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> JobStatus:
@@ -154,25 +172,16 @@ def _gone(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> JobS
     console = facts.get("tails", {}).get("console", "")
     if "caught signal" in console:
         text = "it was stopped by a signal from outside of Prefect"
-        return _ended(handle, JobState.canceled, FailureCause.canceled_outside, text)
+        return ended(handle, JobState.canceled, FailureCause.canceled_outside, text)
     when = "while it ran" if started else "before its script began"
     text = (
         f"its processes vanished {when} without recording an end: they were killed, or the machine was restarted"
     )
-    return _ended(handle, JobState.failed, FailureCause.lost, text)
+    return ended(handle, JobState.failed, FailureCause.lost, text)
 
 
 def _canceled(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
-    if facts.get("cancel_asked") is not None:
-        return _ended(handle, JobState.canceled, FailureCause.canceled_by_us, "it was canceled on request")
-    text = "it was canceled through psik, outside of Prefect"
-    return _ended(handle, JobState.canceled, FailureCause.canceled_outside, text)
-
-
-def _ended(
-    handle: JobHandle, state: JobState, cause: FailureCause | None, text: str, *, exit_code: int | None = None
-) -> JobStatus:
-    return JobStatus(handle=handle, state=state, cause=cause, message=text, exit_code=exit_code)
+    return canceled(facts, handle, outside="it was canceled through psik, outside of Prefect")
 
 
 def _signal(number: int) -> str:

@@ -16,6 +16,7 @@ A job directory is psik's, with one directory of ours in it::
                            process.N.ID owner.N refused.N.ID     written by the launcher in the job
                            cancel.N                       somebody asked us to cancel run N
     PREFIX/.locks/STAMP                                   held while a job is created and submitted
+    PREFIX/.locks/squeue.json sacct.json                  what Slurm said last, shared by all callers
     PREFIX/audit.jsonl                                    who submitted and canceled what
 """
 
@@ -51,6 +52,32 @@ DOUBT_SECONDS = 15.0
 #: psik gives a script 5 s after SIGTERM before it kills it.
 TERM_SECONDS = 7.0
 KILL_SECONDS = 3.0
+#: Slurm is asked about all jobs of this user at once, and not more often than this.
+SQUEUE_SECONDS = 15.0
+SACCT_SECONDS = 60.0
+COMMAND_SECONDS = 30.0
+SCANCEL_SECONDS = 15.0
+PARALLEL_SUBMITS = 8
+#: Slurm's states that end a job; all others are live.
+SLURM_FINAL = frozenset(
+    [
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+    ]
+)
+#: psik's exit codes behind which Slurm may stand: its own timer, SIGKILL, and a child killed by SIGKILL.
+KILLED = ("9", "-9", "137")
+#: sbatch's words when the request may have arrived all the same, and when it cannot have.
+MAYBE_SUBMITTED = ("timed out", "Zero Bytes", "receive failure", "shutdown in progress")
+NOT_SUBMITTED = ("Unable to contact", "Connection refused", "temporarily unable", "Resource temporarily")
 STATUS_LIMIT = 64 * 1024
 TAIL_BYTES = 4096
 LOG_CHUNK_BYTES = 16 * 1024
@@ -138,6 +165,17 @@ def _prefix(payload: dict[str, Any]) -> str:
             "Use variables that are set there, or write the path out.",
         )
     return os.path.normpath(path)
+
+
+def _existing_prefix(payload: dict[str, Any]) -> str:
+    prefix = _prefix(payload)
+    if not os.path.isdir(prefix):
+        raise Trouble(
+            "setup",
+            f"The prefix {prefix} does not exist on {socket.gethostname()}: its file system is not mounted, or "
+            "it was removed.",
+        )
+    return prefix
 
 
 def _writable_prefix(payload: dict[str, Any]) -> str:
@@ -229,27 +267,38 @@ def _user() -> str:
         return f"uid {os.getuid()}"
 
 
-@contextlib.contextmanager
-def _locked(prefix: str, stamp: str) -> Iterator[bool]:
+@contextlib.asynccontextmanager
+async def _locked(prefix: str, stamp: str) -> Any:
     """Hold the job's own lock; yields False if somebody else holds it for too long.
 
     It is released explicitly: a job that psik forks on its local backend inherits the descriptor.
     """
-    handle = os.open(os.path.join(prefix, ".locks", stamp), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + LOCK_SECONDS
-    held = False
-    try:
-        while not held and time.monotonic() < deadline:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-            except BlockingIOError:
-                time.sleep(0.05)
+    import asyncio
+
+    with _lock_file(os.path.join(prefix, ".locks", stamp)) as handle:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not (held := _try_lock(handle)) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
         yield held
+
+
+@contextlib.contextmanager
+def _lock_file(path: str) -> Iterator[int]:
+    """Open a file to lock; whatever was locked through it is released at the end."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield handle
     finally:
-        if held:
-            fcntl.flock(handle, fcntl.LOCK_UN)
+        fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 # -------------------------------------------------------------------------------------------- job directory
@@ -364,6 +413,133 @@ def _has_variable(pid: int, mark: bytes) -> bool:
         return not os.path.exists("/proc/self/stat")
 
 
+# ----------------------------------------------------------------------------------------------------- Slurm
+
+
+def _slurm(*command: str) -> tuple[bool, str]:
+    """Run one of Slurm's commands; returns whether it succeeded, and what it printed."""
+    environment = {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=COMMAND_SECONDS,
+            env=environment,
+        )
+    except FileNotFoundError:
+        return False, f"{command[0]} is not on the PATH of the endpoint on {socket.gethostname()}"
+    except subprocess.TimeoutExpired:
+        return False, f"{command[0]} did not answer within {COMMAND_SECONDS:.0f} s"
+    if done.returncode:
+        return False, (done.stderr.strip() or f"{command[0]} ended with {done.returncode}")[-1000:]
+    return True, done.stdout
+
+
+def _rows_by_id(text: str) -> dict[str, list[str]]:
+    """Read lines of `id|state|start|end|exit code|nodes|reason`."""
+    rows = {}
+    for line in text.splitlines():
+        fields = line.strip().split("|", 6)
+        if len(fields) == 7 and fields[0].isdigit():
+            rows[fields[0]] = fields[1:]
+    return rows
+
+
+def _ask_squeue(*which: str) -> tuple[bool, str]:
+    return _slurm("squeue", "-h", "-t", "all", *which, "-o", "%i|%T|%S|%e||%N|%r")
+
+
+def _ask_sacct(native_ids: list[str]) -> tuple[bool, str]:
+    fields = "JobID,State,Start,End,ExitCode,NodeList,Reason"
+    return _slurm("sacct", "-n", "-P", "-X", "-j", ",".join(native_ids), "-o", fields)
+
+
+def _shared(prefix: str, name: str, seconds: float, wanted: list[str], ask: Any) -> dict[str, Any]:
+    """What a command of Slurm said last, renewed by one caller for all if it is older than `seconds`.
+
+    Returns:
+        `{"time", "rows", "error", "wanted"}`; rows of ended jobs that were `wanted` before are kept.
+    """
+    path = os.path.join(prefix, ".locks", f"{name}.json")
+    nothing: dict[str, Any] = {"time": 0.0, "rows": {}, "error": None, "wanted": []}
+    with _lock_file(f"{path}.lock") as handle:
+        known = _read_json(path) or nothing
+        if not set(wanted) <= set(known["wanted"]):
+            seconds = min(seconds, SQUEUE_SECONDS)
+        if time.time() - known["time"] < seconds or not _try_lock(handle):
+            return known
+        known = _read_json(path) or nothing  # another caller may have renewed it meanwhile
+        if time.time() - known["time"] < seconds:
+            return known
+        fresh: dict[str, Any] = {"time": time.time(), "wanted": wanted}
+        ok, text = ask()
+        kept = known["rows"] if not ok else {key: known["rows"][key] for key in wanted if key in known["rows"]}
+        fresh.update(rows={**kept, **(_rows_by_id(text) if ok else {})}, error=None if ok else text)
+        _write_whole(path, json.dumps(fresh).encode())
+        return fresh
+
+
+def _find_in_slurm(base: str, since: float) -> str | None:
+    """Look for a job of this directory that was submitted since then, in the queue and in accounting.
+
+    Raises:
+        Trouble: Slurm does not answer, so nothing is known.
+    """
+    taken = {row[3] for row in _rows(base) if row[2] == "queued"}
+    ok, listed = _slurm("squeue", "-h", "-t", "all", "-u", _user(), "-o", "%i|%Z")
+    if not ok:
+        raise Trouble("busy", f"Slurm cannot be asked whether job {base} was submitted: {listed}")
+    found = [line.strip().split("|") for line in listed.splitlines()]
+    begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
+    which = ("-u", _user(), "-S", begin)
+    ok, accounted = _slurm("sacct", "-n", "-P", "-X", *which, "-o", "JobID,WorkDir,State,Start")
+    if not ok and "accounting storage is disabled" not in accounted:
+        raise Trouble("busy", f"Slurm's accounting cannot be asked whether job {base} was submitted: {accounted}")
+    for line in accounted.splitlines() if ok else []:
+        fields = line.strip().rsplit("|", 2)
+        # A job that sbatch refused may be listed too: failed, and never started.
+        if len(fields) == 3 and not (fields[1].startswith("FAILED") and not fields[2].isdigit()):
+            found.append(fields[0].split("|", 1))
+    return next(
+        (row[0] for row in found if len(row) == 2 and row[1] == base and row[0].isdigit() and row[0] not in taken),
+        None,
+    )
+
+
+def _slurm_message_seconds() -> float:
+    """Slurm's MessageTimeout, after which nobody may still carry out a request."""
+    ok, text = _slurm("scontrol", "show", "config")
+    found = re.search(r"MessageTimeout\s*=\s*(\d+)", text) if ok else None
+    return float(found.group(1)) if found else 100.0
+
+
+def _slurm_alive(facts: dict[str, Any]) -> bool | None:
+    """Whether Slurm still has the job to run or runs it; None if Slurm has not said."""
+    row = facts.get("squeue") or facts.get("sacct")
+    if row is not None:
+        return row[0].split()[0] not in SLURM_FINAL
+    no_accounting = "accounting storage is disabled" in (facts.get("sacct_error") or "")
+    return False if facts.get("unknown_to_sacct") or no_accounting else None
+
+
+def _slurm_facts(prefix: str, native_id: str, intent: float | None, snapshot: Any) -> dict[str, Any]:
+    """What Slurm says of one job: its row in the queue, else in accounting."""
+    queue = snapshot.squeue(prefix)
+    facts: dict[str, Any] = {"squeue": queue["rows"].get(native_id), "squeue_error": queue["error"]}
+    # A list that is older than the submission says nothing of it.
+    if facts["squeue"] is None and queue["error"] is None and queue["time"] > (intent or 0.0) + 10.0:
+        accounting = snapshot.sacct(prefix, native_id)
+        asked = native_id in accounting["wanted"]
+        facts["sacct"] = accounting["rows"].get(native_id)
+        facts["sacct_error"] = accounting["error"] if asked else None
+        facts["unknown_to_squeue"] = True
+        facts["unknown_to_sacct"] = asked and facts["sacct"] is None and accounting["error"] is None
+    return facts
+
+
 # ---------------------------------------------------------------------------------------------------- submit
 
 
@@ -383,20 +559,33 @@ def submit(payload: dict[str, Any]) -> dict[str, Any]:
     jobs = _jobs(payload)
     prefix = _writable_prefix(payload)
     psik = _import_psik()
-    answers: dict[str, Any] = {}
     loop = asyncio.new_event_loop()
     try:
-        for job in jobs:
-            try:
-                answers[job["stamp"]] = _submit_one(loop, psik, prefix, job)
-            except Trouble as trouble:
-                answers[job["stamp"]] = {"error": trouble.answer}
-            except OSError as err:
-                answers[job["stamp"]] = {"error": _os_trouble(err).answer}
-    finally:
+        answers = loop.run_until_complete(_submit_all(psik, prefix, jobs))
         loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
         loop.close()
     return {"jobs": answers}
+
+
+async def _submit_all(psik: Any, prefix: str, jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    import asyncio
+
+    # psik's local backend forks: one at a time.
+    parallel = 1 if any(job["backend"].get("type") != "slurm" for job in jobs) else PARALLEL_SUBMITS
+    turns = asyncio.Semaphore(parallel)
+
+    async def one(job: dict[str, Any]) -> dict[str, Any]:
+        async with turns:
+            try:
+                return await _submit_one(psik, prefix, job)
+            except Trouble as trouble:
+                return {"error": trouble.answer}
+            except OSError as err:
+                return {"error": _os_trouble(err).answer}
+
+    answers = await asyncio.gather(*(one(job) for job in jobs))
+    return {job["stamp"]: answer for job, answer in zip(jobs, answers, strict=True)}
 
 
 def _import_psik() -> Any:
@@ -422,11 +611,9 @@ def _import_psik() -> Any:
     return psik
 
 
-def _submit_one(loop: Any, psik: Any, prefix: str, job: dict[str, Any]) -> dict[str, Any]:
+async def _submit_one(psik: Any, prefix: str, job: dict[str, Any]) -> dict[str, Any]:
     base = os.path.join(prefix, job["stamp"])
-    if job["backend"].get("type") != "local":
-        raise Trouble("setup", "This version submits to psik's `local` backend only. Use a block of type local.")
-    with _locked(prefix, job["stamp"]) as held:
+    async with _locked(prefix, job["stamp"]) as held:
         if not held:
             # A call that was killed between fork and release leaves the lock with the job it started.
             last = _last_run(base)
@@ -435,7 +622,7 @@ def _submit_one(loop: Any, psik: Any, prefix: str, job: dict[str, Any]) -> dict[
             raise Trouble("busy", f"Another call has been submitting job {job['stamp']} for {LOCK_SECONDS:.0f} s.")
         record = _read_json(os.path.join(base, "prefect", "job.json"))
         if record is None:
-            _create(loop, psik, prefix, base, job)
+            await _create(psik, prefix, base, job)
             jobndx = 1
         else:
             if record["key"] != job["key"] or record["digest"] != job["digest"]:
@@ -445,21 +632,21 @@ def _submit_one(loop: Any, psik: Any, prefix: str, job: dict[str, Any]) -> dict[
                     key=record["key"],
                     canonical=record["canonical"],
                 )
-            jobndx = last = _last_run(base)
-            if last == 0:
-                jobndx = 1
-            elif job.get("rerun_after") == last and _attempt(base, last) < job["attempt"]:
+            last = _last_run(base)
+            if job.get("rerun_after") == last and _attempt(base, last) < job["attempt"]:
                 jobndx = last + 1
-            elif _native_id(base, last) is not None:
+            elif last and _native_id(base, last) is not None:
                 return _existing(prefix, base, job, last)
-        native_id = _launch(loop, psik, prefix, base, job, jobndx)
+            else:
+                jobndx = last or 1
+        native_id, warnings = await _launch(psik, prefix, base, job, jobndx)
     return {
         "created": True,
         "prefix": prefix,
         "jobndx": jobndx,
         "native_id": native_id,
         "attempt": job["attempt"],
-        "facts": _facts(prefix, {"stamp": job["stamp"], "jobndx": jobndx}, _Snapshot()),
+        "warnings": warnings,
     }
 
 
@@ -469,7 +656,7 @@ def _attempt(base: str, jobndx: int) -> list[int]:
 
 
 def _existing(prefix: str, base: str, job: dict[str, Any], jobndx: int) -> dict[str, Any]:
-    facts = _facts(prefix, {"stamp": job["stamp"], "jobndx": jobndx}, _Snapshot())
+    facts = _facts(prefix, {"stamp": job["stamp"], "jobndx": jobndx}, _Snapshot([]))
     return {
         "created": False,
         "prefix": prefix,
@@ -480,13 +667,17 @@ def _existing(prefix: str, base: str, job: dict[str, Any], jobndx: int) -> dict[
     }
 
 
-def _create(loop: Any, psik: Any, prefix: str, base: str, job: dict[str, Any]) -> None:
+async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> None:
     """Make psik's job directory; job.json is written last, so a directory without it can go."""
     import anyio
     import psik.config
     import psik.models
 
     ours = os.path.join(base, "prefect")
+    if job["backend"].get("type") == "slurm" and re.search(r"\s", base):
+        raise Trouble(
+            "setup", f"psik cannot submit to Slurm below {prefix}: the path has a blank. Choose another."
+        )
     if os.path.lexists(base):
         if not os.path.isdir(ours) and os.listdir(base):
             raise Trouble("setup", f"{base} exists and is no job directory of prefect-psik. Move it away.")
@@ -505,13 +696,16 @@ def _create(loop: Any, psik: Any, prefix: str, base: str, job: dict[str, Any]) -
         backend = psik.models.BackendConfig.model_validate(job["backend"])
         config = psik.config.Config(prefix=prefix, backends={"default": backend})
         model = psik.models.JobSpec.model_validate(spec)
-        loop.run_until_complete(psik.JobManager(config).create(model, base=anyio.Path(base)))
+        await psik.JobManager(config).create(model, base=anyio.Path(base))
         os.chmod(os.path.join(base, "log"), 0o700)
         os.chmod(os.path.join(base, "spec.json"), 0o600)
         os.chmod(os.path.join(base, "status.csv"), 0o600)
         kept = ("key", "digest", "canonical", "outputs", "expect", "owner")
         record = {name: job[name] for name in kept}
-        record.update(version=PROTOCOL, type=backend.type, directory=spec["directory"], created=time.time())
+        requeue = any(option.startswith("--requeue") for option in spec["attributes"])
+        record.update(
+            version=PROTOCOL, requeue=requeue, type=backend.type, directory=spec["directory"], created=time.time()
+        )
         _write_whole(os.path.join(ours, "job.json"), json.dumps(record).encode())
     except (OSError, Trouble):
         shutil.rmtree(base, ignore_errors=True)
@@ -549,56 +743,106 @@ def _write_inputs(directory: str, files: dict[str, dict[str, Any]]) -> None:
         _write(path, data)
 
 
-def _launch(loop: Any, psik: Any, prefix: str, base: str, job: dict[str, Any], jobndx: int) -> str:
+async def _launch(psik: Any, prefix: str, base: str, job: dict[str, Any], jobndx: int) -> tuple[str, list[str]]:
     """Submit one run through psik, or adopt what an earlier call that died has already started."""
+    slurm = job["backend"].get("type") == "slurm"
     intent = os.path.join(base, "prefect", f"intent.{jobndx}")
-    earlier = _read_json(intent) if os.path.exists(intent) else None
     if os.path.exists(intent):
-        adopted = _adopt(base, jobndx)
+        since = (_read_json(intent) or {}).get("time", os.stat(intent).st_mtime)
+        adopted = _adopt(base, jobndx, since if slurm else None)
         if adopted is not None:
             _audit(prefix, "adopt", job, jobndx=jobndx, native_id=adopted)
-            return adopted
-        age = time.time() - (earlier or {}).get("time", os.stat(intent).st_mtime)
-        if age < DOUBT_SECONDS:
+            return adopted, []
+        age = time.time() - since
+        doubt = _slurm_message_seconds() + 10 if slurm else DOUBT_SECONDS
+        if age < doubt:
             raise Trouble(
                 "busy",
-                f"An earlier call may have started job {job['stamp']} {age:.1f} s ago, without a trace yet.",
+                f"An earlier call may have started job {job['stamp']} {age:.0f} s ago, without a trace yet; it is "
+                f"submitted again if there is none after {doubt:.0f} s.",
             )
     _write_whole(intent, json.dumps({"time": time.time(), "attempt": job["attempt"]}).encode())
     pid = os.getpid()
+    said: list[str] = []
     try:
-        number, native_id = loop.run_until_complete(_psik_submit(psik, base))
-    except psik.exceptions.SubmitException as err:
-        os.unlink(intent)
-        if jobndx == 1:
-            shutil.rmtree(base, ignore_errors=True)
-        raise Trouble("rejected", str(err)) from None
+        number, native_id = await _psik_submit(psik, base, said, slurm)
+    except (psik.exceptions.SubmitException, FileNotFoundError, IndexError) as err:
+        raise _refusal(base, intent, jobndx, " ".join(said) or str(err), slurm) from None
     finally:
         # psik's local backend forks; should the child come back up here, it must not go on as this process.
         if os.getpid() != pid:
             os._exit(70)
-    _note_process(base, number, native_id)
+    if not slurm:
+        _note_process(base, number, native_id)
     _audit(prefix, "submit", job, jobndx=number, native_id=native_id)
-    return str(native_id)
+    return str(native_id), said
 
 
-async def _psik_submit(psik: Any, base: str) -> tuple[int, str]:
+async def _psik_submit(psik: Any, base: str, said: list[str], slurm: bool) -> tuple[int, str]:
     job = await psik.Job(base)
     job.spec.attributes.pop("psik_python", None)
-    number, native_id = await job.submit()
+    if slurm:
+        # The working directory is kept in Slurm's accounting too: by it a job is found after a lost reply.
+        job.spec.attributes[f"--chdir={base}"] = f"--chdir={base}"
+    with _listening(said):
+        number, native_id = await job.submit()
     return number, native_id
 
 
-def _adopt(base: str, jobndx: int) -> str | None:
+@contextlib.contextmanager
+def _listening(said: list[str]) -> Iterator[None]:
+    """Collect what sbatch says: psik only logs it. Other jobs of this process are not heard."""
+    import contextvars
+    import logging
+
+    mine: contextvars.ContextVar[bool] = contextvars.ContextVar("mine", default=False)
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            if mine.get() and text.startswith("sbatch stderr: "):
+                lines = text.split(": ", 1)[1].splitlines()
+                said.append(" ".join(re.sub("^sbatch: (error: )?", "", line).strip() for line in lines))
+
+    ear, logger = Ear(), logging.getLogger("psik.console")
+    token = mine.set(True)
+    logger.addHandler(ear)
+    try:
+        yield
+    finally:
+        logger.removeHandler(ear)
+        mine.reset(token)
+
+
+def _refusal(base: str, intent: str, jobndx: int, text: str, slurm: bool) -> Trouble:
+    """Word a submission that failed; only where nothing can have been submitted, its traces go."""
+    if slurm and any(words in text for words in MAYBE_SUBMITTED):
+        return Trouble("busy", f"Slurm did not confirm the submission: {text}")
+    os.unlink(intent)
+    if jobndx == 1:
+        shutil.rmtree(base, ignore_errors=True)
+    if slurm and any(words in text for words in NOT_SUBMITTED):
+        return Trouble("busy", f"Slurm cannot be reached: {text}")
+    if "No such file or directory: 'sbatch'" in text:
+        return Trouble("setup", f"sbatch is not on the PATH of the endpoint on {socket.gethostname()}.")
+    return Trouble("rejected", f"The facility refused the job: {text}")
+
+
+def _adopt(base: str, jobndx: int, slurm_since: float | None) -> str | None:
+    """Find the job that an earlier call started, and record its id; None if there is no trace of it."""
     native_id = _native_id(base, jobndx)
     if native_id is not None:
         return native_id
     launched = _launched(base, jobndx)
-    if launched is None:
+    found = launched[0] if launched else None
+    if found is None and slurm_since is not None:
+        found = _find_in_slurm(base, slurm_since)
+    if found is None:
         return None
-    _append(os.path.join(base, "status.csv"), f"{time.time()},{jobndx},queued,{launched[0]}")
-    _note_process(base, jobndx, launched[0])
-    return launched[0]
+    _append(os.path.join(base, "status.csv"), f"{time.time()},{jobndx},queued,{found}")
+    if slurm_since is None:
+        _note_process(base, jobndx, found)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------- status
@@ -607,15 +851,30 @@ def _adopt(base: str, jobndx: int) -> str | None:
 class _Snapshot:
     """What is looked up once for all jobs of a call, when first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, native_ids: list[str | None]) -> None:
         self.log_budget = LOG_CALL_BYTES
+        self._native_ids = [native_id for native_id in native_ids if native_id]
         self._processes: dict[int, Process] | None = None
+        self._squeue: dict[str, Any] | None = None
+        self._sacct: dict[str, Any] | None = None
 
     @property
     def processes(self) -> dict[int, Process]:
         if self._processes is None:
             self._processes = _processes()
         return self._processes
+
+    def squeue(self, prefix: str) -> dict[str, Any]:
+        if self._squeue is None:
+            self._squeue = _shared(prefix, "squeue", SQUEUE_SECONDS, [], lambda: _ask_squeue("-u", _user()))
+        return self._squeue
+
+    def sacct(self, prefix: str, native_id: str) -> dict[str, Any]:
+        if self._sacct is None:
+            listed = self.squeue(prefix)["rows"]
+            wanted = sorted({native_id, *(job for job in self._native_ids if job not in listed)})
+            self._sacct = _shared(prefix, "sacct", SACCT_SECONDS, wanted, lambda: _ask_sacct(wanted))
+        return self._sacct
 
 
 def status(payload: dict[str, Any]) -> dict[str, Any]:
@@ -628,12 +887,14 @@ def status(payload: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `{"jobs": {stamp: facts}}`; a job whose token is unchanged comes as `{"same": true}`.
     """
-    prefix = _prefix(payload)
-    snapshot = _Snapshot()
+    prefix = _existing_prefix(payload)
+    jobs = _jobs(payload)
+    snapshot = _Snapshot([_native_id(os.path.join(prefix, job["stamp"]), job.get("jobndx") or 1) for job in jobs])
     answers: dict[str, Any] = {}
-    for job in _jobs(payload):
+    for job in jobs:
         facts = _facts(prefix, job, snapshot)
-        answers[job["stamp"]] = {"same": True} if facts.get("token") == job.get("seen") else facts
+        same = facts["token"] is not None and facts["token"] == job.get("seen")
+        answers[job["stamp"]] = {"same": True} if same else facts
     return {"jobs": answers}
 
 
@@ -653,27 +914,43 @@ def _facts(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, A
         "cancel_asked": (_read_json(os.path.join(ours, f"cancel.{jobndx}")) or {}).get("time"),
         "refused": len(glob.glob(os.path.join(glob.escape(ours), f"refused.{jobndx}.*"))),
     }
-    ended = any(row[1] == jobndx and row[2] in FINAL for row in _rows(base))
-    if not ended:
-        # The processes first, then psik's record: one that ends in between has written its last line.
-        facts["alive"] = bool(_members(base, jobndx, snapshot.processes))
+    lasting = _has_end(base, jobndx) and not _doubtful(base, jobndx, record)
+    if not lasting:
+        # Who is alive first, then psik's record: a job that ends in between has written its last line.
+        if record["type"] == "slurm":
+            facts.update(_slurm_facts(prefix, native_id, facts["intent"], snapshot) if native_id else {})
+            facts["alive"] = _slurm_alive(facts)
+        else:
+            facts["alive"] = bool(_members(base, jobndx, snapshot.processes))
     facts["status"] = (_read(os.path.join(base, "status.csv")) or b"").decode("utf-8", "replace")
-    ended = any(row[1] == jobndx and row[2] in FINAL for row in _rows(base))
-    gone = not ended and facts.get("alive") is False
     facts["sizes"] = {stream: _size(_log(base, stream, jobndx)) for stream in STREAMS}
-    if ended or gone:
+    ended = _has_end(base, jobndx)
+    if lasting or facts.get("alive") is False:
         facts["tails"] = {stream: _tail(_log(base, stream, jobndx)) for stream in STREAMS}
         facts["expect"] = {pattern: _count(_directory(base, record), pattern) for pattern in record["expect"]}
         facts["outputs"] = {
             pattern: len(_output_files(_directory(base, record), pattern)) for pattern in record["outputs"]
         }
-    facts["token"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    token = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    # Where Slurm tells an end and psik does not yet, time alone changes what it means.
+    facts["token"] = None if facts.get("alive") is False and not ended else token
+    facts["now"] = time.time()
     if job.get("offsets") is not None:
         facts["logs"] = {
             stream: _log_text(_log(base, stream, jobndx), int(job["offsets"].get(stream, 0)), snapshot)
             for stream in STREAMS
         }
     return facts
+
+
+def _doubtful(base: str, jobndx: int, record: dict[str, Any]) -> bool:
+    """Whether Slurm must be heard although psik recorded an end: it may run the job again, or have killed it."""
+    killed = any(row[1] == jobndx and row[2] == "failed" and row[3] in KILLED for row in _rows(base))
+    return record["type"] == "slurm" and (bool(record.get("requeue")) or killed)
+
+
+def _has_end(base: str, jobndx: int) -> bool:
+    return any(row[1] == jobndx and row[2] in FINAL for row in _rows(base))
 
 
 def _log(base: str, stream: str, jobndx: int) -> str:
@@ -725,51 +1002,84 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `{"jobs": {stamp: facts or {"error"}}}`.
     """
-    prefix = _prefix(payload)
-    jobs = _jobs(payload)
-    answers: dict[str, Any] = {}
-    ending: dict[str, tuple[dict[str, Any], str, int]] = {}
-    for job in jobs:
-        base = os.path.join(prefix, job["stamp"])
-        if _read_json(os.path.join(base, "prefect", "job.json")) is None:
-            answers[job["stamp"]] = {"missing": True, "token": "missing"}
-            continue
+    prefix = _existing_prefix(payload)
+    jobs = {job["stamp"]: job for job in _jobs(payload)}
+    runs: dict[str, dict[str, int]] = {"local": {}, "slurm": {}}
+    for stamp, job in jobs.items():
+        base = os.path.join(prefix, stamp)
+        record = _read_json(os.path.join(base, "prefect", "job.json"))
         jobndx = job.get("jobndx") or _last_run(base) or 1
-        if not any(row[1] == jobndx and row[2] in FINAL for row in _rows(base)):
+        if record is not None and not _has_end(base, jobndx):
             asked = {"time": time.time(), "user": _user(), "owner": job.get("owner")}
             _write_whole(os.path.join(base, "prefect", f"cancel.{jobndx}"), json.dumps(asked).encode())
-            ending[job["stamp"]] = (job, base, jobndx)
-    remaining = _end_processes([(base, jobndx) for _, base, jobndx in ending.values()])
-    for stamp, (job, base, jobndx) in ending.items():
+            runs["slurm" if record["type"] == "slurm" else "local"][base] = jobndx
+    remaining, cancelled = _end_in_slurm(runs["slurm"])
+    remaining.update(_end_processes(list(runs["local"].items())))
+    answers: dict[str, Any] = {}
+    for base, jobndx in {**runs["local"], **runs["slurm"]}.items():
+        stamp = os.path.basename(base)
         if base in remaining:
-            answers[stamp] = {
-                "error": Trouble("busy", f"Processes of job {stamp} are still alive: {remaining[base]}.").answer
-            }
-            continue
-        if not any(row[1] == jobndx and row[2] in FINAL for row in _rows(base)):
+            message = f"Job {stamp} has not ended yet: {remaining[base]}."
+            answers[stamp] = {"error": Trouble("busy", message).answer}
+        elif not _has_end(base, jobndx) and (base in cancelled or base in runs["local"]):
             _append(os.path.join(base, "status.csv"), f"{time.time()},{jobndx},canceled,")
-            _audit(prefix, "cancel", job, jobndx=jobndx)
-    snapshot = _Snapshot()
-    for job in jobs:
-        if job["stamp"] not in answers:
-            answers[job["stamp"]] = _facts(prefix, job, snapshot)
+            _audit(prefix, "cancel", jobs[stamp], jobndx=jobndx)
+    snapshot = _Snapshot([])
+    for stamp, job in jobs.items():
+        if stamp not in answers:
+            answers[stamp] = _facts(prefix, job, snapshot)
     return {"jobs": answers}
 
 
-def _end_processes(runs: list[tuple[str, int]]) -> dict[str, list[int]]:
+def _end_in_slurm(runs: dict[str, int]) -> tuple[dict[str, str], set[str]]:
+    """Ask Slurm to end these runs and wait until it says so; only ids that this prefix recorded are touched.
+
+    Returns:
+        What it says of those that go on, and those that it calls cancelled. One that ended in another way
+        needs no record of ours: `status` reads why.
+    """
+    cancelled: set[str] = set()
+    ids = {base: _native_id(base, jobndx) or "" for base, jobndx in runs.items()}
+    remaining = {base: "its submission is not confirmed yet" for base, native_id in ids.items() if not native_id}
+    waiting = {base: native_id for base, native_id in ids.items() if native_id}
+    if not waiting:
+        return remaining, cancelled
+    ok, text = _slurm("scancel", *waiting.values())
+    deadline = time.monotonic() + SCANCEL_SECONDS
+    answer = "Slurm has not been asked"
+    while waiting and time.monotonic() < deadline:
+        listed, answer = _ask_squeue("-j", ",".join([*waiting.values(), "999999999", "999999998"]))
+        if listed:
+            rows = _rows_by_id(answer)
+            # What squeue no longer lists has ended; its row stays for a while after the end.
+            states = {
+                base: rows[native_id][0] if native_id in rows else "gone" for base, native_id in waiting.items()
+            }
+            cancelled |= {base for base, state in states.items() if state == "CANCELLED"}
+            waiting = {
+                base: waiting[base] for base, state in states.items() if state not in SLURM_FINAL | {"gone"}
+            }
+            how = "accepted" if ok else f"refused ({text})"
+            answer = f"scancel was {how}, but Slurm has it as {set(states.values())}"
+        if waiting:
+            time.sleep(0.5)
+    return {**remaining, **dict.fromkeys(waiting, answer)}, cancelled
+
+
+def _end_processes(runs: list[tuple[str, int]]) -> dict[str, str]:
     """Ask all processes of these runs to end, then force them; return those that are still there."""
     begin = time.monotonic()
     asked: set[tuple[str, int]] = set()
-    alive: dict[str, list[int]] = {}
+    alive: dict[str, str] = {}
     quiet = 0
-    while quiet < 2 and time.monotonic() - begin < TERM_SECONDS + KILL_SECONDS:
+    while runs and quiet < 2 and time.monotonic() - begin < TERM_SECONDS + KILL_SECONDS:
         table = _processes()
         force = time.monotonic() - begin > TERM_SECONDS
         alive = {}
         for base, jobndx in runs:
             members = _members(base, jobndx, table)
             if members:
-                alive[base] = [process.pid for process in members]
+                alive[base] = f"processes {[process.pid for process in members]} are alive"
             # psik's runner passes the signal on to the script; without it we tell everybody.
             for process in members if force else members[:1]:
                 if force or (base, process.pid) not in asked:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from prefect_psik import JobSpec, PsikBackend, ResourceSpec
@@ -40,3 +42,11 @@ def spec_of(directory: Path) -> dict[str, object]:
     """psik's own record of the spec."""
     document: dict[str, object] = json.loads((directory / "spec.json").read_text())
     return document
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for an effect of another process or thread."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.05)

@@ -198,8 +198,9 @@ def test_a_flow_run_that_is_cancelled_frees_its_jobs(prefix: Path) -> None:
 
     from prefect.context import FlowRunContext
     from prefect.states import Cancelling
+
     from tests.conftest import job_processes
-    from tests.integration.test_local_jobs import wait_until
+    from tests.integration.local import wait_until
 
     ids: list[Any] = []
 

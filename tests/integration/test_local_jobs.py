@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +38,9 @@ from prefect_psik import (
     wait_for_job,
 )
 from tests.conftest import job_processes
-from tests.integration.local import backend_at, bash, job_directories, rows, runs
+from tests.integration.local import backend_at, bash, job_directories, rows, runs, wait_until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
-
-
-def wait_until(condition: Any, seconds: float = 60) -> None:
-    """Wait for an effect of another process or thread."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.05)
 
 
 def test_three_jobs_one_fails_one_is_canceled_from_another_process(prefix: Path) -> None:
@@ -68,14 +59,18 @@ def test_three_jobs_one_fails_one_is_canceled_from_another_process(prefix: Path)
 
     def cancel_from_outside() -> None:
         def long_running() -> list[Path]:
-            return [path for path in job_directories(prefix) if "sleep 300" in (path / "prefect/script").read_text()]
+            return [
+                path for path in job_directories(prefix) if "sleep 300" in (path / "prefect/script").read_text()
+            ]
 
         try:
             wait_until(lambda: long_running() and any(row.state == "active" for row in rows(long_running()[0])))
             stamp = long_running()[0].name
             handle = JobHandle(prefix=str(prefix), stamp=stamp, key="?").model_dump_json()
             code = "import sys; from prefect_psik import cancel_job; print(cancel_job.fn(sys.argv[1]).state.value)"
-            done = subprocess.run([sys.executable, "-c", code, handle], capture_output=True, text=True, timeout=120)
+            done = subprocess.run(
+                [sys.executable, "-c", code, handle], capture_output=True, text=True, timeout=120
+            )
             assert done.stdout.strip() == "canceled", done.stderr
         except BaseException as err:
             errors.append(err)
@@ -283,7 +278,7 @@ async def test_from_async_flows(prefix: Path) -> None:
 async def test_a_sync_task_on_a_running_loop_names_its_twin(prefix: Path) -> None:
     with pytest.raises(SyncCallError, match="await arun_job"):
         run_job(backend_at(prefix), bash("true"))
-    assert not prefix.exists()
+    assert not job_directories(prefix)
 
 
 def test_a_handle_is_found_again_as_text_from_another_process(prefix: Path) -> None:

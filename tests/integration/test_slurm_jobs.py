@@ -1,0 +1,300 @@
+"""Jobs through the real chain: SDK, emulated service, RabbitMQ, real endpoint, psik and a real Slurm."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow, unmapped
+
+from prefect_psik import (
+    BackendAttributes,
+    FailureCause,
+    GlobusCredentials,
+    JobCanceled,
+    JobFailed,
+    JobHandle,
+    JobSpec,
+    JobState,
+    PsikBackend,
+    ResourceSpec,
+    SubmitRejected,
+    arun_job,
+    cancel_job,
+    poll_job,
+    run_job,
+    submit_job,
+    wait_for_job,
+)
+from tests.integration.local import wait_until
+from tests.testbed.facility import Facility
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+SMALL = ResourceSpec(duration=5, exclusive_node_use=False)
+
+
+@pytest.fixture(autouse=True)
+def client(facility: Facility) -> Iterator[None]:
+    """Make the test a client of the facility; secrets are in the blocks, not in the environment."""
+    login = ("GLOBUS_COMPUTE_CLIENT_ID", "GLOBUS_COMPUTE_CLIENT_SECRET")
+    with facility.client():
+        for name in login:
+            os.environ.pop(name, None)
+        yield
+
+
+@pytest.fixture
+def backend(facility: Facility) -> PsikBackend:
+    """The facility as a block, with its login."""
+    return PsikBackend(
+        endpoint_id=UUID(facility.endpoint_id),
+        prefix=str(facility.prefix),
+        attributes=BackendAttributes(type="slurm", queue_name="debug", project_name="proj1"),
+        credentials=GlobusCredentials(client_id=UUID(facility.client_id), client_secret=facility.client_secret),  # type: ignore[arg-type]
+        poll_interval_seconds=3,
+    )
+
+
+def script(text: str, name: str = "test", **fields: Any) -> JobSpec:
+    """A small job of a few lines of bash."""
+    return JobSpec.model_validate({"name": name, "script": f"#!/bin/bash\n{text}\n", "resources": SMALL, **fields})
+
+
+def with_attributes(backend: PsikBackend, **changes: Any) -> PsikBackend:
+    """The same backend with other attributes."""
+    return backend.model_copy(update={"attributes": backend.attributes.model_copy(update=changes)})
+
+
+def accounted(facility: Facility, handle: JobHandle, field: str) -> str:
+    """What sacct says of a job, once it says something."""
+    assert handle.native_id is not None
+    answer = ""
+
+    def asked() -> str:
+        nonlocal answer
+        answer = facility.sacct("-n", "-P", "-X", "-j", str(handle.native_id), "-o", field).strip()
+        return answer
+
+    wait_until(asked)
+    return answer
+
+
+def test_a_job_runs_under_the_blocks_account_and_partition(facility: Facility, backend: PsikBackend) -> None:
+    result = run_job(backend, script("id -un; pwd", outputs=["*.txt"], files={"in.txt": "größe"}))
+    user, directory = result.stdout.split()
+    assert user == facility.user
+    assert directory == f"{result.handle.path}/work"
+    assert result.outputs == {"in.txt": "größe".encode()}
+    assert result.queue_seconds is not None
+    assert accounted(facility, result.handle, "Account,Partition,Timelimit,JobName") == "proj1|debug|00:05:00|test"
+
+
+def test_a_multi_node_allocation_has_its_steps_and_the_script_goes_on(backend: PsikBackend) -> None:
+    spec = script(
+        "srun -N2 hostname\nsrun -N2 printenv SLURM_PROCID\ncat\necho after $SLURM_JOB_NUM_NODES\nexit 5"
+    )
+    spec = spec.replace(resources=ResourceSpec(duration=5, node_count=2, exclusive_node_use=False))
+    with pytest.raises(JobFailed) as failed:
+        run_job(backend, spec)
+    assert failed.value.result is not None
+    assert failed.value.result.exit_code == 5
+    lines = failed.value.result.stdout.split("\n")
+    assert lines[0] == lines[1] != ""
+    assert sorted(lines[2:4]) == ["0", "1"]
+    assert lines[4:] == ["after 2", ""]
+
+
+def test_the_job_sees_a_login_and_nothing_of_the_endpoint(facility: Facility, backend: PsikBackend) -> None:
+    profile = "mymodule() { echo loaded $1; }"
+    text = f"cat > $HOME/.bash_profile <<'END'\n{profile}\nEND"
+    done = facility.as_user("bash", "-c", text)
+    assert done.returncode == 0, done.stderr
+    try:
+        spec = JobSpec(
+            name="login",
+            script="#!/bin/bash -l\nmymodule gcc\necho $HOME; echo $SLURM_JOB_ID; echo $MINE\nenv\n",
+            environment={"MINE": "given"},
+            resources=SMALL,
+        )
+        result = run_job(backend, spec)
+    finally:
+        facility.as_user("bash", "-c", "rm -f $HOME/.bash_profile")
+    lines = (Path(result.handle.path) / "log/stdout.1").read_text().splitlines()
+    assert lines[0] == "loaded gcc"
+    assert lines[1].endswith(facility.user)
+    assert lines[2].isdigit()
+    assert lines[3] == "given"
+    # The endpoint's own process has its login in its environment, as the seed's guide has it.
+    assert not [line for line in lines if line.startswith(("GLOBUS", "PREFECT"))]
+
+
+def test_sbatch_refusals_in_its_own_words_leave_nothing(facility: Facility, backend: PsikBackend) -> None:
+    before = set(facility.prefix.iterdir()) if facility.prefix.exists() else set()
+    with pytest.raises(SubmitRejected, match="Invalid partition name"):
+        submit_job(with_attributes(backend, queue_name="nope"), script("true"))
+    with pytest.raises(SubmitRejected, match="Invalid account"):
+        submit_job(with_attributes(backend, project_name="proj2"), script("true"))
+    with pytest.raises(SubmitRejected, match=r"[Rr]eservation"):
+        submit_job(with_attributes(backend, reservation_id="nosuchres"), script("true"))
+    assert {path for path in facility.prefix.iterdir() if path.name.isdigit()} <= before
+
+
+def test_options_reach_sbatch_as_they_are(facility: Facility, backend: PsikBackend) -> None:
+    held = submit_job(
+        with_attributes(backend, options={"--hold": "--hold"}), script("true", attributes={"--nice": "5"})
+    )
+    status = poll_until(held, lambda status: status.reason is not None)
+    assert "JobHeldUser" in (status.reason or "")
+    shown = facility.scontrol("show", "job", str(held.native_id))
+    assert "Requeue=0" in shown
+    assert "Nice=5" in shown
+    assert cancel_job(held, backend=backend).cause is FailureCause.canceled_by_us
+
+
+def poll_until(handle: JobHandle, condition: Any, seconds: float = 90) -> Any:
+    """Look until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        status = poll_job.fn(handle, backend=_BACKENDS[0])
+        if condition(status):
+            return status
+        assert time.monotonic() < deadline, f"still {status}"
+        time.sleep(2)
+
+
+_BACKENDS: list[PsikBackend] = []
+
+
+@pytest.fixture(autouse=True)
+def known_backend(backend: PsikBackend) -> Iterator[None]:
+    """For `poll_until`."""
+    _BACKENDS[:] = [backend]
+    yield
+    _BACKENDS.clear()
+
+
+def test_a_job_that_never_starts_by_itself_says_why(facility: Facility, backend: PsikBackend) -> None:
+    down = submit_job(with_attributes(backend, queue_name="off"), script("true"))
+    long = submit_job(backend, script("true", resources=ResourceSpec(duration=600, exclusive_node_use=False)))
+    assert "queue is down" in poll_until(down, lambda status: status.reason).reason
+    assert "shorter duration" in poll_until(long, lambda status: status.reason).reason
+    for handle in (down, long):
+        assert cancel_job(handle, backend=backend).state is JobState.canceled
+        assert accounted(facility, handle, "State").startswith("CANCELLED")
+
+
+def test_our_cancel_frees_the_node_and_says_so_twice(facility: Facility, backend: PsikBackend) -> None:
+    handle = submit_job(backend, script("trap '' TERM; echo up; sleep 600 & wait"))
+    poll_until(handle, lambda status: status.state is JobState.active)
+    assert cancel_job(handle, backend=backend).cause is FailureCause.canceled_by_us
+    wait_until(lambda: str(handle.native_id) not in facility.squeue("-h", "-o", "%i").split())
+    assert cancel_job(handle, backend=backend).state is JobState.canceled
+    assert accounted(facility, handle, "State").startswith("CANCELLED")
+
+
+def test_a_cancel_from_outside_names_who(facility: Facility, backend: PsikBackend) -> None:
+    running = submit_job(backend, script("sleep 600", "running"))
+    pending = submit_job(with_attributes(backend, options={"--hold": "--hold"}), script("true", "pending"))
+    poll_until(running, lambda status: status.state is JobState.active)
+    facility.slurm.ask("scancel", str(running.native_id), str(pending.native_id))
+    for handle in (running, pending):
+        with pytest.raises(JobCanceled, match="outside of Prefect") as canceled:
+            wait_for_job(handle, backend=backend)
+        assert canceled.value.cause is FailureCause.canceled_outside
+
+
+def test_slurms_time_limit_is_walltime(facility: Facility, backend: PsikBackend) -> None:
+    spec = script("echo begin; sleep 600", resources=ResourceSpec(duration=1, exclusive_node_use=False))
+    with pytest.raises(JobFailed, match="time limit of 1 min") as failed:
+        run_job(backend, spec)
+    assert failed.value.cause is FailureCause.walltime
+    assert failed.value.result is not None
+    assert accounted(facility, failed.value.result.handle, "State") == "TIMEOUT"
+
+
+def test_a_lost_reply_and_a_doubled_task_submit_once(facility: Facility, backend: PsikBackend) -> None:
+    marker = facility.data / f"ran-{time.time_ns()}"
+    facility.globus.order_fault("drop_reply", match="POST /v3/endpoints/*/submit")
+    result = run_job(backend, script(f"echo x >> {marker}", "once"))
+    assert marker.read_text() == "x\n"
+    name = facility.sacct("-n", "-P", "-X", "-o", "JobID,WorkDir")
+    assert name.count(result.handle.stamp) == 1
+
+
+def test_a_submission_that_slurm_did_not_confirm_is_found_again(facility: Facility, backend: PsikBackend) -> None:
+    """slurmctld hangs during sbatch: sbatch gives up, and Slurm carries it out later."""
+    import signal
+    import threading
+
+    marker = facility.data / f"ran-{time.time_ns()}"
+    run_job(backend, script("true", "warm"))
+    facility.daemons.signal("slurmctld", signal.SIGSTOP)
+    timer = threading.Timer(25, lambda: facility.daemons.signal("slurmctld", signal.SIGCONT))
+    timer.start()
+    try:
+        result = run_job(backend, script(f"echo x >> {marker}", "late"))
+    finally:
+        timer.join()
+    assert marker.read_text() == "x\n"
+    assert result.state is JobState.completed
+    assert facility.sacct("-n", "-P", "-X", "-o", "JobID,WorkDir").count(result.handle.stamp) == 1
+
+
+def test_many_jobs_share_calls_and_stay_within_the_limit(facility: Facility, backend: PsikBackend) -> None:
+    facility.globus.reset_meter()
+
+    @flow
+    async def many() -> list[str]:
+        results = await asyncio.gather(*(arun_job(backend, script(f"echo {n}", f"job {n}")) for n in range(40)))
+        return [result.stdout for result in results]
+
+    assert sorted(int(text) for text in asyncio.run(many())) == list(range(40))
+    assert facility.meter()["most_in_10_s"] <= 20
+    assert facility.meter()["routes"]["POST /v3/endpoints/*/submit"] < 40
+
+
+def test_map_and_a_second_process_find_the_same_job(facility: Facility, backend: PsikBackend) -> None:
+    @flow
+    def mapped() -> list[str]:
+        specs = [script(f"echo {n}") for n in range(3)]
+        return [future.result().stdout for future in run_job.map(unmapped(backend), specs)]
+
+    assert mapped() == ["0\n", "1\n", "2\n"]
+    handle = submit_job(backend, script("echo found again"))
+    code = "import sys; from prefect_psik import wait_for_job; print(wait_for_job.fn(sys.argv[1]).stdout)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, handle.model_dump_json()],
+        env={**os.environ, **facility.env},  # the worker's own login
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.stdout.strip() == "found again", done.stderr
+
+
+def test_no_secret_lies_at_the_facility_and_no_pickle_crossed(facility: Facility, backend: PsikBackend) -> None:
+    result = run_job(backend, script("env"))
+    found = subprocess.run(
+        ["grep", "-rl", facility.client_secret, str(facility.prefix)], capture_output=True, text=True, check=False
+    )
+    assert found.stdout == ""
+    assert facility.client_secret not in result.stdout
+    assert facility.globus.pickles() == []
+    assert list(facility.globus.messages()), "nothing crossed, so this test shows nothing"
+
+
+def test_the_files_of_a_job_are_its_owners_alone(backend: PsikBackend) -> None:
+    result = run_job(backend, script("true"))
+    job = Path(result.handle.path)
+    assert oct(job.stat().st_mode & 0o777) == "0o700"
+    for private in ("spec.json", "prefect/job.json", "status.csv"):
+        assert oct((job / private).stat().st_mode & 0o777) == "0o600"

@@ -1,0 +1,1 @@
+"""A facility on this machine: real Slurm, a real Globus Compute endpoint, an emulator of Globus."""

@@ -1,0 +1,96 @@
+"""Globus Auth: the client-credentials grant, and whose a token is. Tokens are signed, so none is stored."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Mapping
+from urllib.parse import parse_qs
+
+from tests.testbed.emulator.config import Config, KnownClient
+from tests.testbed.emulator.messages import Json, Refusal, Reply, Request
+
+TOKEN_SECONDS = 172800
+_COMPUTE_SCOPE = "https://auth.globus.org/scopes/facd7ccc-c5f4-42aa-916b-a0e270e2c2a9/all"
+_TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
+COMPUTE = "funcx_service"
+AUTH = "auth.globus.org"
+_RESOURCE_SERVERS = {_COMPUTE_SCOPE: COMPUTE, _TRANSFER_SCOPE: "transfer.api.globus.org"}
+
+
+class Auth:
+    """Issues and reads tokens for the clients of the configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self._clients = {client.client_id: client for client in config.clients}
+        self._key = config.token_key.encode()
+
+    def token(self, request: Request) -> Reply:
+        """Answer `POST /v2/oauth2/token`; each resource server gets a token of its own."""
+        client = self._authenticate(request.headers)
+        form = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
+        if form.get("grant_type") != "client_credentials":
+            return Reply(400, {"error": "unsupported_grant_type"})
+        by_server: dict[str, list[str]] = {}
+        for scope in form.get("scope", _COMPUTE_SCOPE).split():
+            plain = scope.partition("[")[0]
+            by_server.setdefault(_RESOURCE_SERVERS.get(plain, AUTH), []).append(plain)
+        first, *others = [self._issue(client, server, scopes) for server, scopes in by_server.items()]
+        return Reply(200, {**first, "other_tokens": others})
+
+    def userinfo(self, request: Request) -> Reply:
+        """Answer `GET /v2/oauth2/userinfo`."""
+        client = self.caller(request, server=AUTH)
+        return Reply(
+            200,
+            {
+                "sub": client.client_id,
+                "preferred_username": client.username,
+                "name": client.username,
+                "identity_set": [{"sub": identity} for identity in client.identity_set],
+            },
+        )
+
+    def caller(self, request: Request, *, server: str) -> KnownClient:
+        """Return the client whose token this request bears.
+
+        Raises:
+            Refusal: 401, for no token or one that is forged, expired or for another service.
+        """
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        payload, _, signature = token.partition(".")
+        if kind != "Bearer" or not hmac.compare_digest(signature, self._sign(payload)):
+            raise Refusal(401, "AUTHENTICATION_REQUIRED", "Missing or invalid token.")
+        claims = json.loads(base64.urlsafe_b64decode(payload))
+        if claims["server"] != server or claims["expires"] < time.time():
+            raise Refusal(401, "AUTHENTICATION_REQUIRED", "The token has expired or is for another service.")
+        return self._clients[claims["client"]]
+
+    def _authenticate(self, headers: Mapping[str, str]) -> KnownClient:
+        kind, _, encoded = headers.get("authorization", "").partition(" ")
+        try:
+            name, _, secret = base64.b64decode(encoded).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            name, secret = "", ""
+        client = self._clients.get(name)
+        if kind != "Basic" or client is None or not hmac.compare_digest(client.secret, secret):
+            raise Refusal(401, "UNAUTHORIZED", "Unknown client or wrong secret.")
+        return client
+
+    def _issue(self, client: KnownClient, server: str, scopes: list[str]) -> Json:
+        claims = {"client": client.client_id, "server": server, "expires": time.time() + TOKEN_SECONDS}
+        payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()
+        return {
+            "access_token": f"{payload}.{self._sign(payload)}",
+            "scope": " ".join(scopes),
+            "expires_in": TOKEN_SECONDS,
+            "token_type": "Bearer",
+            "resource_server": server,
+        }
+
+    def _sign(self, payload: str) -> str:
+        return hmac.new(self._key, payload.encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,152 @@
+"""A real Globus Compute endpoint, run by the facility's user out of an environment of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.testbed.daemons import Daemons, Process, all_pids, gone_within, look, send
+from tests.testbed.globus import Globus
+from tests.testbed.packages import FACILITY_USER, endpoint_bin
+from tests.testbed.state import State
+
+_NAME = "testbed"
+_START_SECONDS = 60.0
+_HEARTBEAT_SECONDS = 5
+_MAX_WORKERS = 2
+_SERIALIZERS = (
+    "globus_compute_sdk.serialize.PureSourceTextInspect",
+    "globus_compute_sdk.serialize.JSONData",
+)
+_CONFIG = f"""\
+display_name: {_NAME}
+heartbeat_period: {_HEARTBEAT_SECONDS}
+"""
+
+
+class Endpoint:
+    """The endpoint, daemon `endpoint`. It forks one user endpoint for each identity and configuration."""
+
+    def __init__(self, state: State, daemons: Daemons, globus: Globus) -> None:
+        self._state = state
+        self._daemons = daemons
+        self._globus = globus
+
+    @property
+    def endpoint_id(self) -> str:
+        """Return its UUID, the same for all of a run."""
+        return self._state.need("endpoint_id", lambda: str(uuid.uuid4()))
+
+    @property
+    def log(self) -> Path:
+        """Return the log of the endpoint proper; its user endpoints write theirs beside its directory."""
+        return self._home() / _NAME / "endpoint.log"
+
+    def start(self, env: Mapping[str, str]) -> None:
+        """Start it, if it does not run, and wait until the service sees it online.
+
+        Args:
+            env: how to reach the service and Slurm; the tasks see it too.
+
+        Raises:
+            TestbedError: it did not come online; names its log.
+        """
+        self._configure()
+        if self._daemons.find("endpoint") is None:
+            self._clear_up()
+            self._globus.forget_online(self.endpoint_id)
+            self._daemons.start(
+                "endpoint",
+                [
+                    str(endpoint_bin() / "globus-compute-endpoint"),
+                    "start",
+                    _NAME,
+                    "--endpoint-uuid",
+                    self.endpoint_id,
+                ],
+                env={**self._environment(), **env},
+                user=FACILITY_USER,
+            )
+        self._daemons.wait_ready("endpoint", self.is_online, seconds=_START_SECONDS)
+
+    def stop(self) -> None:
+        """Stop it and its user endpoints, as a facility's maintenance would. Slurm jobs go on."""
+        self._daemons.stop("endpoint", seconds=20)
+        self._clear_up()
+
+    def kill_user_endpoint(self) -> int:
+        """Kill all user endpoints at once and without warning; return how many there were.
+
+        As at a real site, their pid files keep new ones from starting for three heartbeats (here 15 s): tasks
+        submitted within that time fail.
+        """
+        victims = self._user_endpoints()
+        for process in victims:
+            send(process, signal.SIGKILL)
+        return len(victims)
+
+    def is_online(self) -> bool:
+        """Say whether the service hears its heartbeat."""
+        return self._globus.is_online(self.endpoint_id)
+
+    def _home(self) -> Path:
+        return self._state.root / "endpoint"
+
+    def _configure(self) -> None:
+        self._state.directory("endpoint", owner=FACILITY_USER)
+        self._state.directory("endpoint", _NAME, mode=0o700, owner=FACILITY_USER)
+        allowed = "\n".join(f"    - {name}" for name in _SERIALIZERS)
+        template = f"""\
+heartbeat_period: {_HEARTBEAT_SECONDS}
+idle_heartbeats_soft: 0
+engine:
+  type: ThreadPoolEngine
+  max_workers: {_MAX_WORKERS}
+  allowed_serializers:
+{allowed}
+"""
+        for name, text in (("config.yaml", _CONFIG), ("user_config_template.yaml.j2", template)):
+            self._state.file("endpoint", _NAME, name, text=text, owner=FACILITY_USER)
+
+    def _environment(self) -> dict[str, str]:
+        """Return the endpoint's own environment; user endpoints look for their program on PATH."""
+        home = os.path.expanduser(f"~{FACILITY_USER}")
+        return {
+            "HOME": home,
+            "USER": FACILITY_USER,
+            "PATH": f"{endpoint_bin()}:/usr/local/bin:/usr/bin:/bin",
+            "GLOBUS_COMPUTE_USER_DIR": str(self._home()),
+        }
+
+    def _user_endpoints(self) -> list[Process]:
+        """Find them by their process title, which names this endpoint and overwrites their environment."""
+        program = (endpoint_bin() / "python").resolve()
+        title = f"uep.{self.endpoint_id}.".encode()
+        found = []
+        for pid in all_pids():
+            try:
+                is_ours = Path(f"/proc/{pid}/exe").resolve(strict=True) == program
+                is_ours = is_ours and title in Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                continue
+            process = look(pid) if is_ours else None
+            if process is not None:
+                found.append(process)
+        return found
+
+    def _clear_up(self) -> None:
+        """Remove what a killed endpoint leaves: its pid file, which bars the way for a while, and orphans.
+
+        User endpoints whose parent is gone end themselves, but later.
+        """
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            left = self._user_endpoints()
+            for process in left:
+                send(process, signum)
+            if gone_within(left, 5.0):
+                break
+        for pid_file in self._home().glob("*/daemon.pid"):
+            pid_file.unlink(missing_ok=True)

@@ -1,0 +1,254 @@
+"""A real Slurm with accounting: munge, MariaDB, slurmdbd, slurmctld and four slurmd."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.testbed.daemons import Daemons
+from tests.testbed.packages import FACILITY_USER
+from tests.testbed.slurm_conf import (
+    ACCOUNT,
+    CLUSTER,
+    FOREIGN_ACCOUNT,
+    NODES,
+    Site,
+    mariadb_conf,
+    slurm_conf,
+    slurmdbd_conf,
+)
+from tests.testbed.state import State, TestbedError, wait_until
+
+_START_SECONDS = 60.0
+_COMMAND_SECONDS = 60.0
+_DRAIN_SECONDS = 3.0
+_DATABASE_USER = "mysql"
+NODE_DAEMONS = tuple(f"slurmd-{node}" for node in NODES)
+
+
+class Slurm:
+    """One Slurm. Its files are below `state.root`; its daemons' names are those of the programs."""
+
+    def __init__(self, state: State, daemons: Daemons) -> None:
+        self._state = state
+        self.daemons = daemons
+        self.conf = state.root / "slurm" / "slurm.conf"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Return what a process must have in its environment to use this Slurm."""
+        return {"SLURM_CONF": str(self.conf)}
+
+    def start(self) -> None:
+        """Start what does not run, in order, and wait until all nodes take jobs.
+
+        Raises:
+            TestbedError: a part did not come up; names its log.
+        """
+        self._configure()
+        self._start_munge()
+        self._start_database()
+        self._start_accounting()
+        self._start_controller()
+        self._start_nodes()
+
+    def stop(self) -> None:
+        """Cancel all jobs, then stop every daemon, clients before servers: else they wait for time-outs."""
+        if self.daemons.find("slurmctld") is not None:
+            self._cancel_everything()
+        for name in (*NODE_DAEMONS, "slurmctld", "slurmdbd", "mariadbd", "munged"):
+            self.daemons.stop(name)
+
+    def run(
+        self, *command: str, user: str | None = None, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command against this Slurm, as this or another user; look at the result yourself."""
+        env = {**self.daemons.environment(), **self.env}
+        return subprocess.run(
+            command if user is None else as_user(command, user),
+            env=env,
+            cwd="/",
+            input=stdin if stdin is not None else "",
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_SECONDS,
+            check=False,
+        )
+
+    def ask(self, *command: str) -> str:
+        """Run one of Slurm's commands and return what it printed.
+
+        Raises:
+            TestbedError: it failed; quotes its words.
+        """
+        done = self.run(*command)
+        if done.returncode:
+            raise TestbedError(f"`{' '.join(command)}` failed with {done.returncode}: {done.stderr.strip()}")
+        return done.stdout
+
+    def _site(self) -> Site:
+        hostname = socket.gethostname().partition(".")[0]
+        try:
+            address = socket.gethostbyname(hostname)
+        except OSError as err:
+            raise TestbedError(
+                f"The name of this machine, {hostname}, has no address. Add it to /etc/hosts."
+            ) from err
+        return Site(
+            root=self._state.root,
+            hostname=hostname,
+            address=address,
+            controller_port=self._state.port("slurmctld"),
+            database_daemon_port=self._state.port("slurmdbd"),
+            database_port=self._state.port("mariadbd"),
+            database_password=self._state.need("database_password", lambda: secrets.token_hex(16)),
+            node_ports={node: self._state.port(f"slurmd-{node}") for node in NODES},
+        )
+
+    def _configure(self) -> None:
+        site = self._site()
+        for name in ("slurm", "run", "log", "ctld", "acct", "munge"):
+            self._state.directory(name)
+        for node in NODES:
+            self._state.directory(f"slurmd-{node}")
+        self._state.file("slurm", "slurm.conf", text=slurm_conf(site))
+        self._state.file("slurm", "slurmdbd.conf", text=slurmdbd_conf(site), mode=0o600)
+        self._state.directory("mariadb", owner=_DATABASE_USER)
+        self._state.file("mariadb", "my.cnf", text=mariadb_conf(site))
+        if not (self._state.directory("munge-key", mode=0o700) / "munge.key").exists():
+            self._state.file("munge-key", "munge.key", text=secrets.token_hex(64), mode=0o600)
+
+    def _start_munge(self) -> None:
+        if self.daemons.find("munged") is not None:
+            return
+        root = self._state.root
+        command = ["munged", "--foreground", "--force", "--num-threads=4"]
+        command += [
+            f"--socket={root}/munge/socket",
+            f"--pid-file={root}/munge/pid",
+            f"--log-file={root}/log/munged.log",
+        ]
+        command += [f"--key-file={root}/munge-key/munge.key", f"--seed-file={root}/munge-key/seed"]
+        self.daemons.start("munged", command)
+        probe = ["munge", "-n", "-S", f"{root}/munge/socket"]
+        self.daemons.wait_ready("munged", lambda: self.run(*probe).returncode == 0, seconds=_START_SECONDS)
+
+    def _start_database(self) -> None:
+        home = self._state.root / "mariadb"
+        options = f"--defaults-file={home}/my.cnf"
+        if self.daemons.find("mariadbd") is None:
+            if not (home / "data").exists():
+                made = self.run(
+                    "mariadb-install-db",
+                    options,
+                    f"--user={_DATABASE_USER}",
+                    "--skip-test-db",
+                    "--skip-name-resolve",
+                )
+                if made.returncode:
+                    raise TestbedError(f"The database could not be made: {made.stdout}{made.stderr}")
+            self.daemons.start("mariadbd", ["mariadbd", options, f"--user={_DATABASE_USER}"])
+        client = ["mariadb", f"--socket={home}/socket", "--user=root"]
+        self.daemons.wait_ready(
+            "mariadbd", lambda: self.run(*client, "-e", "SELECT 1").returncode == 0, seconds=_START_SECONDS
+        )
+        password = self._state.get("database_password")
+        self.ask(
+            *client,
+            "-e",
+            "CREATE DATABASE IF NOT EXISTS slurm_acct;"
+            f" CREATE USER IF NOT EXISTS slurm@'127.0.0.1' IDENTIFIED BY '{password}';"
+            " GRANT ALL ON slurm_acct.* TO slurm@'127.0.0.1';",
+        )
+
+    def _start_accounting(self) -> None:
+        if self.daemons.find("slurmdbd") is not None:
+            return
+        self.daemons.start("slurmdbd", ["slurmdbd", "-D"], env=self.env, own_log=True)
+
+        def answers() -> bool:
+            return self.run("sacctmgr", "-n", "list", "cluster").returncode == 0
+
+        self.daemons.wait_ready("slurmdbd", answers, seconds=_START_SECONDS)
+        if self._state.get("accounts") is None:
+            self._make_accounts()
+            self._state.put("accounts", f"{ACCOUNT} {FOREIGN_ACCOUNT}")
+
+    def _make_accounts(self) -> None:
+        """Make both accounts; only the first has the users of this testbed in it."""
+        steps = [f"add cluster {CLUSTER}"]
+        steps += [
+            f"add account {name} cluster={CLUSTER} Description={name} Organization=testbed"
+            for name in (ACCOUNT, FOREIGN_ACCOUNT)
+        ]
+        steps += [
+            f"add user {user} cluster={CLUSTER} account={ACCOUNT} DefaultAccount={ACCOUNT}"
+            for user in ("root", FACILITY_USER)
+        ]
+        for step in steps:
+            done = self.run("sacctmgr", "-i", *step.split())
+            if done.returncode and "Nothing new added" not in done.stdout + done.stderr:
+                raise TestbedError(f"`sacctmgr {step}` failed: {done.stdout}{done.stderr}")
+
+    def _start_controller(self) -> None:
+        if self.daemons.find("slurmctld") is None:
+            self.daemons.start("slurmctld", ["slurmctld", "-D"], env=self.env, own_log=True)
+        ping = ("scontrol", "ping")
+        self.daemons.wait_ready("slurmctld", lambda: " is UP" in self.run(*ping).stdout, seconds=_START_SECONDS)
+
+    def _start_nodes(self) -> None:
+        for node in NODES:
+            if self.daemons.find(f"slurmd-{node}") is None:
+                self.daemons.start(f"slurmd-{node}", ["slurmd", "-D", "-N", node], env=self.env, own_log=True)
+
+        def all_ready() -> bool:
+            states = self.run("sinfo", "-h", "-N", "-p", "debug", "-o", "%T").stdout.split()
+            return len(states) == len(NODES) and all(state in ("idle", "mixed", "allocated") for state in states)
+
+        wait_until(
+            all_ready,
+            seconds=_START_SECONDS,
+            what=f"nodes {', '.join(NODES)} ready",
+            log=self._state.log("slurmctld"),
+        )
+
+    def _cancel_everything(self) -> None:
+        """Ask all jobs to end, and give them a moment; the sweep after the stop kills the rest."""
+        try:
+            for user in ("root", FACILITY_USER):
+                self.run("scancel", f"--user={user}")
+            wait_until(
+                lambda: not self.run("squeue", "-h").stdout.strip(), seconds=_DRAIN_SECONDS, what="jobs ended"
+            )
+        except (TestbedError, subprocess.TimeoutExpired):
+            return
+
+
+@contextmanager
+def private_slurm(root: Path) -> Iterator[Slurm]:
+    """Run a second, independent Slurm in an own directory, for tests that stop or hang its daemons.
+
+    The facility's user must be able to enter `root` and its parents: pytest's `tmp_path` is closed to others.
+    """
+    state = State(root)
+    state.create()
+    daemons = Daemons(state)
+    slurm = Slurm(state, daemons)
+    try:
+        slurm.start()
+        yield slurm
+    finally:
+        slurm.stop()
+        daemons.sweep()
+
+
+def as_user(command: Sequence[str], user: str) -> list[str]:
+    """Return the command line that runs `command` as another user of this machine."""
+    if os.geteuid() != 0:
+        raise TestbedError("Only root can run a command as another user.")
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *command]

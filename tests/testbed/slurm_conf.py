@@ -1,0 +1,141 @@
+"""The text of Slurm's configuration files: what this pretended cluster looks like. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CLUSTER = "testbed"
+NODES = ("n1", "n2", "n3", "n4")
+CPUS_PER_NODE = 16
+MEMORY_PER_NODE_MB = 16000
+ACCOUNT = "proj1"
+FOREIGN_ACCOUNT = "proj2"
+
+PARTITIONS = {
+    "debug": "Default=YES MaxTime=60 PriorityTier=1 PreemptMode=OFF",
+    "high": "PriorityTier=10 PreemptMode=OFF",
+    "low": "PriorityTier=1 PreemptMode=REQUEUE",
+    "lowc": "PriorityTier=1 PreemptMode=CANCEL",
+    "off": "State=DOWN PriorityTier=1 PreemptMode=OFF",
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the files need to know of the machine and the run."""
+
+    root: Path
+    hostname: str
+    address: str
+    controller_port: int
+    database_daemon_port: int
+    database_port: int
+    database_password: str
+    node_ports: dict[str, int]
+
+    @property
+    def munge_socket(self) -> Path:
+        """Return the socket of this run's munged."""
+        return self.root / "munge" / "socket"
+
+
+def slurm_conf(site: Site) -> str:
+    """Return slurm.conf: four nodes on one machine, no cgroups, short time-outs, accounts enforced."""
+    nodes = "\n".join(
+        f"NodeName={name} NodeHostname={site.hostname} NodeAddr={site.address} Port={port}"
+        f" CPUs={CPUS_PER_NODE} RealMemory={MEMORY_PER_NODE_MB} State=UNKNOWN"
+        for name, port in site.node_ports.items()
+    )
+    partitions = "\n".join(f"PartitionName={name} Nodes=ALL {text}" for name, text in PARTITIONS.items())
+    root = site.root
+    return f"""\
+ClusterName={CLUSTER}
+SlurmctldHost={site.hostname}({site.address})
+SlurmctldPort={site.controller_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={site.munge_socket}
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+StateSaveLocation={root}/ctld
+SlurmdSpoolDir={root}/slurmd-%n
+SlurmctldPidFile={root}/run/slurmctld.pid
+SlurmdPidFile={root}/run/slurmd-%n.pid
+SlurmctldLogFile={root}/log/slurmctld.log
+SlurmdLogFile={root}/log/slurmd-%n.log
+SlurmctldDebug=info
+SlurmdDebug=info
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+MailProg=/bin/true
+SlurmdParameters=config_overrides
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=500
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=5
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldTimeout=30
+SlurmdTimeout=30
+KillWait=10
+MinJobAge=60
+MessageTimeout=20
+JobAcctGatherType=jobacct_gather/linux
+JobCompType=jobcomp/filetxt
+JobCompLoc={root}/acct/jobcomp.log
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost={site.address}
+AccountingStoragePort={site.database_daemon_port}
+AccountingStoragePass={site.munge_socket}
+AccountingStorageEnforce=associations
+{nodes}
+{partitions}
+"""
+
+
+def slurmdbd_conf(site: Site) -> str:
+    """Return slurmdbd.conf. It holds the database's password: mode 0600."""
+    root = site.root
+    return f"""\
+AuthType=auth/munge
+AuthInfo=socket={site.munge_socket}
+CommunicationParameters=NoInAddrAny
+DbdHost={site.hostname}
+DbdAddr={site.address}
+DbdPort={site.database_daemon_port}
+SlurmUser=root
+PidFile={root}/run/slurmdbd.pid
+LogFile={root}/log/slurmdbd.log
+DebugLevel=info
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={site.database_port}
+StorageUser=slurm
+StoragePass={site.database_password}
+StorageLoc=slurm_acct
+"""
+
+
+def mariadb_conf(site: Site) -> str:
+    """Return the database server's option file: loopback only, little memory, no durability."""
+    home = site.root / "mariadb"
+    return f"""\
+[mariadbd]
+datadir={home}/data
+socket={home}/socket
+pid-file={home}/pid
+bind-address=127.0.0.1
+port={site.database_port}
+skip-name-resolve
+innodb_buffer_pool_size=64M
+innodb_log_file_size=16M
+innodb_flush_log_at_trx_commit=0
+innodb_lock_wait_timeout=900
+performance_schema=OFF
+max_connections=64
+"""

@@ -1,0 +1,174 @@
+"""Tests of the emulator with the real SDK and endpoint: logins, limits, round trips, the capture, faults."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+import urllib.error
+from pathlib import Path
+
+import pytest
+from globus_compute_sdk import Client
+from globus_compute_sdk.errors import TaskExecutionFailed
+from globus_compute_sdk.serialize import ComputeSerializer, DillCode, DillDataBase64
+
+from tests.testbed.emulator.capture import Capture, find_pickles, pickles_in
+from tests.testbed.emulator.meter import WINDOW_SECONDS, most_in_window
+from tests.testbed.facility import Facility
+from tests.testbed.probes import PSIK_SOURCE, SOURCE, await_state, call, get, is_done, token
+from tests.testbed.state import wait_until
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:\s*Environment differences detected:UserWarning")
+
+_PICKLING = ComputeSerializer(strategy_code=DillCode, strategy_data=DillDataBase64)
+_LAMBDA = eval("lambda name: name", {})
+"""A function that dill takes by value, without this module around it."""
+
+_EXECUTOR_SCRIPT = """
+import sys
+
+from globus_compute_sdk import Executor
+from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
+
+
+def whoami(name):
+    import subprocess
+
+    return [name, subprocess.run(["id", "-un"], capture_output=True, text=True).stdout.strip()]
+
+
+text = ComputeSerializer(
+    strategy_code=PureSourceTextInspect,
+    strategy_data=JSONData,
+    allowed_deserializer_types=[PureSourceTextInspect, JSONData],
+)
+with Executor(sys.argv[1], serializer=text, result_serializers=[JSONData]) as executor:
+    print(*executor.submit(whoami, "x").result(timeout=40))
+"""
+
+
+def test_login(facility: Facility) -> None:
+    assert token(facility, facility.client_secret)
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        token(facility, "wrong")
+
+
+def test_the_twenty_first_request_within_ten_seconds_is_refused(facility: Facility) -> None:
+    time.sleep(WINDOW_SECONDS)
+    facility.globus.reset_meter()
+    for _ in range(20):
+        get(facility, "/v2/version")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(facility, "/v2/version")
+    assert caught.value.code == 429
+    meter = facility.meter()
+    assert (meter["requests"], meter["most_in_10_s"], meter["statuses"]) == (21, 21, {"200": 20, "429": 1})
+    time.sleep(float(caught.value.headers["Retry-After"]))
+    get(facility, "/v2/version")
+
+
+def test_the_window_slides() -> None:
+    assert most_in_window([]) == 0
+    assert most_in_window([0, 1, 2, 9.9, 10.5, 11.5]) == 4
+    assert most_in_window([0, 10, 20]) == 1
+
+
+def test_a_payload_over_10_mb_is_refused(facility: Facility) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(facility, f"/v3/endpoints/{facility.endpoint_id}/submit", data=b"0" * (10 * 1024 * 1024 + 1))
+    assert caught.value.code == 413
+    assert json.load(caught.value)["code"] == "TASK_PAYLOAD_TOO_LARGE"
+
+
+def test_source_text_and_json_round_trip_without_pickle(facility: Facility, client: Client) -> None:
+    before = len(facility.globus.messages())
+    function_id = client.register_source_code(SOURCE, "call")
+    result = call(facility, client, function_id, "submit", {"list": [1, None, "é\n"]})
+    assert result["who"] == facility.user
+    assert "n[1-4]" in result["sinfo"]
+    assert result["said"] == ["constant of the module", "submit", {"list": [1, None, "é\n"]}]
+    crossed = facility.globus.messages()[before:]
+    assert {"command", "task", "result"} <= {message.kind for message in crossed}
+    assert [how for message in crossed for how in pickles_in(message.body)] == []
+
+
+def test_psik_at_the_endpoint_reaches_slurm(facility: Facility, client: Client) -> None:
+    function_id = client.register_source_code(PSIK_SOURCE, "call")
+    script = "#!/bin/bash\nid -un\nsrun -n1 hostname </dev/null\n"
+    base, native_id = call(facility, client, function_id, str(facility.prefix), script)
+    await_state(facility, native_id, "COMPLETED")
+    written = (Path(base) / "log" / "stdout.1").read_text().splitlines()
+    assert written[0] == facility.user
+    assert (Path(base) / "status.csv").read_text().splitlines()[-1].split(",")[1:3] == ["1", "completed"]
+
+
+def test_the_executor_round_trips_too(facility: Facility, tmp_path: Path) -> None:
+    """In a process of its own, since an Executor's threads outlive it."""
+    before = len(facility.globus.messages())
+    script = tmp_path / "executor.py"
+    script.write_text(_EXECUTOR_SCRIPT)
+    ran = subprocess.run(
+        [sys.executable, str(script), facility.endpoint_id],
+        env={**os.environ, **facility.env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.stdout.split() == ["x", facility.user], ran.stderr
+    crossed = facility.globus.messages()[before:]
+    assert "result-copy" in {message.kind for message in crossed}
+    assert [how for message in crossed for how in pickles_in(message.body)] == []
+
+
+def test_the_endpoint_refuses_pickled_code_and_the_capture_shows_it(facility: Facility, client: Client) -> None:
+    before = len(facility.globus.messages())
+    client.fx_serializer = _PICKLING
+    function_id = client.register_function(_LAMBDA)
+    task_id = client.run("x", endpoint_id=facility.endpoint_id, function_id=function_id)
+    wait_until(lambda: is_done(client, task_id), seconds=40, what="the pickled task")
+    with pytest.raises(TaskExecutionFailed, match="DillCode disabled"):
+        client.get_result(task_id)
+    crossed = facility.globus.messages()[before:]
+    assert any(pickles_in(message.body) for message in crossed if message.kind == "task")
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        _PICKLING.serialize(None),
+        _PICKLING.serialize({"key": list(range(100))}),
+        _PICKLING.serialize(_LAMBDA),
+        "00\n" + base64.b64encode(pickle.dumps([1, 2], protocol=0)).decode(),
+    ],
+    ids=["none", "long", "code", "protocol 0"],
+)
+def test_a_planted_pickle_is_found(tmp_path: Path, buffer: str) -> None:
+    packed = f"7\n11\n[1]\n{len(buffer)}\n{buffer}" if buffer.startswith("01") else buffer
+    harmless = json.dumps({"message_type": "task", "data": {"task_buffer": "11\n[1]"}}).encode()
+    planted = json.dumps({"message_type": "task", "data": {"task_buffer": packed}}).encode()
+    capture = Capture(tmp_path / "capture.jsonl")
+    capture.write("task", "q", b"\x01" + harmless)
+    capture.write("task", "q", b"\x01" + planted)
+    capture.write("result", "q", pickle.dumps({"raw": 1}))
+    assert {finding.message.kind for finding in find_pickles(tmp_path / "capture.jsonl")} == {
+        "task",
+        "result",
+    }
+    assert pickles_in(b"\x01" + harmless) == []
+
+
+def test_a_dropped_reply_and_an_error_are_retried_by_the_sdk(facility: Facility, client: Client) -> None:
+    function_id = client.register_source_code(SOURCE, "call")
+    facility.globus.order_fault("error", match="POST /v3/endpoints/*/submit", status=503)
+    facility.globus.order_fault("drop_reply", match="POST /v3/endpoints/*/submit")
+    before = len([message for message in facility.globus.messages() if message.kind == "task"])
+    assert call(facility, client, function_id, "submit", {})["who"] == facility.user
+    facility.globus.clear_faults()
+    after = len([message for message in facility.globus.messages() if message.kind == "task"])
+    assert after - before == 2, "the lost reply's task and the one that was sent again"
