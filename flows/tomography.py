@@ -40,7 +40,7 @@ def script_job(name: str, python: str, environment: dict[str, Path], **fields: l
         script=f"#!{python}\n{text}",
         environment={key: str(path) for key, path in environment.items()},
         resources=ResourceSpec(duration=10, node_count=1, cpu_cores_per_process=2, exclusive_node_use=False),
-        **fields,  # type: ignore[arg-type]
+        **fields,
     )
 
 

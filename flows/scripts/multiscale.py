@@ -181,7 +181,7 @@ def _pixel_size_micrometers(path: Path) -> float | None:
         page = tiff.pages.first
         if page.resolutionunit == tifffile.RESUNIT.NONE:
             return None
-        return 1e4 / page.get_resolution(tifffile.RESUNIT.CENTIMETER)[0]
+        return 1e4 / float(page.get_resolution(tifffile.RESUNIT.CENTIMETER)[0])
 
 
 def _put_in_place(part: Path, out: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_users_own_task_with_retries_submits_once(prefix: Path) -> None:
 
 
 def test_a_subflow_under_a_flow_retry_submits_once(prefix: Path) -> None:
-    seen = []
+    seen: list[Any] = []
 
     @flow
     def sub(number: int) -> str:
@@ -175,7 +175,7 @@ def test_the_same_key_with_another_spec_shows_the_difference(prefix: Path) -> No
 
 
 def test_the_block_may_be_edited_between_attempts(prefix: Path) -> None:
-    seen = []
+    seen: list[Any] = []
 
     @flow(retries=1)
     def edited() -> None:

@@ -78,7 +78,7 @@ def test_three_jobs_one_fails_one_is_canceled_from_another_process(prefix: Path)
 
     canceler = threading.Thread(target=cancel_from_outside)
     canceler.start()
-    good, bad, long = three(return_state=False)
+    good, bad, long = three()
     canceler.join()
     assert not errors
     assert good.is_completed()

@@ -59,7 +59,7 @@ def backend(facility: Facility) -> PsikBackend:
         endpoint_id=UUID(facility.endpoint_id),
         prefix=str(facility.prefix),
         attributes=BackendAttributes(type="slurm", queue_name="debug", project_name="proj1"),
-        credentials=GlobusCredentials(client_id=UUID(facility.client_id), client_secret=facility.client_secret),  # type: ignore[arg-type]
+        credentials=GlobusCredentials(client_id=UUID(facility.client_id), client_secret=facility.client_secret),
         poll_interval_seconds=3,
     )
 

@@ -95,6 +95,11 @@ class Facility:
         return self.state.root / "prefix"
 
     @property
+    def science_python(self) -> Path:
+        """Return the interpreter that has the libraries of the scientific jobs, at the facility."""
+        return packages.science_bin() / "python"
+
+    @property
     def data(self) -> Path:
         """Return a directory that everyone may write to: scratch of the facility, reachable by the tests."""
         return self.state.root / "data"

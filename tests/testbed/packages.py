@@ -30,6 +30,15 @@ DEBIAN_PACKAGES = (
     "rabbitmq-server",
 )
 ENDPOINT_PACKAGES = ("globus-compute-endpoint==4.19.0", "psik==3.1.1")
+#: What the jobs of the tomography flow need at the facility; nothing of ours either.
+SCIENCE_PACKAGES = (
+    "h5py==3.16.0",
+    "numpy==2.4.6",
+    "pillow==13.0.0",
+    "scikit-image==0.26.0",
+    "tifffile==2026.3.3",
+    "zarr==3.1.6",
+)
 _SYSTEM_PYTHON = Path("/usr/bin/python3")
 _VENV_PACKAGE = "python3-venv"
 _APT_SECONDS = 600
@@ -50,13 +59,18 @@ def endpoint_bin() -> Path:
     return cache() / name / "bin"
 
 
+def science_bin() -> Path:
+    """Return the `bin` directory of the environment that the facility's scientific jobs use."""
+    return cache() / "-".join(["science", *(package.split("==")[1] for package in SCIENCE_PACKAGES)]) / "bin"
+
+
 def missing() -> list[str]:
     """Return what would have to be installed, by name; empty when the machine is ready."""
     lacking = _missing_debian()
     if not _has_user():
         lacking.append(f"user {FACILITY_USER}")
-    if not _complete_mark().exists():
-        lacking.append("endpoint environment")
+    if not all(_complete_mark(path).exists() for path in (endpoint_bin(), science_bin())):
+        lacking.append("Python environments of the facility")
     return lacking
 
 
@@ -85,7 +99,7 @@ def install() -> None:
         _apt([_VENV_PACKAGE], log)
         lacking.remove(_VENV_PACKAGE)
     with ThreadPoolExecutor(2) as pool:
-        steps = [pool.submit(_build_environment, log.with_name("install-endpoint.log"))]
+        steps = [pool.submit(_build_environments, log.with_name("install-python.log"))]
         if lacking:
             steps.append(pool.submit(_apt, lacking, log))
         for step in steps:
@@ -114,8 +128,8 @@ def _has_user() -> bool:
     return True
 
 
-def _complete_mark() -> Path:
-    return endpoint_bin().parent / "complete"
+def _complete_mark(environment: Path) -> Path:
+    return environment.parent / "complete"
 
 
 def _apt(packages: list[str], log: Path) -> None:
@@ -152,11 +166,16 @@ def _no_service_starts() -> Iterator[None]:
         _POLICY.unlink(missing_ok=True)
 
 
-def _build_environment(log: Path) -> None:
-    """Build the environment from Debian's Python: another user must be able to run it."""
-    if _complete_mark().exists():
+def _build_environments(log: Path) -> None:
+    _build_environment(endpoint_bin(), ENDPOINT_PACKAGES, log)
+    _build_environment(science_bin(), SCIENCE_PACKAGES, log)
+
+
+def _build_environment(environment: Path, packages: tuple[str, ...], log: Path) -> None:
+    """Build an environment from Debian's Python: another user must be able to run it."""
+    if _complete_mark(environment).exists():
         return
-    home = endpoint_bin().parent
+    home = environment.parent
     home.parent.mkdir(parents=True, exist_ok=True)
     if home.exists():
         shutil.rmtree(home)
@@ -177,8 +196,8 @@ def _build_environment(log: Path) -> None:
             "--python",
             str(python),
         ]
-    _run([*installer, *ENDPOINT_PACKAGES], log, seconds=_VENV_SECONDS)
-    _complete_mark().touch()
+    _run([*installer, *packages], log, seconds=_VENV_SECONDS)
+    _complete_mark(environment).touch()
 
 
 def _run(command: list[str], log: Path, *, seconds: int, env: dict[str, str] | None = None) -> None:

@@ -16,6 +16,7 @@ from tests.testbed.slurm_conf import (
     ACCOUNT,
     CLUSTER,
     FOREIGN_ACCOUNT,
+    OTHER_ACCOUNT,
     NODES,
     Site,
     mariadb_conf,
@@ -177,18 +178,19 @@ class Slurm:
         self.daemons.wait_ready("slurmdbd", answers, seconds=_START_SECONDS)
         if self._state.get("accounts") is None:
             self._make_accounts()
-            self._state.put("accounts", f"{ACCOUNT} {FOREIGN_ACCOUNT}")
+            self._state.put("accounts", f"{ACCOUNT} {OTHER_ACCOUNT} {FOREIGN_ACCOUNT}")
 
     def _make_accounts(self) -> None:
-        """Make both accounts; only the first has the users of this testbed in it."""
+        """Make the accounts; all but the foreign one have the users of this testbed in them."""
         steps = [f"add cluster {CLUSTER}"]
         steps += [
             f"add account {name} cluster={CLUSTER} Description={name} Organization=testbed"
-            for name in (ACCOUNT, FOREIGN_ACCOUNT)
+            for name in (ACCOUNT, OTHER_ACCOUNT, FOREIGN_ACCOUNT)
         ]
         steps += [
-            f"add user {user} cluster={CLUSTER} account={ACCOUNT} DefaultAccount={ACCOUNT}"
+            f"add user {user} cluster={CLUSTER} account={account} DefaultAccount={ACCOUNT}"
             for user in ("root", FACILITY_USER)
+            for account in (ACCOUNT, OTHER_ACCOUNT)
         ]
         for step in steps:
             done = self.run("sacctmgr", "-i", *step.split())

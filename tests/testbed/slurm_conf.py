@@ -10,10 +10,13 @@ NODES = ("n1", "n2", "n3", "n4")
 CPUS_PER_NODE = 16
 MEMORY_PER_NODE_MB = 16000
 ACCOUNT = "proj1"
+OTHER_ACCOUNT = "stf006"
+"""Another that takes everyone; the account of the set-up guide that psik's documentation gives."""
 FOREIGN_ACCOUNT = "proj2"
 
 PARTITIONS = {
     "debug": "Default=YES MaxTime=60 PriorityTier=1 PreemptMode=OFF",
+    "batch": "MaxTime=60 PriorityTier=1 PreemptMode=OFF",
     "high": "PriorityTier=10 PreemptMode=OFF",
     "low": "PriorityTier=1 PreemptMode=REQUEUE",
     "lowc": "PriorityTier=1 PreemptMode=CANCEL",

@@ -1,0 +1,175 @@
+"""blocks/register.py: facility files become blocks, or a sentence says why not and nothing is saved."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import prefect.settings
+import pytest
+import yaml
+
+from prefect_psik import GlobusCollection, GlobusCredentials, PsikBackend, run_job
+from tests.integration.local import bash
+from tests.integration.test_blocks import api
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+BLOCKS = Path(__file__).parents[2] / "blocks"
+ENDPOINT = "11111111-2222-3333-4444-555555555555"
+SITE = {
+    "PERLMUTTER_ENDPOINT_ID": ENDPOINT,
+    "PERLMUTTER_COLLECTION_ID": ENDPOINT,
+    "NERSC_ACCOUNT": "als",
+    "FRONTIER_ENDPOINT_ID": ENDPOINT,
+    "FRONTIER_COLLECTION_ID": ENDPOINT,
+    "OLCF_PROJECT": "abc123",
+    "POLARIS_ENDPOINT_ID": ENDPOINT,
+}
+
+
+def register(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the script as a person would, on the server of the tests."""
+    clean = {name: value for name, value in os.environ.items() if name not in SITE}
+    clean |= {"PREFECT_API_URL": str(prefect.settings.PREFECT_API_URL.value()), **environment}
+    command = [sys.executable, str(BLOCKS / "register.py"), *map(str, arguments)]
+    return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=300)
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def register_here(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the script in this process, where the imports are done."""
+    main = runpy.run_path(str(BLOCKS / "register.py"))["main"]
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        code = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return run
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The sentence of a refusal: one paragraph on stderr, exit code 2, no traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+def names() -> set[str]:
+    return {document["name"] for document in api("POST", "/block_documents/filter", {"limit": 200})}
+
+
+def facility(path: Path, name: str, **fields: object) -> Path:
+    document: dict[str, object] = {"name": name, "backend": {"prefix": "$HOME/psik"}, **fields}
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def test_every_file_here_becomes_blocks() -> None:
+    files = sorted(BLOCKS.glob("*.yaml"))
+    assert [path.stem for path in files] == ["frontier", "local", "perlmutter", "polaris"]
+    done = register(*files, "--overwrite", **SITE)
+    assert done.returncode == 0, done.stderr
+    polaris, perlmutter = PsikBackend.load("polaris"), PsikBackend.load("perlmutter")
+    assert isinstance(polaris, PsikBackend)
+    assert (polaris.prefix, polaris.endpoint) == ("/lustre/stf006/psik_jobs", ENDPOINT)
+    assert polaris.attributes.model_dump(exclude_defaults=True) == {
+        "type": "slurm",
+        "project_name": "stf006",
+        "queue_name": "batch",
+    }
+    assert isinstance(perlmutter, PsikBackend)
+    assert perlmutter.prefix == "$SCRATCH/psik", "the facility's variable is left to the facility"
+    assert perlmutter.attributes.sbatch_options() == {"--qos": "regular", "--constraint": "cpu"}
+    assert perlmutter.attributes.project_name == "als"
+    collection = GlobusCollection.load("frontier-scratch")
+    assert isinstance(collection, GlobusCollection)
+    assert collection.base_path == "/lustre/orion/abc123/scratch"
+
+
+def test_the_files_hold_no_uuid_and_no_secret() -> None:
+    for path in BLOCKS.glob("*.yaml"):
+        document = yaml.safe_load(path.read_text())
+        assert "credentials" not in document["backend"]
+        assert str(document["backend"].get("endpoint_id", "${")).startswith("${")
+
+
+def test_a_second_time_needs_overwrite(tmp_path: Path, register_here: Run) -> None:
+    path = facility(tmp_path / "twice.yaml", "twice")
+    assert register_here(path).returncode == 0
+    said = refused(register_here(path))
+    assert "psik-backend/twice" in said
+    assert "--overwrite" in said
+    facility(path, "twice", backend={"prefix": "/changed"})
+    for _ in range(2):
+        assert register_here(path, "--overwrite").returncode == 0
+    loaded = PsikBackend.load("twice")
+    assert isinstance(loaded, PsikBackend)
+    assert loaded.prefix == "/changed"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: bad\nbackend: {endpoint_id: '${NOT_SET_HERE}'}\n", ["NOT_SET_HERE", "bad.yaml", "export"]),
+        ("name: bad\nbackend: {prefx: /x}\n", ["prefx", "bad.yaml", "prefix", "endpoint_id"]),
+        ("name: bad\nbackend: {attributes: {partition: x}}\n", ["partition", "queue_name", "bad.yaml"]),
+        ("name: bad\nbackend: {default_resources: {minutes: 1}}\n", ["minutes", "duration", "bad.yaml"]),
+        ("name: bad\nbackends: {}\n", ["backends", "Known fields: name, backend, collections"]),
+        ("name: bad\nbackend: {}\ncollections: {c: {path: /}}\n", ["path", "base_path"]),
+        ("name: bad\nbackend: {endpoint_id: polaris}\n", ["endpoint_id", "polaris", "bad.yaml"]),
+        ("name: bad\nbackend: {attributes: {options: {qos: x}}}\n", ["'qos'", "--qos"]),
+        ("name: bad\n", ["backend", "bad.yaml"]),
+        ("backend: {}\n", ["name", "bad.yaml"]),
+        ("name: Bad_Name\nbackend: {}\n", ["Bad_Name", "lower-case"]),
+        ("- a list\n", ["bad.yaml", "list", "mapping"]),
+        ("name: [", ["bad.yaml", "not YAML"]),
+        ("", ["bad.yaml", "mapping"]),
+        ("name: bad\nbackend: {credentials: {client_secret: oh}}\n", ["credentials", "no secret", "name"]),
+        ("name: bad\nbackend: {credentials: nobody}\n", ["globus-credentials/nobody", "bad.yaml"]),
+    ],
+)
+def test_nothing_is_saved_unless_all_is_good(
+    tmp_path: Path, register_here: Run, text: str, words: list[str]
+) -> None:
+    good = facility(tmp_path / "good.yaml", "good-beside-bad")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(text)
+    said = refused(register_here(good, bad))
+    for word in words:
+        assert word in said
+    assert "good-beside-bad" not in names()
+
+
+def test_a_missing_file_and_a_name_given_twice(tmp_path: Path, register_here: Run) -> None:
+    assert "gone.yaml" in refused(register_here(tmp_path / "gone.yaml"))
+    one, two = (facility(tmp_path / f"{n}.yaml", "same-name") for n in (1, 2))
+    assert "same-name" in refused(register_here(one, two))
+    assert "same-name" not in names()
+
+
+def test_a_login_is_named_and_used(tmp_path: Path, register_here: Run, prefix: Path) -> None:
+    GlobusCredentials.model_validate({"client_id": ENDPOINT, "client_secret": "s"}).save(
+        "beamline", overwrite=True
+    )
+    path = facility(tmp_path / "f.yaml", "with-login", backend={"prefix": str(prefix), "credentials": "beamline"})
+    assert register_here(path).returncode == 0
+    document = api("GET", "/block_types/slug/psik-backend/block_documents/name/with-login")
+    assert document["block_document_references"]["credentials"]["block_document"]["name"] == "beamline"
+    assert run_job("with-login", bash("echo runs")).stdout == "runs\n"
+
+
+def test_no_server_is_said(tmp_path: Path) -> None:
+    done = register(facility(tmp_path / "f.yaml", "x"), PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 1
+    assert "PREFECT_API_URL" in done.stderr
+    assert "Traceback" not in done.stderr

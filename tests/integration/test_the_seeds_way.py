@@ -1,0 +1,108 @@
+"""The set-up guide's own files, whole: psik.json becomes a block, job.yaml runs; and the flows by block names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import prefect.settings
+import pytest
+
+from flows.hello_job import hello_job
+from flows.tomography import tomography
+from prefect_psik import BackendAttributes, GlobusCredentials, PsikBackend
+from tests.integration.local import wait_until
+from tests.testbed.facility import Facility
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+#: The prefix in the guide's psik.json.
+LUSTRE = Path("/lustre/stf006/psik_jobs")
+
+
+@pytest.fixture
+def lustre(facility: Facility) -> Iterator[Path]:
+    """The guide's prefix, made for this test unless the machine has it."""
+    top = next(path for path in reversed([LUSTRE, *LUSTRE.parents]) if not path.exists())
+    LUSTRE.mkdir(parents=True)
+    shutil.chown(LUSTRE, facility.user)
+    try:
+        yield LUSTRE
+    finally:
+        shutil.rmtree(top)
+
+
+def prefect_psik(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a person would, with the worker's own login."""
+    command = [sys.executable, "-m", "prefect_psik.cli", *arguments]
+    api = {"PREFECT_API_URL": str(prefect.settings.PREFECT_API_URL.value())}
+    return subprocess.run(command, env={**os.environ, **env, **api}, capture_output=True, text=True, timeout=300)
+
+
+def test_import_and_run_of_the_guides_files(facility: Facility, lustre: Path) -> None:
+    given = f"polaris={facility.endpoint_id}"
+    imported = prefect_psik("import", str(FIXTURES / "psik.json"), "--endpoint", given, env=facility.env)
+    assert imported.returncode == 0, imported.stderr
+    facility.globus.reset_meter()
+    done = prefect_psik("run", str(FIXTURES / "job.yaml"), env=facility.env)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"base={lustre}/" in done.stdout, "printenv ran in the job"
+    assert lines[-1] == "srun", "psik's $mpirun on Slurm"
+    assert facility.meter()["routes"]["POST /v3/endpoints/*/submit"] >= 2
+    native_id = next(line.split("=")[1] for line in lines if line.startswith("SLURM_JOB_ID="))
+
+    def accounted() -> str:
+        return facility.sacct("-n", "-P", "-X", "-j", native_id, "-o", "Account,Partition,State").strip()
+
+    wait_until(lambda: accounted().endswith("COMPLETED"))
+    assert accounted() == "stf006|batch|COMPLETED"
+
+
+@pytest.fixture
+def block_names(facility: Facility) -> Iterator[tuple[str, str]]:
+    """Two blocks: this machine, and the facility."""
+    PsikBackend(prefix=str(facility.data / "local-psik")).save("here", overwrite=True)
+    PsikBackend(
+        endpoint_id=UUID(facility.endpoint_id),
+        prefix=str(facility.prefix),
+        attributes=BackendAttributes(type="slurm", queue_name="debug", project_name="proj1"),
+        credentials=GlobusCredentials(client_id=UUID(facility.client_id), client_secret=facility.client_secret),
+    ).save("facility", overwrite=True)
+    with facility.client():
+        yield "here", "facility"
+
+
+def test_the_flows_run_anywhere_by_changing_the_blocks_name(
+    facility: Facility, block_names: tuple[str, str], tmp_path: Path
+) -> None:
+    here, there = block_names
+    assert "Hello from" in hello_job(here)
+    assert "Hello from" in hello_job(there)
+    errors = []
+    for name in block_names:
+        data = facility.data / f"tomography-{name}"
+        data.mkdir(mode=0o777)
+        data.chmod(0o777)
+        (data / "rec").mkdir()
+        (data / "rec").chmod(0o777)
+        errors.append(
+            tomography(
+                backend=name,
+                data=data,
+                pictures=tmp_path / name,
+                size=48,
+                slices=8,
+                angles=60,
+                python=str(facility.science_python),
+            )
+        )
+        assert (tmp_path / name / "slice_z.png").read_bytes().startswith(b"\x89PNG")
+    assert errors[0]["nrmse"] == pytest.approx(errors[1]["nrmse"], rel=1e-3)
+    assert errors[0]["nrmse"] < 0.35
