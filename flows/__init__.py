@@ -1,0 +1,1 @@
+"""Runnable pipelines: the examples that the tests run."""

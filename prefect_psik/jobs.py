@@ -22,6 +22,7 @@ from prefect_psik.cancellation import INTERRUPTS, OnCancel, Wait, owner_of
 from prefect_psik.exceptions import SyncCallError
 from prefect_psik.identity import current_caller, enclosing_flow_runs, identify
 from prefect_psik.jobspec import JobSpec
+from prefect_psik.lifecycle import Submitted
 from prefect_psik.models import JobHandle, JobResult, JobStatus
 from prefect_psik.progress import Reporter, run_logger
 from prefect_psik.resolve import (
@@ -91,8 +92,7 @@ def submit_job(
     """
     _refuse_running_loop("asubmit_job")
     spec = resolve_spec(spec)
-    block = load_backend(backend_name(backend, spec))
-    return _submitted(*_result(_submit(block, spec, key, rerun)))
+    return _submit(load_backend(backend_name(backend, spec)), spec, key, rerun, "cancel")
 
 
 @task(name="submit psik job", task_run_name=_submit_name, cache_policy=NO_CACHE)
@@ -106,7 +106,7 @@ async def asubmit_job(
     """Async twin of `submit_job`."""
     spec = resolve_spec(spec)
     block = await aload_backend(backend_name(backend, spec))
-    return _submitted(*await _aresult(_submit(block, spec, key, rerun)))
+    return await _asubmit(block, spec, key, rerun, "cancel")
 
 
 @task(name="wait for psik job", cache_policy=NO_CACHE)
@@ -219,8 +219,7 @@ def run_job(
     _refuse_running_loop("arun_job")
     spec = resolve_spec(spec)
     block = load_backend(backend_name(backend, spec))
-    handle = _submitted(*_result(_submit(block, spec, key, rerun)))
-    return _wait(handle, block, on_cancel)
+    return _wait(_submit(block, spec, key, rerun, on_cancel), block, on_cancel)
 
 
 @task(name="run psik job", task_run_name=_submit_name, cache_policy=NO_CACHE)
@@ -235,28 +234,63 @@ async def arun_job(
     """Async twin of `run_job`."""
     spec = resolve_spec(spec)
     block = await aload_backend(backend_name(backend, spec))
-    handle = _submitted(*await _aresult(_submit(block, spec, key, rerun)))
-    return await _await(handle, block, on_cancel)
+    return await _await(await _asubmit(block, spec, key, rerun, on_cancel), block, on_cancel)
 
 
 # ------------------------------------------------------------------------------------- shared by the twins
 
 
-def _submit(block: PsikBackend, spec: JobSpec, key: str | None, rerun: Rerun) -> Future[tuple[JobHandle, bool]]:
+def _begin_submit(block: PsikBackend, spec: JobSpec, key: str | None, rerun: Rerun) -> Future[Submitted]:
     block.check_open()
     identity = identify(spec, endpoint=block.endpoint, prefix=block.prefix, key=key, caller=current_caller())
     owner = owner_of(enclosing_flow_runs())
 
-    async def work(channel: Channel) -> tuple[JobHandle, bool]:
+    async def work(channel: Channel) -> Submitted:
         return await lifecycle.submit(channel, block, spec, identity, rerun=rerun == "on_retry", owner=owner)
 
     return Session.current().on_channel(block.get_transport(), block.prefix, block.poll_interval_seconds, work)
 
 
-def _submitted(handle: JobHandle, created: bool) -> JobHandle:
-    run_logger().info(
-        "%s %s on %s: %s", handle, "submitted" if created else "found again", handle.place, handle.path
-    )
+def _submit(block: PsikBackend, spec: JobSpec, key: str | None, rerun: Rerun, on_cancel: OnCancel) -> JobHandle:
+    submission = _begin_submit(block, spec, key, rerun)
+    try:
+        return _told(_result(submission))
+    except INTERRUPTS:
+        concurrent.futures.wait([_interrupted_submit(submission, block, on_cancel)], timeout=INTERRUPT_SECONDS)
+        raise
+
+
+async def _asubmit(
+    block: PsikBackend, spec: JobSpec, key: str | None, rerun: Rerun, on_cancel: OnCancel
+) -> JobHandle:
+    submission = _begin_submit(block, spec, key, rerun)
+    try:
+        return _told(await _aresult(submission))
+    except INTERRUPTS:
+        asked = asyncio.ensure_future(_aresult(_interrupted_submit(submission, block, on_cancel)))
+        await asyncio.wait([asked], timeout=INTERRUPT_SECONDS)
+        raise
+
+
+def _interrupted_submit(submission: Future[Submitted], block: PsikBackend, on_cancel: OnCancel) -> Future[None]:
+    """The submission goes on; a job that comes of it while the flow run is cancelled is canceled, too."""
+    flow_runs = enclosing_flow_runs()
+
+    async def work(channel: Channel) -> None:
+        submitted = await asyncio.wrap_future(submission)
+        if on_cancel == "cancel" and submitted.created and await cancellation.is_cancelling(tuple(flow_runs)):
+            await channel.cancel(submitted.handle, owner_of(flow_runs))
+
+    return Session.current().on_channel(block.get_transport(), block.prefix, block.poll_interval_seconds, work)
+
+
+def _told(submitted: Submitted) -> JobHandle:
+    handle, logger = submitted.handle, run_logger()
+    how = "submitted" if submitted.created else "found again"
+    extra = {"psik_handle": handle.model_dump_json(exclude_defaults=True)}
+    logger.info("%s %s on %s: %s", handle, how, handle.place, handle.path, extra=extra)
+    for warning in submitted.warnings:
+        logger.warning("%s: the scheduler remarks: %s", handle, warning)
     return handle
 
 

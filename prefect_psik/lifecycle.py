@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import difflib
 import json
+from dataclasses import dataclass
 
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.exceptions import (
@@ -27,6 +28,15 @@ _WORTH_ANOTHER_TRY = frozenset({FailureCause.node_failure, FailureCause.preempte
 _MESSAGE_LINES = 10
 
 
+@dataclass(frozen=True)
+class Submitted:
+    """What became of a submission: whether this call started a run, and what the scheduler remarked."""
+
+    handle: JobHandle
+    created: bool
+    warnings: list[str]
+
+
 async def submit(
     channel: Channel,
     block: PsikBackend,
@@ -35,7 +45,7 @@ async def submit(
     *,
     rerun: bool,
     owner: dict[str, str | None],
-) -> tuple[JobHandle, bool]:
+) -> Submitted:
     """Create or get a job; a failed or canceled one runs again for a newer attempt.
 
     Args:
@@ -45,9 +55,6 @@ async def submit(
         identity: Key, stamp and attempt.
         rerun: Whether a newer attempt runs a failed or canceled job again.
         owner: Who submits.
-
-    Returns:
-        The handle, and whether this call started a run.
 
     Raises:
         KeyConflict: The key stands for another job; shows the difference.
@@ -64,7 +71,7 @@ async def submit(
                 handle = _handle(answer, block, spec, identity, job["duration"])
     except KeyConflict as err:
         raise _conflict(err, spec, identity) from None
-    return handle, bool(answer["created"])
+    return Submitted(handle, bool(answer["created"]), list(answer.get("warnings", [])))
 
 
 def _handle(
