@@ -6,6 +6,7 @@ import base64
 import difflib
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,17 +65,26 @@ class _Typed(BaseModel):
         return data
 
 
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is no number")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_no_truth_value)]
+
+
 class ResourceSpec(_Typed):
     """How much the job asks for. Fields and defaults are psik's, plus `memory`."""
 
-    duration: int = Field(default=10, ge=1, description="Walltime limit in minutes, at least 1.")
-    node_count: int | None = Field(default=None, ge=1, description="Compute nodes.")
-    process_count: int | None = Field(
+    duration: Count = Field(default=10, ge=1, description="Walltime limit in minutes, at least 1.")
+    node_count: Count | None = Field(default=None, ge=1, description="Compute nodes.")
+    process_count: Count | None = Field(
         default=None, ge=1, description="Processes in all; not together with processes_per_node."
     )
-    processes_per_node: int | None = Field(default=None, ge=1, description="Processes on each node.")
-    cpu_cores_per_process: int = Field(default=1, ge=1, description="CPU cores of each process.")
-    gpu_cores_per_process: int = Field(default=0, ge=0, description="GPUs of each process.")
+    processes_per_node: Count | None = Field(default=None, ge=1, description="Processes on each node.")
+    cpu_cores_per_process: Count = Field(default=1, ge=1, description="CPU cores of each process.")
+    gpu_cores_per_process: Count = Field(default=0, ge=0, description="GPUs of each process.")
     exclusive_node_use: bool = Field(default=True, description="Take whole nodes (psik's default).")
     memory: str | None = Field(
         default=None, pattern=r"^[0-9]+[KMGT]?$", description="Memory per node, as sbatch's --mem: 16G."
@@ -129,11 +139,11 @@ def _as_content(value: Any) -> Any:
 
 def _inside(path: str) -> str:
     """Check that a path stays inside the job's directory."""
-    parts = path.split("/")
-    if not path or path.startswith(("/", "~", "-")) or ".." in parts or _CONTROL.search(path):
+    plain = posixpath.normpath(path) == path and path != "." and not path.startswith("..")
+    if not plain or path.startswith(("/", "~", "-")) or _CONTROL.search(path):
         raise ValueError(
-            f"{path!r} must be a plain path inside the job's directory: relative, without '..', "
-            "leading dash or control characters"
+            f"{path!r} must be a plain path of a file inside the job's directory: relative, without '.', '..', "
+            "double slashes, leading dash or control characters"
         )
     return path
 
@@ -229,8 +239,8 @@ class JobSpec(_Typed):
                 raise ValueError(f"{name!r} is no name of an environment variable")
             if name in RESERVED_VARIABLES:
                 raise ValueError(f"the variable {name!r} is set by psik for every job: choose another name")
-            if "\0" in value:
-                raise ValueError(f"the value of {name} contains a NUL byte")
+            if re.search(r"[\x00\ud800-\udfff]", value):
+                raise ValueError(f"the value of {name} contains a NUL byte or half of a surrogate pair")
         return environment
 
     @field_validator("files")
@@ -267,7 +277,7 @@ class JobSpec(_Typed):
             document = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as err:
             raise SpecError(f"Cannot read the job spec {path}: {err.strerror}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as err:
+        except (yaml.YAMLError, ValueError) as err:
             raise SpecError(f"The job spec {path} is not YAML: {err}.") from None
         if not isinstance(document, dict):
             raise SpecError(
@@ -275,7 +285,7 @@ class JobSpec(_Typed):
                 "'name:', 'script:' and 'backend:'."
             )
         if isinstance(names := document.get("files"), list):
-            document["files"] = {Path(name).name: path.parent / str(name) for name in names}
+            document["files"] = _listed_files(path, names)
         return cls._checked(document, f"The job spec {path}")
 
     @classmethod
@@ -361,7 +371,9 @@ class JobSpec(_Typed):
         if scheduler == "slurm":
             memory = {"--mem": self.resources.memory} if self.resources.memory else {}
             limits = {"--time": str(self.resources.duration), "--export": "NIL"}
-            requeue = {} if {"--requeue", "--no-requeue"} & {*options, *self.attributes} else {"--no-requeue": ""}
+            # sbatch takes every unambiguous beginning of an option for the option.
+            asked = any(name.startswith(("--req", "--no-r")) for name in (*options, *self.attributes))
+            requeue = {} if asked else {"--no-requeue": ""}
             merged = {**options, **memory, **self.attributes, **requeue, **limits}
             # One argument each, twice: psik passes key and value, and sbatch takes `--key value` amiss
             # for bare flags and for options whose value is optional.
@@ -377,6 +389,21 @@ class JobSpec(_Typed):
             "resources": resources,
             "attributes": attributes,
         }
+
+
+def _listed_files(spec: Path, names: list[Any]) -> dict[str, Path]:
+    """Read `files` of a job.yaml that lists local paths, relative to it."""
+    files: dict[str, Path] = {}
+    for name in names:
+        if not isinstance(name, str):
+            raise SpecError(f"The job spec {spec} has {name!r} in files, which is no path of a local file.")
+        if Path(name).name in files:
+            raise SpecError(
+                f"The job spec {spec} lists two files named {Path(name).name!r}: write them as a mapping, "
+                "from the path in the job's directory to the content."
+            )
+        files[Path(name).name] = spec.parent / name
+    return files
 
 
 def sbatch_argument(key: str, value: str) -> str:

@@ -40,7 +40,9 @@ _SHORT = {
     "-V": "--version",
     "-W": "--wait",
 }
-_OPTION = re.compile(r"--[a-z][a-z0-9_-]*|-[A-Za-z]")
+#: Short options that take a value, and those that take none: behind these, a value would be read as more options.
+_SHORT_VALUES, _SHORT_FLAGS = "AbBcCdDFGLmNnpqSwx", "HIkOsv"
+_OPTION = re.compile(rf"--[a-z][a-z0-9_-]*|-[{_SHORT_VALUES}{_SHORT_FLAGS}]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -59,28 +61,30 @@ def check_options(given: Any) -> Any:
 
 
 def _checked_name(name: Any) -> str:
+    if name in _SHORT:
+        raise ValueError(f"the option {name} is not possible here: {FORBIDDEN_OPTIONS[_SHORT[name]]}")
     if name == ":":
         raise ValueError("':' makes a heterogeneous job, whose ids psik cannot follow: submit two jobs")
     if not isinstance(name, str) or not _OPTION.fullmatch(name):
         guess = f": write '--{name}'" if isinstance(name, str) and re.fullmatch(r"[a-z][a-z-]+", name) else ""
         raise ValueError(f"{name!r} is not spelled as an option of sbatch, such as '--qos'{guess}")
     # sbatch takes every unambiguous beginning of a long option for the option itself.
-    full = _SHORT.get(name) or next(
-        (option for option in FORBIDDEN_OPTIONS if name.startswith("--") and option.startswith(name)), None
-    )
-    if full is not None:
+    full = next((option for option in FORBIDDEN_OPTIONS if option.startswith(name)), None)
+    if full is not None and name.startswith("--"):
         raise ValueError(f"the option {name} is not possible here: {FORBIDDEN_OPTIONS[full]}")
     return name
 
 
 def _checked_value(name: str, value: Any) -> str:
-    if value is True:
+    if value is True or value == name:
         return name
+    if name[1:] in _SHORT_FLAGS:
+        raise ValueError(f"the option {name} takes no value: write true")
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"the option {name} has an empty value; for a flag without value write true")
-    if _CONTROL.search(value) or (value.startswith("-") and value != name):
+    if _CONTROL.search(value) or value.startswith("-"):
         raise ValueError(f"the value {value!r} of option {name} begins with a dash or has control characters")
     return value
 

@@ -46,7 +46,7 @@ def read_psik_json(path: str | Path, endpoints: Mapping[str, str] | None = None)
     if unknown := sorted(set(endpoints) - set(backends)):
         raise SpecError(f"{path} has no backend {', '.join(unknown)}. It has: {', '.join(backends)}.")
     return {
-        name: _block(path, name, entry, str(document.get("prefix", _DEFAULT_PREFIX)), endpoints.get(name))
+        name: _block(path, name, entry, str(document.get("prefix") or _DEFAULT_PREFIX), endpoints.get(name))
         for name, entry in backends.items()
     }
 
@@ -57,10 +57,12 @@ def _block(path: Path, name: str, entry: Any, local_prefix: str, endpoint: str |
         raise SpecError(f"{where} is no mapping.")
     kind = entry.get("type", "local")
     if kind in ("slurm", "local"):
+        if endpoint is not None:
+            raise SpecError(f"{where} is of type {kind}, on this machine: it takes no endpoint UUID.")
         return _checked(where, {"prefix": local_prefix, "attributes": _attributes(where, entry)})
     if kind != "globus":
         raise SpecError(f"{where} is of type {kind!r}; only globus, slurm and local can be imported.")
-    given = endpoint or str(entry.get("queue_name", ""))
+    given = endpoint or str(entry.get("queue_name") or "nothing")
     try:
         endpoint_id = UUID(given)
     except ValueError:

@@ -88,6 +88,10 @@ FINAL = ("completed", "failed", "canceled")
 STREAMS = ("stdout", "stderr", "console")
 
 
+#: What a malformed payload or a defect of this file raises; never the whole of Exception.
+DEFECTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
 class Trouble(Exception):
     """Something that the caller must know, as a sentence.
 
@@ -114,10 +118,8 @@ def call(name: str, payload: dict[str, Any]) -> dict[str, Any]:
         answer = {"error": trouble.answer}
     except OSError as err:
         answer = {"error": _os_trouble(err).answer}
-    except (KeyError, TypeError, ValueError, AttributeError) as err:
-        if name in operations and _well_formed(payload):
-            raise
-        answer = {"error": Trouble("payload", f"The payload of {name!r} is malformed: {err!r}.").answer}
+    except DEFECTS as err:
+        answer = {"error": _defect(name, err).answer}
     answer["now"] = time.time()
     return answer
 
@@ -136,13 +138,18 @@ def hello(payload: dict[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- payloads
 
 
-def _well_formed(payload: Any) -> bool:
-    jobs = payload.get("jobs") if isinstance(payload, dict) else None
-    return isinstance(jobs, list) and all(isinstance(job, dict) and "stamp" in job for job in jobs)
+def _defect(name: str, err: BaseException) -> Trouble:
+    """What nobody foresaw: a sentence, and the traceback for those who mend it."""
+    import traceback
+
+    text = f"The call {name!r} cannot be carried out: {err!r}. Its payload is malformed, or this is a defect."
+    return Trouble("payload", text, traceback="".join(traceback.format_exception(err)))
 
 
 def _jobs(payload: dict[str, Any]) -> list[dict[str, Any]]:
     jobs = payload["jobs"]
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+        raise Trouble("payload", "The payload's jobs are no list of objects.")
     for job in jobs:
         if not isinstance(job["stamp"], str) or not STAMP.fullmatch(job["stamp"]):
             raise Trouble(
@@ -390,8 +397,8 @@ def _members(base: str, jobndx: int, table: dict[int, Process]) -> list[Process]
     launched = _launched(base, jobndx)
     native = str(note["pid"]) if note else _native_id(base, jobndx) or (launched[0] if launched else "")
     runner = table.get(int(native)) if native.isdigit() else None
-    if runner and note and note["start"] != runner.start:
-        runner = None
+    if runner and not (note["start"] == runner.start if note else _works_in(runner.pid, base)):
+        runner = None  # another process got its pid
     session = note.get("session") if note else None
     group = int(launched[1].split(" ", 1)[0]) if launched else None
     mark = f"base={base}".encode()
@@ -403,6 +410,15 @@ def _members(base: str, jobndx: int, table: dict[int, Process]) -> list[Process]
         if related and (runner or _has_variable(process.pid, mark)):
             found.append(process)
     return found
+
+
+def _works_in(pid: int, base: str) -> bool:
+    """Whether a process has the job's directory as its own, as psik's runner has; unknowable without /proc."""
+    record = _read_json(os.path.join(base, "prefect", "job.json")) or {}
+    try:
+        return os.readlink(f"/proc/{pid}/cwd") == os.path.realpath(_directory(base, record))
+    except OSError:
+        return not os.path.exists("/proc/self/stat")
 
 
 def _has_variable(pid: int, mark: bytes) -> bool:
@@ -583,6 +599,8 @@ async def _submit_all(psik: Any, prefix: str, jobs: list[dict[str, Any]]) -> dic
                 return {"error": trouble.answer}
             except OSError as err:
                 return {"error": _os_trouble(err).answer}
+            except DEFECTS as err:
+                return {"error": _defect("submit", err).answer}
 
     answers = await asyncio.gather(*(one(job) for job in jobs))
     return {job["stamp"]: answer for job, answer in zip(jobs, answers, strict=True)}
@@ -702,12 +720,12 @@ async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Non
         os.chmod(os.path.join(base, "status.csv"), 0o600)
         kept = ("key", "digest", "canonical", "outputs", "expect", "owner")
         record = {name: job[name] for name in kept}
-        requeue = any(option.startswith("--requeue") for option in spec["attributes"])
+        requeue = any(option.startswith("--req") for option in spec["attributes"])
         record.update(
             version=PROTOCOL, requeue=requeue, type=backend.type, directory=spec["directory"], created=time.time()
         )
         _write_whole(os.path.join(ours, "job.json"), json.dumps(record).encode())
-    except (OSError, Trouble):
+    except (OSError, Trouble, *DEFECTS):
         shutil.rmtree(base, ignore_errors=True)
         raise
 
@@ -729,9 +747,9 @@ def _write_inputs(directory: str, files: dict[str, dict[str, Any]]) -> None:
         parent = os.path.dirname(path)
         if not path.startswith(top + os.sep):
             raise Trouble("spec", f"The input file {name!r} would lie outside of the job's directory {top}.")
-        os.makedirs(parent, mode=0o700, exist_ok=True)
         if not (os.path.realpath(parent) + os.sep).startswith(top + os.sep):
             raise Trouble("spec", f"The input file {name!r} would leave the job's directory {top} through a link.")
+        os.makedirs(parent, mode=0o700, exist_ok=True)
         try:
             data = (
                 content["text"].encode()
@@ -1135,5 +1153,5 @@ def _output_files(directory: str, pattern: str) -> dict[str, str]:
     for path in sorted(glob.glob(os.path.join(glob.escape(top), pattern), recursive=True)):
         real = os.path.realpath(path)
         if os.path.isfile(real) and real.startswith(top + os.sep):
-            found[os.path.relpath(path, top)] = real
+            found[os.fsencode(os.path.relpath(path, top)).decode("utf-8", "replace")] = real
     return found

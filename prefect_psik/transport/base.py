@@ -11,6 +11,7 @@ from prefect_psik.exceptions import (
     FacilitySetupError,
     KeyConflict,
     PrefectPsikError,
+    RemoteCodeError,
     SpecError,
     SubmitRejected,
 )
@@ -81,5 +82,7 @@ def error_from(answer: dict[str, Any], place: str) -> PrefectPsikError:
             return SubmitRejected(text)
         case "conflict":
             return KeyConflict(text, stored=answer.get("canonical", ""))
+        case "payload":
+            return RemoteCodeError(text, remote_traceback=answer.get("traceback", ""))
         case _:
             return FacilityError(text)
