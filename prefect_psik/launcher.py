@@ -8,6 +8,8 @@ import shlex
 SCRIPT_FILE = "prefect/script"
 #: Exit code of a launcher that found another Slurm job of the same run at work (sysexits' EX_TEMPFAIL).
 NOT_THE_OWNER = 75
+#: Exit code of a launcher that cannot write to the job's directory (sysexits' EX_CANTCREAT).
+NOT_WRITABLE = 73
 
 # psik runs this text with $base (the job's directory), $jobndx and $jobid set. The first of two Slurm jobs
 # of the same run makes the link; a requeued job keeps its id and passes.
@@ -17,9 +19,13 @@ d="$base/prefect"
 {{ read -r s < "/proc/$$/stat"; }} 2> /dev/null
 printf '%s\\n' "${{s:-$$}}" > "$d/process.$jobndx.$jobid"
 ln -s "$jobid" "$d/owner.$jobndx" 2> /dev/null
-if [ "$(readlink "$d/owner.$jobndx")" != "$jobid" ]; then
+owner=$(readlink "$d/owner.$jobndx")
+if [ -z "$owner" ]; then
+  echo "$d is not writable where the job runs: its file system is full, or not the one of the login node." >&2
+  exit {not_writable}
+elif [ "$owner" != "$jobid" ]; then
   : > "$d/refused.$jobndx.$jobid"
-  echo "Another job of this run is at work: $(readlink "$d/owner.$jobndx"); this one, $jobid, does nothing." >&2
+  echo "Another job of this run is at work: $owner; this one, $jobid, does nothing." >&2
   exit {not_the_owner}
 fi
 {exports}umask {umask}
@@ -41,6 +47,9 @@ def normalize_script(script: str) -> tuple[list[str], str]:
     if not body.endswith("\n"):
         body += "\n"
     words = body[2:].split("\n", 1)[0].split() if body.startswith("#!") else []
+    if words[1:2] == ["-S"]:
+        # env itself splits what follows, and knows quotes.
+        words = [*words[:2], body[2:].split("\n", 1)[0].split(None, 2)[2].rstrip()] if words[2:] else words
     return words or ["/bin/bash"], body
 
 
@@ -55,6 +64,7 @@ def launcher_script(interpreter: list[str], *, umask: str, scheduler: str) -> st
     """
     return _LAUNCHER.format(
         not_the_owner=NOT_THE_OWNER,
+        not_writable=NOT_WRITABLE,
         exports="export SLURM_EXPORT_ENV=ALL\n" if scheduler == "slurm" else "",
         umask=umask,
         interpreter=shlex.join(interpreter),

@@ -43,7 +43,7 @@ _SHORT = {
 #: Short options that take a value, and those that take none: behind these, a value would be read as more options.
 _SHORT_VALUES, _SHORT_FLAGS = "AbBcCdDFGLmNnpqSwx", "HIkOsv"
 _OPTION = re.compile(rf"--[a-z][a-z0-9_-]*|-[{_SHORT_VALUES}{_SHORT_FLAGS}]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def check_options(given: Any) -> Any:

@@ -336,11 +336,15 @@ def _native_id(base: str, jobndx: int) -> str | None:
 
 def _launched(base: str, jobndx: int) -> tuple[str, str] | None:
     """Native id and the script's process line, as the launcher left them."""
-    for path in glob.glob(os.path.join(glob.escape(base), "prefect", f"process.{jobndx}.*")):
-        text = (_read(path) or b"").decode("utf-8", "replace").strip()
-        if text:
-            return path.split(f"process.{jobndx}.", 1)[1], text
-    return None
+    ours = os.path.join(base, "prefect")
+    try:
+        owner = os.readlink(os.path.join(ours, f"owner.{jobndx}"))
+    except OSError:
+        return None
+    text = (_read(os.path.join(ours, f"process.{jobndx}.{os.path.basename(owner)}")) or b"").decode(
+        "utf-8", "replace"
+    )
+    return (owner, text.strip()) if text.strip() else None
 
 
 def _directory(base: str, record: dict[str, Any]) -> str:
@@ -779,7 +783,10 @@ async def _launch(psik: Any, prefix: str, base: str, job: dict[str, Any], jobndx
                 f"An earlier call may have started job {job['stamp']} {age:.0f} s ago, without a trace yet; it is "
                 f"submitted again if there is none after {doubt:.0f} s.",
             )
-    _write_whole(intent, json.dumps({"time": time.time(), "attempt": job["attempt"]}).encode())
+    # psik's local backend appends the console of all runs to one file; Slurm begins it anew.
+    console = 0 if slurm else _size(_log(base, "console", jobndx))
+    intended = {"time": time.time(), "attempt": job["attempt"], "console": console}
+    _write_whole(intent, json.dumps(intended).encode())
     pid = os.getpid()
     said: list[str] = []
     try:
@@ -924,11 +931,13 @@ def _facts(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, A
     jobndx = job.get("jobndx") or _last_run(base) or 1
     ours = os.path.join(base, "prefect")
     native_id = _native_id(base, jobndx)
+    intent = _read_json(os.path.join(ours, f"intent.{jobndx}")) or {}
+    begins = {"console": int(intent.get("console", 0))}
     facts: dict[str, Any] = {
         "jobndx": jobndx,
         "native_id": native_id,
         "type": record["type"],
-        "intent": (_read_json(os.path.join(ours, f"intent.{jobndx}")) or {}).get("time"),
+        "intent": intent.get("time"),
         "cancel_asked": (_read_json(os.path.join(ours, f"cancel.{jobndx}")) or {}).get("time"),
         "refused": len(glob.glob(os.path.join(glob.escape(ours), f"refused.{jobndx}.*"))),
     }
@@ -944,7 +953,7 @@ def _facts(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, A
     facts["sizes"] = {stream: _size(_log(base, stream, jobndx)) for stream in STREAMS}
     ended = _has_end(base, jobndx)
     if lasting or facts.get("alive") is False:
-        facts["tails"] = {stream: _tail(_log(base, stream, jobndx)) for stream in STREAMS}
+        facts["tails"] = {stream: _tail(_log(base, stream, jobndx), begins.get(stream, 0)) for stream in STREAMS}
         facts["expect"] = {pattern: _count(_directory(base, record), pattern) for pattern in record["expect"]}
         facts["outputs"] = {
             pattern: len(_output_files(_directory(base, record), pattern)) for pattern in record["outputs"]
@@ -955,7 +964,11 @@ def _facts(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, A
     facts["now"] = time.time()
     if job.get("offsets") is not None:
         facts["logs"] = {
-            stream: _log_text(_log(base, stream, jobndx), int(job["offsets"].get(stream, 0)), snapshot)
+            stream: _log_text(
+                _log(base, stream, jobndx),
+                max(int(job["offsets"].get(stream, 0)), begins.get(stream, 0)),
+                snapshot,
+            )
             for stream in STREAMS
         }
     return facts
@@ -982,8 +995,9 @@ def _size(path: str) -> int:
         return 0
 
 
-def _tail(path: str) -> str:
-    return (_read(path, TAIL_BYTES) or b"").decode("utf-8", "replace")
+def _tail(path: str, begin: int) -> str:
+    length = min(_size(path) - begin, TAIL_BYTES)
+    return (_read(path, length) or b"").decode("utf-8", "replace") if length > 0 else ""
 
 
 def _log_text(path: str, offset: int, snapshot: _Snapshot) -> dict[str, Any]:

@@ -52,7 +52,7 @@ T = TypeVar("T")
 REQUESTS_PER_WINDOW, WINDOW_SECONDS = 16, 10.2
 #: When the results are asked for, seconds after the youngest call was sent. An endpoint publishes twice a
 #: second, so the first answer is most likely just after half a second.
-ASK_AFTER_SECONDS = (0.5, 0.6, 0.8, 1.1, 1.6, 2.4, 3.6)
+ASK_AFTER_SECONDS = (0.53, 0.65, 0.85, 1.1, 1.6, 2.4, 3.6)
 ASK_EVERY_SECONDS = 2.5
 RETRY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 HTTP_SECONDS = 30.0

@@ -21,6 +21,8 @@ _SERIALIZERS = (
     "globus_compute_sdk.serialize.PureSourceTextInspect",
     "globus_compute_sdk.serialize.JSONData",
 )
+#: With the value 1 the endpoint accepts pickles, too: to measure what other clients send.
+PICKLE_VARIABLE = "PREFECT_PSIK_TESTBED_PICKLE"
 _CONFIG = f"""\
 display_name: {_NAME}
 heartbeat_period: {_HEARTBEAT_SECONDS}
@@ -98,16 +100,15 @@ class Endpoint:
     def _configure(self) -> None:
         self._state.directory("endpoint", owner=FACILITY_USER)
         self._state.directory("endpoint", _NAME, mode=0o700, owner=FACILITY_USER)
-        allowed = "\n".join(f"    - {name}" for name in _SERIALIZERS)
+        names = "\n".join(f"    - {name}" for name in _SERIALIZERS)
+        allowed = "" if os.environ.get(PICKLE_VARIABLE) == "1" else f"  allowed_serializers:\n{names}\n"
         template = f"""\
 heartbeat_period: {_HEARTBEAT_SECONDS}
 idle_heartbeats_soft: 0
 engine:
   type: ThreadPoolEngine
   max_workers: {_MAX_WORKERS}
-  allowed_serializers:
-{allowed}
-"""
+{allowed}"""
         for name, text in (("config.yaml", _CONFIG), ("user_config_template.yaml.j2", template)):
             self._state.file("endpoint", _NAME, name, text=text, owner=FACILITY_USER)
 
