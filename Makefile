@@ -1,41 +1,88 @@
-# The project's commands; `make` alone lists them.
+# The commands of this project. `make` alone lists them.
+#
+#   PYTHON   the interpreter to build environments with, 3.11 to 3.13
+#   ARGS     more arguments for what runs, as in: make test ARGS="-k identity"
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
 
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-# Nothing of the user's is touched: Prefect's database and settings of these commands live here.
+ARGS ?=
+BIN := .venv/bin
+
+# Whatever Prefect the user of this machine has is neither asked nor touched.
+unexport PREFECT_API_URL PREFECT_API_KEY PREFECT_PROFILE PREFECT_PROFILES_PATH
+unexport PREFECT_API_DATABASE_CONNECTION_URL PREFECT_SERVER_DATABASE_CONNECTION_URL
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+# The first start of a Prefect server makes its database, slowly on a busy machine.
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 180
 
-.PHONY: help demo check test bench facility clean
+# Run $(1) with a Prefect home that is thrown away afterwards, whatever happens.
+with_prefect_home = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && PREFECT_HOME=$$home $(1)
+# What a test or flow starts by name comes from the same environment.
+with_path = PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python
 
-help:  ## List the commands
-	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+# Make an environment at $(1) from the names and versions in $(2); its stamp is the target.
+define environment
+	$(1)/bin/python -m uv --version >/dev/null 2>&1 || { $(PYTHON) -m venv --clear $(1) && $(1)/bin/python -m pip install --quiet uv; }
+	$(1)/bin/python -m uv pip install --quiet --python $(1)/bin/python -r $(2) -e '.[dev,tomography]'
+	@touch $@
+endef
 
-$(VENV)/.installed: pyproject.toml requirements/pinned.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements/pinned.txt -e '.[dev,tomography]'
-	touch $@
+.PHONY: help
+help:  ## List these commands
+	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(VENV)/.installed  ## Reconstruct a phantom on this machine: pictures and the error figure
-	PREFECT_HOME=$(CURDIR)/.cache/prefect PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python flows/tomography.py
+.PHONY: .venv
+.venv: .venv/.complete  ## Make the environment of development, with the pinned versions
 
-check: $(VENV)/.installed  ## Format, lint, types, layers, spelling
+.venv/.complete: requirements/pinned.txt pyproject.toml
+	$(call environment,.venv,requirements/pinned.txt)
+
+.PHONY: demo
+demo: .venv  ## Reconstruct a phantom as batch jobs of this machine; prints the error, leaves pictures
+	PREFECT_HOME=$(CURDIR)/.cache/prefect $(call with_path,.venv) flows/tomography.py
+
+.PHONY: check
+check: .venv  ## Check format, lint, types, layers and spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell prefect_psik flows blocks tests docs README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/codespell
 
-test: $(VENV)/.installed  ## All tests that this machine can run; the others say why not
-	PREFECT_HOME=$(CURDIR)/.cache/prefect-test PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+.PHONY: test
+test: .venv  ## Run the tests
+	@$(call with_prefect_home,$(call with_path,.venv) -m pytest $(ARGS))
 
-bench: $(VENV)/.installed  ## Print the figures of speed and memory, beside those of peers
-	PREFECT_HOME=$(CURDIR)/.cache/prefect-bench PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.bench
+LOWEST_TESTS := tests/unit tests/integration/test_blocks.py tests/integration/test_local_jobs.py
 
-facility: $(VENV)/.installed  ## Bring up a facility on this machine (Debian, root), until Ctrl-C
+.PHONY: test-lowest
+test-lowest: .venv-lowest/.complete  ## Run tests with the lowest versions that pyproject.toml allows
+	@$(call with_prefect_home,$(call with_path,.venv-lowest) -m pytest $(or $(ARGS),$(LOWEST_TESTS)))
+
+.venv-lowest/.complete: requirements/lowest.txt pyproject.toml
+	$(call environment,.venv-lowest,requirements/lowest.txt)
+
+.PHONY: bench
+bench: .venv  ## Measure speed and memory; the limits are printed with the figures
+	@$(call with_prefect_home,$(call with_path,.venv) -m tests.bench $(ARGS))
+
+.PHONY: facility
+facility: .venv  ## Run a facility on this machine (Debian, as root) until Ctrl-C: Slurm, broker, endpoint
 	$(BIN)/python -m tests.testbed run
 
-clean:  ## Remove what these commands made
-	rm -rf $(VENV) .cache demo-output
+LOCK := $(BIN)/python -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+	--all-extras --constraints requirements/constraints.txt --no-header --no-annotate --upgrade
+
+.PHONY: lock
+lock: .venv  ## Resolve both sets of versions anew
+	$(LOCK) --output-file requirements/pinned.txt
+	$(LOCK) --resolution lowest-direct --output-file requirements/lowest.txt
+
+.PHONY: clean
+clean:  ## Remove environments, caches and the demo's output
+	rm -rf .venv .venv-lowest .cache demo-output dist build
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import posixpath
 import re
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from prefect.blocks.core import Block
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import BackendClosed, SpecError
@@ -19,6 +21,9 @@ from prefect_psik.options import Options
 if TYPE_CHECKING:
     from prefect_psik.identity import Identity
     from prefect_psik.transport.base import Transport
+
+
+_logger = logging.getLogger(__name__)
 
 
 class BackendAttributes(BaseModel):
@@ -110,6 +115,23 @@ class PsikBackend(Block):
     accept_jobs: bool = Field(default=True, title="Accept jobs", description="Off: drain this backend.")
     note: str = Field(default="", title="Note", description="Shown when jobs are not accepted: why, until when.")
 
+    @field_validator("default_resources", mode="before")
+    @classmethod
+    def _take_any_resources(cls, value: Any) -> Any:
+        return value.model_dump(exclude_unset=True) if isinstance(value, ResourceSpec) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tell_unknown(cls, data: Any) -> Any:
+        # A stored block of a newer version must load, so what is unknown is told and not refused.
+        known = [*cls.model_fields, "block_type_slug"]
+        for name in data if isinstance(data, dict) else ():
+            if name not in known and not str(name).startswith("_"):
+                close = difflib.get_close_matches(str(name), known, n=1)
+                hint = f" (did you mean {close[0]}?)" if close else ""
+                _logger.warning("A psik-backend block has the unknown field %r%s: it is ignored", name, hint)
+        return data
+
     @property
     def document_name(self) -> str | None:
         """The name that the block was saved or loaded under, if any."""
@@ -158,6 +180,10 @@ class PsikBackend(Block):
         """
         asked = spec.resources.model_dump(exclude_unset=True)
         defaults = self.default_resources.model_dump(exclude_unset=True) if self.default_resources else {}
+        if asked.keys() & {"process_count", "processes_per_node"}:
+            defaults = {
+                name: n for name, n in defaults.items() if name not in ("process_count", "processes_per_node")
+            }
         merged = spec.model_copy(update={"resources": ResourceSpec(**(defaults | asked))})
         attributes = self.attributes
         return {

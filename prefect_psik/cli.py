@@ -19,7 +19,7 @@ from prefect_psik.exceptions import FailureCause, JobError, PrefectPsikError, Sp
 from prefect_psik.jobs import cancel_job, run_job
 from prefect_psik.models import JobState
 from prefect_psik.psik_json import read_psik_json
-from prefect_psik.resolve import resolve_spec
+from prefect_psik.resolve import existing_backends, resolve_spec
 
 #: Exit codes: bad input, everything else that is not success, and an interrupted wait.
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
@@ -117,6 +117,11 @@ def import_(
     table = Table(
         "block", "endpoint", "prefix", "batch system", "queue", "project", title="Saved psik-backend blocks"
     )
+    taken = [name for name in existing_backends() if name in blocks]
+    if taken and not overwrite:
+        raise SpecError(
+            f"There is a block {', '.join(taken)} already; nothing was saved. Use --overwrite to replace it."
+        )
     for name, block in blocks.items():
         save_block(block, name, overwrite=overwrite)
         attributes = block.attributes

@@ -119,7 +119,8 @@ class FileContent(_Typed):
         """Bytes of the file."""
         if self.text is not None:
             return len(self.text.encode())
-        return len(self.base64 or "") * 3 // 4
+        text = self.base64 or ""
+        return len(text) * 3 // 4 - text.count("=")
 
 
 def _as_content(value: Any) -> Any:

@@ -60,8 +60,8 @@ class Reporter:
             self._partial[stream] = rest
         name = self.handle.name or self.handle.stamp
         for line in lines:
-            if line.strip():
-                extra = {"psik_stream": stream, "psik_line": line}
+            extra = {"psik_stream": stream, "psik_line": line}
+            if line.strip() or not _in_run():
                 self.logger.info("%s %s | %s", name, stream, line[:_LINE_LIMIT], extra=extra)
 
     def _tell_state(self, status: JobStatus) -> None:

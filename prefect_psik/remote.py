@@ -57,7 +57,7 @@ SQUEUE_SECONDS = 15.0
 SACCT_SECONDS = 60.0
 COMMAND_SECONDS = 30.0
 SCANCEL_SECONDS = 15.0
-PARALLEL_SUBMITS = 8
+PARALLEL_SUBMITS = 16
 #: Slurm's states that end a job; all others are live.
 SLURM_FINAL = frozenset(
     [
@@ -643,8 +643,9 @@ async def _submit_one(psik: Any, prefix: str, job: dict[str, Any]) -> dict[str, 
                 return _existing(prefix, base, job, last)
             raise Trouble("busy", f"Another call has been submitting job {job['stamp']} for {LOCK_SECONDS:.0f} s.")
         record = _read_json(os.path.join(base, "prefect", "job.json"))
+        created = None
         if record is None:
-            await _create(psik, prefix, base, job)
+            created = await _create(psik, prefix, base, job)
             jobndx = 1
         else:
             if record["key"] != job["key"] or record["digest"] != job["digest"]:
@@ -661,7 +662,7 @@ async def _submit_one(psik: Any, prefix: str, job: dict[str, Any]) -> dict[str, 
                 return _existing(prefix, base, job, last)
             else:
                 jobndx = last or 1
-        native_id, warnings = await _launch(psik, prefix, base, job, jobndx)
+        native_id, warnings = await _launch(psik, prefix, base, job, jobndx, created)
     return {
         "created": True,
         "prefix": prefix,
@@ -689,8 +690,8 @@ def _existing(prefix: str, base: str, job: dict[str, Any], jobndx: int) -> dict[
     }
 
 
-async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> None:
-    """Make psik's job directory; job.json is written last, so a directory without it can go."""
+async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Any:
+    """Make the job directory; job.json is written last, so a directory without it can go. Returns psik's job."""
     import anyio
     import psik.config
     import psik.models
@@ -718,7 +719,7 @@ async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Non
         backend = psik.models.BackendConfig.model_validate(job["backend"])
         config = psik.config.Config(prefix=prefix, backends={"default": backend})
         model = psik.models.JobSpec.model_validate(spec)
-        await psik.JobManager(config).create(model, base=anyio.Path(base))
+        created = await psik.JobManager(config).create(model, base=anyio.Path(base))
         os.chmod(os.path.join(base, "log"), 0o700)
         os.chmod(os.path.join(base, "spec.json"), 0o600)
         os.chmod(os.path.join(base, "status.csv"), 0o600)
@@ -729,6 +730,7 @@ async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Non
             version=PROTOCOL, requeue=requeue, type=backend.type, directory=spec["directory"], created=time.time()
         )
         _write_whole(os.path.join(ours, "job.json"), json.dumps(record).encode())
+        return created
     except (OSError, Trouble, *DEFECTS):
         shutil.rmtree(base, ignore_errors=True)
         raise
@@ -765,7 +767,9 @@ def _write_inputs(directory: str, files: dict[str, dict[str, Any]]) -> None:
         _write(path, data)
 
 
-async def _launch(psik: Any, prefix: str, base: str, job: dict[str, Any], jobndx: int) -> tuple[str, list[str]]:
+async def _launch(
+    psik: Any, prefix: str, base: str, job: dict[str, Any], jobndx: int, created: Any
+) -> tuple[str, list[str]]:
     """Submit one run through psik, or adopt what an earlier call that died has already started."""
     slurm = job["backend"].get("type") == "slurm"
     intent = os.path.join(base, "prefect", f"intent.{jobndx}")
@@ -790,7 +794,7 @@ async def _launch(psik: Any, prefix: str, base: str, job: dict[str, Any], jobndx
     pid = os.getpid()
     said: list[str] = []
     try:
-        number, native_id = await _psik_submit(psik, base, said, slurm)
+        number, native_id = await _psik_submit(created or await psik.Job(base), base, said, slurm)
     except (psik.exceptions.SubmitException, FileNotFoundError, IndexError) as err:
         raise _refusal(base, intent, jobndx, " ".join(said) or str(err), slurm) from None
     finally:
@@ -803,8 +807,7 @@ async def _launch(psik: Any, prefix: str, base: str, job: dict[str, Any], jobndx
     return str(native_id), said
 
 
-async def _psik_submit(psik: Any, base: str, said: list[str], slurm: bool) -> tuple[int, str]:
-    job = await psik.Job(base)
+async def _psik_submit(job: Any, base: str, said: list[str], slurm: bool) -> tuple[int, str]:
     job.spec.attributes.pop("psik_python", None)
     if slurm:
         # The working directory is kept in Slurm's accounting too: by it a job is found after a lost reply.

@@ -67,7 +67,7 @@ def load_backend(backend: BackendLike) -> PsikBackend:
     try:
         loaded = PsikBackend.load(backend)
     except ValueError as err:
-        raise _not_found(backend, _existing_backends(), err) from None
+        raise _not_found(backend, existing_backends(), err) from None
     assert isinstance(loaded, PsikBackend)  # noqa: S101 - Block.load is typed for both worlds
     return loaded
 
@@ -86,7 +86,8 @@ async def aload_backend(backend: BackendLike) -> PsikBackend:
         raise _not_found(backend, await _aexisting_backends(), err) from None
 
 
-def _existing_backends() -> list[str]:
+def existing_backends() -> list[str]:
+    """Names of all saved `psik-backend` blocks."""
     with get_client(sync_client=True) as client:
         try:
             documents = client.read_block_documents_by_type(PsikBackend.get_block_type_slug())

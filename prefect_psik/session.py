@@ -25,8 +25,6 @@ from prefect_psik.transport.base import MAX_CALL_BYTES, Transport, error_from
 
 T = TypeVar("T")
 
-#: Submits and cancels that arrive within this time travel in one call.
-GATHER_SECONDS = 0.02
 #: How long a call is repeated while its errors are transient.
 REPEAT_SECONDS = 120.0
 MAX_JOBS_PER_CALL = 200
@@ -124,7 +122,7 @@ class _Batcher:
         return await future
 
     async def _drain(self) -> None:
-        await asyncio.sleep(GATHER_SECONDS)
+        await asyncio.sleep(self._channel.transport.gather_seconds)
         while self._items:
             batch: list[_Entry] = []
             stamps: set[str] = set()

@@ -42,6 +42,10 @@ class Transport(Protocol):
     def poll_floor_seconds(self) -> float:
         """The shortest allowed time between two looks."""
 
+    @property
+    def gather_seconds(self) -> float:
+        """How long submits and cancels wait for others, to travel in one call."""
+
     async def call(self, name: str, payload: dict[str, Any], *, timeout: float = CALL_SECONDS) -> dict[str, Any]:
         """Execute one operation at the facility.
 

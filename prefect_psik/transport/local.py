@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from prefect_psik.exceptions import FacilityTimeout, PayloadTooLarge, RemoteCodeError
+from prefect_psik.exceptions import FacilitySetupError, FacilityTimeout, PayloadTooLarge, RemoteCodeError
 from prefect_psik.transport.base import CALL_SECONDS, MAX_CALL_BYTES, remote_source
 
 #: What a job sees of this process's environment, as from a login: a job that leans on more would fail at a
@@ -47,6 +47,7 @@ class LocalTransport:
     key = "local"
     place = "this machine"
     poll_floor_seconds = 0.2
+    gather_seconds = 0.02
 
     async def call(self, name: str, payload: dict[str, Any], *, timeout: float = CALL_SECONDS) -> dict[str, Any]:
         """Execute one operation in a new process of this machine."""
@@ -64,7 +65,7 @@ class LocalTransport:
         question.write_text(request, encoding="utf-8")
         environment = {key: value for key, value in os.environ.items() if _PASSED_ON.fullmatch(key)}
         with errors.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
+            process = await self._start(
                 *(sys.executable, "-P", "-c", _BOOT, str(question), str(answer)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -93,6 +94,16 @@ class LocalTransport:
             )
         result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         return result
+
+    @staticmethod
+    async def _start(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        try:
+            return await asyncio.create_subprocess_exec(*command, **options)
+        except OSError as err:
+            raise FacilitySetupError(
+                f"The Python interpreter {command[0]} of this machine cannot be started: {err.strerror}. Its "
+                "environment may have been removed or rebuilt; start this process anew."
+            ) from None
 
     async def aclose(self) -> None:
         """Nothing is kept open."""

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from prefect_psik import JobHandle, PsikBackend, poll_job, submit_job
+from prefect_psik.cli import main
 from tests.conftest import job_processes
 from tests.integration.local import backend_at, bash, job_directories, rows, runs
 
@@ -201,15 +202,17 @@ def test_import_is_all_or_nothing(environment: dict[str, str], tmp_path: Path) -
     ],
 )
 def test_import_says_what_is_wrong(
-    environment: dict[str, str], tmp_path: Path, text: str, arguments: list[str], words: list[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, arguments: list[str], words: list[str]
 ) -> None:
     path = tmp_path / "psik.json"
     path.write_text(text)
-    done = cli(environment, "import", path, *arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
+    with pytest.raises(SystemExit) as ended:
+        main(["import", str(path), *arguments])
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
     for word in words:
-        assert word in done.stderr
+        assert word in said.err
 
 
 # ----------------------------------------------------------------------------------------------- cancel
@@ -229,6 +232,13 @@ def test_cancel_takes_a_handle_or_a_file_of_it(environment: dict[str, str], pref
     assert ended.returncode == 0, "canceled already"
 
 
+def test_prefix_and_stamp_are_enough_of_a_handle(environment: dict[str, str], prefix: Path) -> None:
+    handle = submit_job(backend_at(prefix), bash("sleep 300"))
+    text = json.dumps({"prefix": str(prefix), "stamp": handle.stamp, "key": "?"})
+    assert cli(environment, "cancel", text).returncode == 0
+    assert job_processes(prefix) == []
+
+
 def test_cancel_of_nonsense(environment: dict[str, str], tmp_path: Path) -> None:
     for handle in ('{"not": "a handle"}', str(tmp_path / "gone.json")):
         done = cli(environment, "cancel", handle)
@@ -245,6 +255,8 @@ def test_ctrl_c_leaves_the_job_and_tells_how_to_cancel_it(environment: dict[str,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell without job control starts what runs in the background with SIGINT ignored, and we inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout is not None

@@ -1,0 +1,170 @@
+"""Register the block types, and save the blocks of one or more facility files.
+
+    python blocks/register.py blocks/local.yaml blocks/perlmutter.yaml [--overwrite]
+
+A file holds one facility: `name`, `backend` (fields of PsikBackend) and optionally `collections` (fields of
+GlobusCollection by the block's name). `${NAME}` is replaced by the variable of this machine; `$NAME` is left to
+the facility. A login is not written here: save a Globus Credentials block in Prefect's UI and give its name as
+`credentials`. Nothing is saved unless all files are good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import yaml
+from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from pydantic import BaseModel, ValidationError
+
+from prefect_psik import BackendAttributes, GlobusCollection, GlobusCredentials, PsikBackend, ResourceSpec
+from prefect_psik.jobspec import explain
+
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_NESTED: dict[str, type[BaseModel]] = {"attributes": BackendAttributes, "default_resources": ResourceSpec}
+
+B = TypeVar("B", bound=Block)
+
+
+class BadFile(Exception):
+    """A facility file cannot be used; the message says why, where, and what to do."""
+
+
+def read_file(path: Path) -> list[tuple[str, Block]]:
+    """Read the blocks of one facility file, by name; saves nothing.
+
+    Raises:
+        BadFile: It cannot be used.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as err:
+        raise BadFile(f"Cannot read {path}: {err}.") from None
+    except yaml.YAMLError as err:
+        raise BadFile(f"{path} is not YAML: {err}.") from None
+    document = _expanded(_mapping(document, f"{path}"), path)
+    _known(document, ["name", "backend", "collections"], f"{path}")
+    if missing := [field for field in ("name", "backend") if field not in document]:
+        raise BadFile(f"{path} has no '{missing[0]}:'. Write it, as in blocks/local.yaml.")
+    found: list[tuple[str, Block]] = [_block(PsikBackend, document["name"], document["backend"], path)]
+    collections = _mapping(document.get("collections") or {}, f"'collections' of {path}")
+    found += [_block(GlobusCollection, name, fields, path) for name, fields in collections.items()]
+    return found
+
+
+def _expanded(value: Any, path: Path) -> Any:
+    """Replace `${NAME}` in all texts."""
+    if isinstance(value, dict):
+        return {key: _expanded(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, path) for item in value]
+    if not isinstance(value, str):
+        return value
+    for name in _REFERENCE.findall(value):
+        if not os.environ.get(name):
+            raise BadFile(f"The variable {name}, which {path} needs, is not set. Set it: export {name}=…")
+    return _REFERENCE.sub(lambda match: os.environ[match[1]], value)
+
+
+def _mapping(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadFile(f"{what} holds {type(value).__name__}, not a mapping of fields.")
+    return value
+
+
+def _known(fields: dict[str, Any], known: Iterable[str], where: str) -> None:
+    # Stored models are lenient, so that versions can meet; what a person typed is checked here.
+    if unknown := [str(name) for name in fields if name not in (known := list(known))]:
+        raise BadFile(f"{where} has unknown field {', '.join(unknown)}. Known fields: {', '.join(known)}.")
+
+
+def _block(kind: type[B], name: Any, fields: Any, path: Path) -> tuple[str, B]:
+    where = f"{kind.get_block_type_slug()} {name!r} in {path}"
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise BadFile(f"{name!r} in {path} is no name of a block: use lower-case letters, digits and dashes.")
+    fields = dict(_mapping(fields, where))
+    _known(fields, kind.model_fields, where)
+    for nested, model in _NESTED.items() if kind is PsikBackend else ():
+        if fields.get(nested) is not None:
+            what = f"'{nested}' of {where}"
+            _known(_mapping(fields[nested], what), model.model_fields, what)
+    if fields.get("credentials") is not None:
+        fields["credentials"] = _credentials(fields["credentials"], where)
+    try:
+        return name, kind.model_validate(fields)
+    except ValidationError as err:
+        raise BadFile(f"{where} is not usable: {explain(err)}.") from None
+
+
+def _credentials(name: Any, where: str) -> GlobusCredentials:
+    if not isinstance(name, str):
+        raise BadFile(
+            f"'credentials' of {where} must be the name of a saved Globus Credentials block: no secret belongs "
+            "into a file. Save the block in Prefect's UI first."
+        )
+    try:
+        found = GlobusCredentials.load(name)
+    except ValueError:
+        raise BadFile(
+            f"There is no block globus-credentials/{name}, which {where} names. Save it in Prefect's UI first."
+        ) from None
+    assert isinstance(found, GlobusCredentials)  # noqa: S101 - Block.load is typed for both worlds
+    return found
+
+
+def save(blocks: list[tuple[str, Block]], *, overwrite: bool) -> None:
+    """Register the block types and save the blocks; refuses before the first if a name is taken.
+
+    Raises:
+        BadFile: A name occurs twice, or is taken and `overwrite` is off.
+    """
+    names = [(block.get_block_type_slug(), name) for name, block in blocks]
+    if twice := [f"{slug}/{name}" for slug, name in names if names.count((slug, name)) > 1]:
+        raise BadFile(f"The block {twice[0]} is in these files twice. Give each facility a name of its own.")
+    if not overwrite and (taken := [f"{slug}/{name}" for slug, name in names if _exists(slug, name)]):
+        raise BadFile(f"Saved already: {', '.join(taken)}. Use --overwrite to replace what is there.")
+    for kind in (GlobusCredentials, PsikBackend, GlobusCollection):
+        kind.register_type_and_schema()
+    for name, block in blocks:
+        block.save(name, overwrite=overwrite)
+        print(f"saved {block.get_block_type_slug()}/{name}")  # noqa: T201
+
+
+def _exists(slug: str, name: str) -> bool:
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_block_document_by_name(name, slug)
+        except ObjectNotFound:
+            return False
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Register block types and save the blocks of facility files.")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--overwrite", action="store_true", help="replace blocks of the same name")
+    options = parser.parse_args(arguments)
+    try:
+        blocks = [block for path in options.files for block in read_file(path)]
+        save(blocks, overwrite=options.overwrite)
+    except BadFile as err:
+        print(err, file=sys.stderr)  # noqa: T201
+        return 2
+    except httpx.HTTPError as err:
+        print(f"Prefect's API does not answer: {err}. Check PREFECT_API_URL.", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
