@@ -28,8 +28,10 @@ from tests.testbed.endpoint import PICKLE_VARIABLE
 from tests.testbed.facility import Facility
 
 ROUND_TRIPS = 10
-_QUICK = os.environ.get("BENCH_QUICK") == "1"
-SUBMITS = 40 if _QUICK else 200
+#: psik's own client takes some five minutes; BENCH_QUICK leaves it out.
+OTHERS = () if os.environ.get("BENCH_QUICK") else ("psik_globus",)
+
+SUBMITS = 200
 _SECONDS = 1800
 #: Jobs that begin would take the processors of this one machine from those who submit; at a facility they do not.
 HELD = {"--hold": "--hold"}
@@ -95,7 +97,7 @@ def sdk_round_trip(facility: Facility, number: int) -> list[float]:
     from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
 
     client = Client(do_version_check=False)
-    serializer = ComputeSerializer(strategy_code=PureSourceTextInspect(), strategy_data=JSONData())
+    serializer = ComputeSerializer(strategy_code=PureSourceTextInspect(), strategy_data=JSONData())  # type: ignore[no-untyped-call]
     function_id = client.register_source_code("def echo(x):\n    return x\n", "echo")
     with Executor(
         facility.endpoint_id,
@@ -265,7 +267,7 @@ def bench(console: Console) -> None:
             trips = {
                 name: _figure(facility, name, ROUND_TRIPS, env) for name in ("sdk_round_trip", "ours_round_trip")
             }
-            names = ("sbatch_loop", "psik_on_the_login_node", "prefect_tasks", "ours", "psik_globus")
+            names = ("sbatch_loop", "psik_on_the_login_node", "prefect_tasks", "ours", *OTHERS)
             submits = {name: _figure(facility, name, SUBMITS, env) for name in names}
     finally:
         facility.stop()
@@ -294,8 +296,9 @@ def _print_submits(console: Console, submits: dict[str, dict[str, Any]]) -> None
     value = {name: figure["value"] for name, figure in submits.items()}
     both = value["ours"] / (value["prefect_tasks"] + value["psik_on_the_login_node"])
     console.print(f"ours / (Prefect tasks + psik on the login node): {both:.2f} (limit 1.5: {_word(both <= 1.5)})")
-    other = value["ours"] / value["psik_globus"]
-    console.print(f"ours / psik's globus backend: {other:.3f} (limit 0.1: {_word(other <= 0.1)})")
+    if "psik_globus" in value:
+        other = value["ours"] / value["psik_globus"]
+        console.print(f"ours / psik's globus backend: {other:.3f} (limit 0.1: {_word(other <= 0.1)})")
 
 
 def _word(good: bool) -> str:
