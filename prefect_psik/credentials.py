@@ -40,6 +40,11 @@ class GlobusCredentials(CredentialsBlock):
     client_secret: SecretStr | None = Field(default=None, title="Client secret")
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the worker's own login is meant."""
+        return self.client_id is None and self.client_secret is None
+
+    @property
     def identity(self) -> str:
         """Tells logins apart without telling the secret."""
         return str(self.client_id or "worker")

@@ -245,7 +245,7 @@ class GlobusTransport:
         return self._connection
 
     def _api_error(self, err: GlobusAPIError, budget: RequestBudget) -> FacilityError:
-        text = f"{err.message or err.code or 'no reason given'}"
+        text = str(err.message or err.code or "no reason given").rstrip(".")
         status = err.http_status
         if status in RETRY_STATUSES:
             with contextlib.suppress(ValueError, TypeError):
@@ -320,8 +320,10 @@ class _Connection:
             strategy_data=JSONData(),  # type: ignore[no-untyped-call]
             allowed_deserializer_types=[PureSourceTextInspect, JSONData],
         )
-        own = credentials is not None and credentials.client_id is not None
-        self.client = Client(app=credentials.get_client() if own and credentials else None, do_version_check=False)
+        given = credentials is not None and not credentials.is_empty
+        self.client = Client(
+            app=credentials.get_client() if given and credentials else None, do_version_check=False
+        )
         self.client.fx_serializer = self.serializer
         app: GlobusApp | None = self.client.app
         if app is None or (not isinstance(app, ClientApp) and app.login_required()):

@@ -1,0 +1,129 @@
+"""The transport through Globus Compute when something is wrong: each trouble is one clear error, or passes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from prefect_psik import (
+    FacilityError,
+    FacilitySetupError,
+    FacilityTimeout,
+    GlobusCredentials,
+    PayloadTooLarge,
+    RemoteCodeError,
+)
+from prefect_psik.transport import globus
+from prefect_psik.transport.globus import GlobusTransport
+from tests.integration.local import wait_until
+from tests.testbed.facility import Facility
+
+
+@pytest.fixture(autouse=True)
+def client(facility: Facility) -> Iterator[None]:
+    """Be a client of the facility, with the worker's own login unless a test gives one."""
+    with facility.client():
+        yield
+    facility.globus.clear_faults()
+
+
+def call(transport: GlobusTransport, name: str = "hello", payload: Any = None, *, timeout: float = 60) -> Any:
+    """One call in a loop of its own, with what belongs to loops made anew."""
+    globus._budgets.clear()
+    globus._functions.clear()
+
+    async def once() -> Any:
+        try:
+            return await transport.call(name, payload or {}, timeout=timeout)
+        finally:
+            await transport.aclose()
+
+    return asyncio.run(once())
+
+
+def test_an_answer_comes_from_the_endpoints_user(facility: Facility) -> None:
+    before = threading.active_count()
+    answer = call(GlobusTransport(UUID(facility.endpoint_id)))
+    assert answer["user"] == facility.user
+    wait_until(lambda: threading.active_count() == before)
+
+
+def test_a_wrong_secret_is_named_and_not_shown(facility: Facility) -> None:
+    wrong = GlobusCredentials(client_id=UUID(facility.client_id), client_secret="wrong-secret-123")
+    with pytest.raises(
+        FacilitySetupError, match=rf"(?s)refused the client {facility.client_id}.*client_secret"
+    ) as err:
+        call(GlobusTransport(UUID(facility.endpoint_id), credentials=wrong))
+    assert "wrong-secret-123" not in str(err.value)
+    assert err.value.__cause__ is None
+
+
+def test_half_a_login_is_refused(facility: Facility) -> None:
+    half = GlobusCredentials(client_id=UUID(facility.client_id))
+    with pytest.raises((FacilitySetupError, ValueError), match="client_id and client_secret"):
+        call(GlobusTransport(UUID(facility.endpoint_id), credentials=half))
+
+
+def test_an_unknown_endpoint_is_named() -> None:
+    unknown = uuid4()
+    with pytest.raises(FacilitySetupError, match=str(unknown)):
+        call(GlobusTransport(unknown))
+
+
+def test_an_unknown_function_is_told(facility: Facility) -> None:
+    with pytest.raises(FacilitySetupError, match="Function .* is not known"):
+        call(GlobusTransport(UUID(facility.endpoint_id), function_id=uuid4()))
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_passing_error_of_the_service_is_transient(facility: Facility, status: int) -> None:
+    transport = GlobusTransport(UUID(facility.endpoint_id))
+    facility.globus.order_fault("error", match="POST /v3/endpoints/*/submit", status=status)
+    with pytest.raises(FacilityError, match=str(status)) as err:
+        call(transport)
+    assert err.value.transient
+    assert call(transport)["user"] == facility.user, "usable again"
+
+
+def test_a_result_that_is_lost_ends_at_the_time_limit(facility: Facility) -> None:
+    transport = GlobusTransport(UUID(facility.endpoint_id))
+    call(transport)
+    facility.globus.order_fault("lose_result")
+    with pytest.raises(FacilityTimeout, match="within 6 s; its status is online"):
+        call(transport, timeout=6)
+    assert call(transport)["user"] == facility.user
+
+
+def test_too_large_a_call_is_not_sent(facility: Facility) -> None:
+    facility.globus.reset_meter()
+    with pytest.raises(PayloadTooLarge, match="Globus Transfer"):
+        call(GlobusTransport(UUID(facility.endpoint_id)), "hello", {"x": "y" * 6_000_000})
+    assert facility.meter()["requests"] == 0
+
+
+def test_a_defect_comes_with_its_sentence_and_traceback(facility: Facility) -> None:
+    answer = call(
+        GlobusTransport(UUID(facility.endpoint_id)), "status", {"prefix": str(facility.prefix), "jobs": 5}
+    )
+    assert "no list" in answer["error"]["message"]
+    transport = GlobusTransport(UUID(facility.endpoint_id))
+    error = transport._failure("hello", "Traceback (most recent call last):\n  boom\nValueError: what happened")
+    assert isinstance(error, RemoteCodeError)
+    assert "ValueError: what happened" in str(error)
+    assert "boom" in error.remote_traceback
+
+
+def test_an_endpoint_that_is_away_is_said_to_be_offline(facility: Facility) -> None:
+    facility.endpoint.stop()
+    try:
+        facility.globus.forget_online(facility.endpoint_id)
+        with pytest.raises(FacilityTimeout, match="status is offline"):
+            call(GlobusTransport(UUID(facility.endpoint_id)), timeout=5)
+    finally:
+        facility.start()
+    assert call(GlobusTransport(UUID(facility.endpoint_id)), timeout=60)["user"] == facility.user
