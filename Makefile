@@ -26,7 +26,7 @@ with_path = PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python
 # Make an environment at $(1) from the names and versions in $(2); its stamp is the target.
 define environment
 	$(1)/bin/python -m uv --version >/dev/null 2>&1 || { $(PYTHON) -m venv --clear $(1) && $(1)/bin/python -m pip install --quiet uv; }
-	$(1)/bin/python -m uv pip install --quiet --python $(1)/bin/python -r $(2) -e '.[dev,tomography]'
+	$(1)/bin/python -m uv pip install --quiet --compile-bytecode --python $(1)/bin/python -r $(2) -e '.[dev,tomography]'
 	@touch $@
 endef
 

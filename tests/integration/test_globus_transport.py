@@ -76,7 +76,7 @@ def test_an_unknown_endpoint_is_named() -> None:
 
 
 def test_an_unknown_function_is_told(facility: Facility) -> None:
-    with pytest.raises(FacilitySetupError, match="Function .* is not known"):
+    with pytest.raises(FacilitySetupError, match=r"Function .* is not known"):
         call(GlobusTransport(UUID(facility.endpoint_id), function_id=uuid4()))
 
 
