@@ -117,10 +117,10 @@ def import_(
     table = Table(
         "block", "endpoint", "prefix", "batch system", "queue", "project", title="Saved psik-backend blocks"
     )
-    taken = [name for name in existing_backends() if name in blocks]
+    taken = [f"psik-backend/{name}" for name in existing_backends() if name in blocks]
     if taken and not overwrite:
         raise SpecError(
-            f"There is a block {', '.join(taken)} already; nothing was saved. Use --overwrite to replace it."
+            f"{', '.join(taken)}: saved already, so nothing was saved now. Use --overwrite to replace it."
         )
     for name, block in blocks.items():
         save_block(block, name, overwrite=overwrite)

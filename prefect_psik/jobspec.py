@@ -114,13 +114,18 @@ class FileContent(_Typed):
                 raise ValueError(f"not base64: {err}") from None
         return self
 
+    def content(self) -> bytes:
+        """The bytes of the file."""
+        return self.text.encode() if self.text is not None else base64.b64decode(self.base64 or "")
+
+    def digest(self) -> str:
+        """SHA-256 of the bytes, hexadecimal."""
+        return hashlib.sha256(self.content()).hexdigest()
+
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        if self.text is not None:
-            return len(self.text.encode())
-        text = self.base64 or ""
-        return len(text) * 3 // 4 - text.count("=")
+        return len(self.content())
 
 
 def _as_content(value: Any) -> Any:
@@ -345,8 +350,10 @@ class JobSpec(_Typed):
             raise SpecError(f"{what} is not usable: {explain(err)}.") from None
 
     def canonical(self) -> str:
-        """The spec as versioned canonical JSON: defaults left out, keys sorted, no backend's name."""
+        """The spec as versioned canonical JSON: no defaults, keys sorted, no backend's name, files by their hash."""
         fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"backend"})
+        if self.files:
+            fields["files"] = {path: content.digest() for path, content in self.files.items()}
         return json.dumps(
             {"version": CANONICAL_VERSION, **fields}, sort_keys=True, separators=(",", ":"), ensure_ascii=False
         )
