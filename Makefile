@@ -42,6 +42,7 @@ help:  ## List these commands
 
 .PHONY: demo
 demo: .venv  ## Reconstruct a phantom as batch jobs of this machine; prints the error, leaves pictures
+	@mkdir -p .cache/prefect  # Prefect makes the last directory only
 	PREFECT_HOME=$(CURDIR)/.cache/prefect $(call with_path,.venv) flows/tomography.py
 
 .PHONY: check

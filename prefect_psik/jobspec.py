@@ -350,7 +350,7 @@ class JobSpec(_Typed):
             raise SpecError(f"{what} is not usable: {explain(err)}.") from None
 
     def canonical(self) -> str:
-        """The spec as versioned canonical JSON: no defaults, keys sorted, no backend's name, files by their hash."""
+        """The spec as versioned canonical JSON: no defaults, keys sorted, no backend's name, files by hash."""
         fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"backend"})
         if self.files:
             fields["files"] = {path: content.digest() for path, content in self.files.items()}
