@@ -812,7 +812,8 @@ async def _psik_submit(job: Any, base: str, said: list[str], slurm: bool) -> tup
     if slurm:
         # The working directory is kept in Slurm's accounting too: by it a job is found after a lost reply.
         job.spec.attributes[f"--chdir={base}"] = f"--chdir={base}"
-    with _listening(said):
+    # A job that psik forks would inherit the listener, and its warnings would not reach its console.
+    with _listening(said) if slurm else contextlib.nullcontext():
         number, native_id = await job.submit()
     return number, native_id
 
