@@ -47,7 +47,8 @@ def prefect_psik(*arguments: str, env: dict[str, str]) -> subprocess.CompletedPr
 
 def test_import_and_run_of_the_guides_files(facility: Facility, lustre: Path) -> None:
     given = f"polaris={facility.endpoint_id}"
-    imported = prefect_psik("import", str(FIXTURES / "psik.json"), "--endpoint", given, env=facility.env)
+    files = (str(FIXTURES / "psik.json"), "--endpoint", given, "--overwrite")
+    imported = prefect_psik("import", *files, env=facility.env)
     assert imported.returncode == 0, imported.stderr
     facility.globus.reset_meter()
     done = prefect_psik("run", str(FIXTURES / "job.yaml"), env=facility.env)
