@@ -57,7 +57,8 @@ check: .venv  ## Check format, lint, types, layers and spelling
 test: .venv  ## Run the tests
 	@$(call with_prefect_home,$(call with_path,.venv) -m pytest $(ARGS))
 
-LOWEST_TESTS := tests/unit tests/integration/test_blocks.py tests/integration/test_local_jobs.py
+# The last of them needs a facility: there the versions of the Globus SDKs show.
+LOWEST_TESTS := tests/unit $(patsubst %,tests/integration/test_%.py,blocks local_jobs slurm_jobs)
 
 .PHONY: test-lowest
 test-lowest: .venv-lowest/.complete  ## Run tests with the lowest versions that pyproject.toml allows
