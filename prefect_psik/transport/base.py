@@ -1,9 +1,7 @@
-"""What every transport guarantees, and the text that all of them carry."""
+"""What every transport guarantees."""
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import resources
 from typing import Any, Protocol
 
 from prefect_psik.exceptions import (
@@ -25,8 +23,8 @@ class Transport(Protocol):
     """Carries calls of `remote.call` to a facility and their answers back, as JSON.
 
     A normal return is the answer of exactly one execution of this very call, but the call may have been
-    executed more than once: every operation of `remote.py` is safe to repeat. After an error the call may
-    or may not have been executed. Implementations are used from one event loop and are picklable by
+    executed more than once: every operation of `prefect_psik.remote` is safe to repeat. After an error the
+    call may or may not have been executed. Implementations are used from one event loop and are picklable by
     nobody: a block makes them.
     """
 
@@ -50,7 +48,7 @@ class Transport(Protocol):
         """Execute one operation at the facility.
 
         Args:
-            name: Operation of `remote.py`.
+            name: Operation of `prefect_psik.remote`.
             payload: JSON.
             timeout: Seconds after which nobody waits for the answer any more.
 
@@ -63,12 +61,6 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Let go of connections; a later call opens them again."""
-
-
-@cache
-def remote_source() -> str:
-    """The text of `remote.py`, as it is sent."""
-    return resources.files("prefect_psik").joinpath("remote.py").read_text(encoding="utf-8")
 
 
 def error_from(answer: dict[str, Any], place: str) -> PrefectPsikError:

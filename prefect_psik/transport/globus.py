@@ -44,7 +44,8 @@ from prefect_psik.exceptions import (
     PrefectPsikError,
     RemoteCodeError,
 )
-from prefect_psik.transport.base import CALL_SECONDS, MAX_CALL_BYTES, remote_source
+from prefect_psik.remote import letter
+from prefect_psik.transport.base import CALL_SECONDS, MAX_CALL_BYTES
 from prefect_psik.transport.limiter import RequestBudget
 
 T = TypeVar("T")
@@ -159,7 +160,7 @@ class GlobusTransport:
 
     async def _register(self) -> str:
         """Register the remote code, once for each login and process: the service never deduplicates."""
-        source = remote_source()
+        source = letter()
         key = (self._login, hashlib.sha256(source.encode()).hexdigest())
         known = _functions.get(key)
         if known is None or (known.done() and (known.cancelled() or known.exception())):

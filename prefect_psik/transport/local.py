@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from prefect_psik.exceptions import FacilitySetupError, FacilityTimeout, PayloadTooLarge, RemoteCodeError
-from prefect_psik.transport.base import CALL_SECONDS, MAX_CALL_BYTES, remote_source
+from prefect_psik.remote import letter
+from prefect_psik.transport.base import CALL_SECONDS, MAX_CALL_BYTES
 
 #: What a job sees of this process's environment, as from a login: a job that leans on more would fail at a
 #: facility, and this process holds secrets (PREFECT_API_KEY, GLOBUS_COMPUTE_CLIENT_SECRET).
@@ -33,7 +34,7 @@ request, answer = sys.argv[1:]
 with open(request) as file:
     document = json.load(file)
 names = {"__name__": "prefect_psik_remote"}
-exec(compile(document["source"], "<prefect_psik/remote.py>", "exec"), names)
+exec(compile(document["source"], "<prefect_psik.remote>", "exec"), names)
 result = json.dumps(names["call"](document["name"], document["payload"]))
 with open(answer + ".part", "w") as file:
     file.write(result)
@@ -51,7 +52,7 @@ class LocalTransport:
 
     async def call(self, name: str, payload: dict[str, Any], *, timeout: float = CALL_SECONDS) -> dict[str, Any]:
         """Execute one operation in a new process of this machine."""
-        request = json.dumps({"source": remote_source(), "name": name, "payload": payload})
+        request = json.dumps({"source": letter(), "name": name, "payload": payload})
         if len(request) > MAX_CALL_BYTES:
             raise PayloadTooLarge(
                 f"The call {name!r} has {len(request):,} bytes, over the limit of {MAX_CALL_BYTES:,}. Use Globus "

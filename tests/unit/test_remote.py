@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import os
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -19,10 +23,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_psik import remote
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
+from prefect_psik.remote import PARTS, letter
+
+#: The letter as it arrives: one text, in a namespace of its own.
+remote: Any = ModuleType("the_letter")
+exec(compile(letter(), "<letter>", "exec"), remote.__dict__)
 
 OPERATIONS = ["submit", "status", "cancel", "fetch"]
 KINDS = {"payload", "setup", "spec", "rejected", "conflict", "busy", "missing"}
@@ -120,6 +128,35 @@ def snapshot(directory: Path, without: Path) -> dict[str, bytes | None]:
         if path != without and without not in path.parents:
             found[str(path)] = path.read_bytes() if path.is_file() and not path.is_symlink() else None
     return found
+
+
+# ------------------------------------------------------------------------------------------------ the letter
+
+
+def test_no_two_parts_define_the_same_name() -> None:
+    """Joined, the later one would silently replace the other."""
+    folder = resources.files("prefect_psik.remote")
+    defined: list[str] = []
+    for part in PARTS:
+        for node in ast.parse(folder.joinpath(f"{part}.py").read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                defined.append(node.name)
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                defined += [
+                    name.id
+                    for name in ast.walk(node)
+                    if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+                ]
+    assert len(defined) == len(set(defined)), [name for name in defined if defined.count(name) > 1]
+    modules = {path.name.removesuffix(".py") for path in folder.iterdir() if path.name.endswith(".py")}
+    assert set(PARTS) == modules - {"__init__"}
+
+
+def test_the_letter_imports_the_standard_library_only() -> None:
+    tree = ast.parse(letter())
+    top = {name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names}
+    top |= {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in top} <= sys.stdlib_module_names
 
 
 # -------------------------------------------------------------------------------------------------- payloads

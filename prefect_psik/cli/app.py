@@ -1,0 +1,39 @@
+"""What all commands share: the app, exit codes, and how an error is told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import httpx
+from cyclopts import App
+from rich.console import Console
+from rich.markup import escape
+
+from prefect_psik.exceptions import PrefectPsikError, SpecError
+
+#: Exit codes: bad input, everything else that is not success, and an interrupted wait.
+BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+
+app = App(name="prefect-psik", help="Run psik batch jobs through Prefect and Globus Compute.")
+#: For what we say ourselves; stdout is for results.
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(_carefully(lambda: int(app(arguments, exit_on_error=True, result_action="return_value") or 0)))
+
+
+def _carefully(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except SpecError as err:
+        notes.print(f"[red]{escape(str(err))}[/red]")
+        return BAD_INPUT
+    except PrefectPsikError as err:
+        notes.print(f"[red]{escape(str(err))}[/red]")
+        return FAILURE
+    except httpx.HTTPError as err:
+        notes.print(f"[red]Prefect's API does not answer: {escape(str(err))}. Check PREFECT_API_URL.[/red]")
+        return FAILURE

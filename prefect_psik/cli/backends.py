@@ -1,0 +1,65 @@
+"""Commands on backends: import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from prefect_psik.blocks import PsikBackend
+from prefect_psik.cli.app import app
+from prefect_psik.exceptions import SpecError
+from prefect_psik.psik_json import read_psik_json
+from prefect_psik.resolve import existing_backends
+
+
+@app.command(name="import")
+def import_(
+    psik_json: Path,
+    *,
+    endpoint: Annotated[list[str], Parameter(help="NAME=UUID, for a backend whose UUID is not in the file.")] = [],  # noqa: B006
+    overwrite: bool = False,
+) -> int:
+    """Make a psik-backend block of each backend of a psik.json.
+
+    Args:
+        psik_json: psik's own configuration file.
+        endpoint: The endpoint's UUID of a backend.
+        overwrite: Replace blocks of the same name.
+    """
+    given = [pair.partition("=") for pair in endpoint]
+    if wrong := [name for name, equals, value in given if not equals]:
+        raise SpecError(f"--endpoint takes NAME=UUID, not {wrong[0]!r}.")
+    blocks = read_psik_json(psik_json, {name: value for name, _, value in given})
+    table = Table(
+        "block", "endpoint", "prefix", "batch system", "queue", "project", title="Saved psik-backend blocks"
+    )
+    taken = [f"psik-backend/{name}" for name in existing_backends() if name in blocks]
+    if taken and not overwrite:
+        raise SpecError(
+            f"{', '.join(taken)}: saved already, so nothing was saved now. Use --overwrite to replace it."
+        )
+    for name, block in blocks.items():
+        save_block(block, name, overwrite=overwrite)
+        attributes = block.attributes
+        table.add_row(
+            *(name, str(block.endpoint_id or "this machine"), block.prefix, attributes.type),
+            *(attributes.queue_name or "", attributes.project_name or ""),
+        )
+    Console().print(table)
+    return 0
+
+
+def save_block(block: PsikBackend, name: str, *, overwrite: bool) -> None:
+    """Save a block under a name, with a clear word if the name is taken or not possible."""
+    try:
+        block.save(name, overwrite=overwrite)
+    except ValueError as err:
+        taken = "already" in str(err)
+        hint = (
+            "Use --overwrite to replace it." if taken else "Block names are lower-case letters, digits and dashes."
+        )
+        raise SpecError(f"The block psik-backend/{name} cannot be saved: {str(err).rstrip('.')}. {hint}") from None

@@ -1,0 +1,57 @@
+"""AT THE FACILITY: everything that runs there, as one text that is sent there, behind one entry: `call`.
+
+This package is a letter. Its parts are joined to one text, which imports nothing of ours, only the standard
+library, and psik where a job is submitted. JSON goes in and out; every operation is short, safe to run
+twice, and changes no state of its process (umask, working directory, environment, signals, log levels),
+because an endpoint may run several calls as threads of one process. It gathers facts and does atomic file
+work; what the facts mean is decided by `outcome.py` on our side.
+
+A job directory is psik's, with one directory of ours in it::
+
+    PREFIX/STAMP/  spec.json status.csv work/ log/        psik's
+                   prefect/job.json                       key, spec and owner; written last when creating
+                           script                         the user's script
+                           intent.N                       run N is about to be submitted: time and attempt
+                           native.N                       what was started: pid, start, session (local)
+                           process.N.ID owner.N refused.N.ID     written by the launcher in the job
+                           cancel.N                       somebody asked us to cancel run N
+    PREFIX/.locks/STAMP                                   held while a job is created and submitted
+    PREFIX/.locks/squeue.json sacct.json                  what Slurm said last, shared by all callers
+    PREFIX/audit.jsonl                                    who submitted and canceled what
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from importlib import resources
+
+#: In the order in which they are joined: a part uses only those before it. No two define the same name.
+PARTS = (
+    "files",
+    "payload",
+    "directory",
+    "processes",
+    "slurm",
+    "outputs",
+    "facts",
+    "launch",
+    "submission",
+    "ending",
+    "entry",
+)
+
+
+@cache
+def letter() -> str:
+    """Return the text that is sent: all parts, without what they import from each other."""
+    texts = ["from __future__ import annotations\n"]
+    for part in PARTS:
+        text = resources.files(__name__).joinpath(f"{part}.py").read_text(encoding="utf-8")
+        lines = text.splitlines(keepends=True)
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith((__name__, "__future__")):
+                for number in range(node.lineno - 1, node.end_lineno or node.lineno):
+                    lines[number] = ""
+        texts.append(f"# {part}\n{''.join(lines)}")
+    return "\n".join(texts)

@@ -1,0 +1,66 @@
+"""A job directory: psik's records and ours."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+from typing import Any
+
+from prefect_psik.remote.files import _read, _read_json
+
+FINAL = ("completed", "failed", "canceled")
+STREAMS = ("stdout", "stderr", "console")
+
+
+def _rows(base: str) -> list[tuple[float, int, str, str]]:
+    """Read psik's status.csv: time, jobndx, state, info; lines that are no such thing are left out."""
+    rows = []
+    for line in (_read(os.path.join(base, "status.csv")) or b"").decode("utf-8", "replace").splitlines():
+        fields = line.split(",", 3)
+        with contextlib.suppress(ValueError, IndexError):
+            rows.append((float(fields[0]), int(fields[1]), fields[2], fields[3]))
+    return rows
+
+
+def _last_run(base: str) -> int:
+    """The highest run number that was submitted or meant to be, 0 if none."""
+    numbers = [row[1] for row in _rows(base)]
+    for path in glob.glob(os.path.join(glob.escape(base), "prefect", "intent.*")):
+        with contextlib.suppress(ValueError):
+            numbers.append(int(path.rsplit(".", 1)[1]))
+    return max(numbers, default=0)
+
+
+def _native_id(base: str, jobndx: int) -> str | None:
+    return next((row[3] for row in reversed(_rows(base)) if row[1] == jobndx and row[2] == "queued"), None)
+
+
+def _launched(base: str, jobndx: int) -> tuple[str, str] | None:
+    """Native id and the script's process line, as the launcher left them."""
+    ours = os.path.join(base, "prefect")
+    try:
+        owner = os.readlink(os.path.join(ours, f"owner.{jobndx}"))
+    except OSError:
+        return None
+    text = (_read(os.path.join(ours, f"process.{jobndx}.{os.path.basename(owner)}")) or b"").decode(
+        "utf-8", "replace"
+    )
+    return (owner, text.strip()) if text.strip() else None
+
+
+def _directory(base: str, record: dict[str, Any]) -> str:
+    return str(record.get("directory") or os.path.join(base, "work"))
+
+
+def _attempt(base: str, jobndx: int) -> list[int]:
+    intent = _read_json(os.path.join(base, "prefect", f"intent.{jobndx}")) or {}
+    return list(intent.get("attempt") or [])
+
+
+def _has_end(base: str, jobndx: int) -> bool:
+    return any(row[1] == jobndx and row[2] in FINAL for row in _rows(base))
+
+
+def _log(base: str, stream: str, jobndx: int) -> str:
+    return os.path.join(base, "log", "console" if stream == "console" else f"{stream}.{jobndx}")

@@ -1,0 +1,117 @@
+"""Jobs ended, confirmed and recorded: the operation `cancel`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from typing import Any
+
+from prefect_psik.remote.directory import _has_end, _last_run, _native_id
+from prefect_psik.remote.facts import _facts, _Snapshot
+from prefect_psik.remote.files import _append, _audit, _read_json, _user, _write_whole
+from prefect_psik.remote.payload import Trouble, _existing_prefix, _jobs
+from prefect_psik.remote.processes import _members, _processes
+from prefect_psik.remote.slurm import SLURM_FINAL, _ask_squeue, _rows_by_id, _slurm
+
+#: psik gives a script 5 s after SIGTERM before it kills it.
+TERM_SECONDS = 7.0
+KILL_SECONDS = 3.0
+SCANCEL_SECONDS = 15.0
+
+
+def cancel(payload: dict[str, Any]) -> dict[str, Any]:
+    """End jobs, confirm that they ended, then record it; a job that had already ended keeps its end.
+
+    Returns:
+        `{"jobs": {stamp: facts or {"error"}}}`.
+    """
+    prefix = _existing_prefix(payload)
+    jobs = {job["stamp"]: job for job in _jobs(payload)}
+    runs: dict[str, dict[str, int]] = {"local": {}, "slurm": {}}
+    for stamp, job in jobs.items():
+        base = os.path.join(prefix, stamp)
+        record = _read_json(os.path.join(base, "prefect", "job.json"))
+        jobndx = job.get("jobndx") or _last_run(base) or 1
+        if record is not None and not _has_end(base, jobndx):
+            asked = {"time": time.time(), "user": _user(), "owner": job.get("owner")}
+            _write_whole(os.path.join(base, "prefect", f"cancel.{jobndx}"), json.dumps(asked).encode())
+            runs["slurm" if record["type"] == "slurm" else "local"][base] = jobndx
+    remaining, cancelled = _end_in_slurm(runs["slurm"])
+    remaining.update(_end_processes(list(runs["local"].items())))
+    answers: dict[str, Any] = {}
+    for base, jobndx in {**runs["local"], **runs["slurm"]}.items():
+        stamp = os.path.basename(base)
+        if base in remaining:
+            message = f"Job {stamp} has not ended yet: {remaining[base]}."
+            answers[stamp] = {"error": Trouble("busy", message).answer}
+        elif not _has_end(base, jobndx) and (base in cancelled or base in runs["local"]):
+            _append(os.path.join(base, "status.csv"), f"{time.time()},{jobndx},canceled,")
+            _audit(prefix, "cancel", jobs[stamp], jobndx=jobndx)
+    snapshot = _Snapshot([])
+    for stamp, job in jobs.items():
+        if stamp not in answers:
+            answers[stamp] = _facts(prefix, job, snapshot)
+    return {"jobs": answers}
+
+
+def _end_in_slurm(runs: dict[str, int]) -> tuple[dict[str, str], set[str]]:
+    """Ask Slurm to end these runs and wait until it says so; only ids that this prefix recorded are touched.
+
+    Returns:
+        What it says of those that go on, and those that it calls cancelled. One that ended in another way
+        needs no record of ours: `status` reads why.
+    """
+    cancelled: set[str] = set()
+    ids = {base: _native_id(base, jobndx) or "" for base, jobndx in runs.items()}
+    remaining = {base: "its submission is not confirmed yet" for base, native_id in ids.items() if not native_id}
+    waiting = {base: native_id for base, native_id in ids.items() if native_id}
+    if not waiting:
+        return remaining, cancelled
+    ok, text = _slurm("scancel", *waiting.values())
+    deadline = time.monotonic() + SCANCEL_SECONDS
+    answer = "Slurm has not been asked"
+    while waiting and time.monotonic() < deadline:
+        listed, answer = _ask_squeue("-j", ",".join([*waiting.values(), "999999999", "999999998"]))
+        if listed:
+            rows = _rows_by_id(answer)
+            # What squeue no longer lists has ended; its row stays for a while after the end.
+            states = {
+                base: rows[native_id][0] if native_id in rows else "gone" for base, native_id in waiting.items()
+            }
+            cancelled |= {base for base, state in states.items() if state == "CANCELLED"}
+            waiting = {
+                base: waiting[base] for base, state in states.items() if state not in SLURM_FINAL | {"gone"}
+            }
+            how = "accepted" if ok else f"refused ({text})"
+            answer = f"scancel was {how}, but Slurm has it as {set(states.values())}"
+        if waiting:
+            time.sleep(0.5)
+    return {**remaining, **dict.fromkeys(waiting, answer)}, cancelled
+
+
+def _end_processes(runs: list[tuple[str, int]]) -> dict[str, str]:
+    """Ask all processes of these runs to end, then force them; return those that are still there."""
+    begin = time.monotonic()
+    asked: set[tuple[str, int]] = set()
+    alive: dict[str, str] = {}
+    quiet = 0
+    while runs and quiet < 2 and time.monotonic() - begin < TERM_SECONDS + KILL_SECONDS:
+        table = _processes()
+        force = time.monotonic() - begin > TERM_SECONDS
+        alive = {}
+        for base, jobndx in runs:
+            members = _members(base, jobndx, table)
+            if members:
+                alive[base] = f"processes {[process.pid for process in members]} are alive"
+            # psik's runner passes the signal on to the script; without it we tell everybody.
+            for process in members if force else members[:1]:
+                if force or (base, process.pid) not in asked:
+                    asked.add((base, process.pid))
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL if force else signal.SIGTERM)
+        quiet = 0 if alive else quiet + 1
+        time.sleep(0.05)
+    return alive

@@ -1,0 +1,48 @@
+"""The entry: `call`."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import sys
+import time
+from typing import Any
+
+from prefect_psik.remote.ending import cancel
+from prefect_psik.remote.facts import status
+from prefect_psik.remote.files import _user
+from prefect_psik.remote.outputs import fetch
+from prefect_psik.remote.payload import DEFECTS, PROTOCOL, Trouble, _defect, _os_trouble
+from prefect_psik.remote.submission import submit
+
+
+def call(name: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """Carry out one operation; the only entry.
+
+    Returns:
+        The operation's answer, or `{"error": {"kind", "message", ...}}`; always with the facility's clock.
+    """
+    operations = {"submit": submit, "status": status, "cancel": cancel, "fetch": fetch, "hello": hello}
+    try:
+        if name not in operations or not isinstance(payload, dict):
+            raise Trouble("payload", f"There is no operation {name!r} in protocol {PROTOCOL}.")
+        answer = operations[name](payload)
+    except Trouble as trouble:
+        answer = {"error": trouble.answer}
+    except OSError as err:
+        answer = {"error": _os_trouble(err).answer}
+    except DEFECTS as err:
+        answer = {"error": _defect(name, err).answer}
+    answer["now"] = time.time()
+    return answer
+
+
+def hello(payload: dict[str, Any]) -> dict[str, Any]:
+    """Say who and what answers."""
+    return {
+        "protocol": PROTOCOL,
+        "host": socket.gethostname(),
+        "user": _user(),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+    }

@@ -1,0 +1,117 @@
+"""Atomic work on files, and locks."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import json
+import os
+import time
+from typing import Any, Iterator
+
+STATUS_LIMIT = 64 * 1024
+LOCK_SECONDS = 10.0
+
+
+def _write(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Create a file that must not exist, or must be a plain file; never through a link."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with os.fdopen(handle, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
+
+
+def _write_whole(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Write a file so that it is either whole or absent."""
+    temporary = f"{path}.{os.getpid()}.{time.monotonic_ns()}.tmp"
+    try:
+        _write(temporary, data, mode)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _append(path: str, line: str) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(handle, line.encode() + b"\n")
+    finally:
+        os.close(handle)
+
+
+def _read(path: str, limit: int = STATUS_LIMIT) -> bytes | None:
+    """Read the end of a file, or None if there is none."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - limit))
+            return file.read(limit)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _read_json(path: str) -> dict[str, Any] | None:
+    data = _read(path, 4 * 1024 * 1024)
+    if data is None:
+        return None
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _audit(prefix: str, operation: str, job: dict[str, Any], **details: Any) -> None:
+    entry = {"time": round(time.time(), 3), "operation": operation, "stamp": job["stamp"], "user": _user()}
+    _append(os.path.join(prefix, "audit.jsonl"), json.dumps({**entry, "owner": job.get("owner"), **details}))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+@contextlib.asynccontextmanager
+async def _locked(prefix: str, stamp: str) -> Any:
+    """Hold the job's own lock; yields False if somebody else holds it for too long.
+
+    It is released explicitly: a job that psik forks on its local backend inherits the descriptor.
+    """
+    import asyncio
+
+    with _lock_file(os.path.join(prefix, ".locks", stamp)) as handle:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not (held := _try_lock(handle)) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        yield held
+
+
+@contextlib.contextmanager
+def _lock_file(path: str) -> Iterator[int]:
+    """Open a file to lock; whatever was locked through it is released at the end."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield handle
+    finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0

@@ -1,0 +1,131 @@
+"""One run handed to psik, once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from typing import Any, Iterator
+
+from prefect_psik.remote.directory import _launched, _log, _native_id
+from prefect_psik.remote.files import _append, _audit, _read_json, _size, _write_whole
+from prefect_psik.remote.payload import Trouble
+from prefect_psik.remote.processes import _note_process
+from prefect_psik.remote.slurm import _find_in_slurm, _slurm_message_seconds
+
+#: An intent without a trace of the job is believed to have died only after this time.
+DOUBT_SECONDS = 15.0
+#: sbatch's words when the request may have arrived all the same, and when it cannot have.
+MAYBE_SUBMITTED = ("timed out", "Zero Bytes", "receive failure", "shutdown in progress")
+NOT_SUBMITTED = ("Unable to contact", "Connection refused", "temporarily unable", "Resource temporarily")
+
+
+async def _launch(
+    psik: Any, prefix: str, base: str, job: dict[str, Any], jobndx: int, created: Any
+) -> tuple[str, list[str]]:
+    """Submit one run through psik, or adopt what an earlier call that died has already started."""
+    slurm = job["backend"].get("type") == "slurm"
+    intent = os.path.join(base, "prefect", f"intent.{jobndx}")
+    if os.path.exists(intent):
+        since = (_read_json(intent) or {}).get("time", os.stat(intent).st_mtime)
+        adopted = _adopt(base, jobndx, since if slurm else None)
+        if adopted is not None:
+            _audit(prefix, "adopt", job, jobndx=jobndx, native_id=adopted)
+            return adopted, []
+        age = time.time() - since
+        doubt = _slurm_message_seconds() + 10 if slurm else DOUBT_SECONDS
+        if age < doubt:
+            raise Trouble(
+                "busy",
+                f"An earlier call may have started job {job['stamp']} {age:.0f} s ago, without a trace yet; it is "
+                f"submitted again if there is none after {doubt:.0f} s.",
+            )
+    # psik's local backend appends the console of all runs to one file; Slurm begins it anew.
+    console = 0 if slurm else _size(_log(base, "console", jobndx))
+    intended = {"time": time.time(), "attempt": job["attempt"], "console": console}
+    _write_whole(intent, json.dumps(intended).encode())
+    pid = os.getpid()
+    said: list[str] = []
+    try:
+        number, native_id = await _psik_submit(created or await psik.Job(base), base, said, slurm)
+    except (psik.exceptions.SubmitException, FileNotFoundError, IndexError) as err:
+        raise _refusal(base, intent, jobndx, " ".join(said) or str(err), slurm) from None
+    finally:
+        # psik's local backend forks; should the child come back up here, it must not go on as this process.
+        if os.getpid() != pid:
+            os._exit(70)
+    if not slurm:
+        _note_process(base, number, native_id)
+    _audit(prefix, "submit", job, jobndx=number, native_id=native_id)
+    return str(native_id), said
+
+
+async def _psik_submit(job: Any, base: str, said: list[str], slurm: bool) -> tuple[int, str]:
+    job.spec.attributes.pop("psik_python", None)
+    if slurm:
+        # The working directory is kept in Slurm's accounting too: by it a job is found after a lost reply.
+        job.spec.attributes[f"--chdir={base}"] = f"--chdir={base}"
+    # A job that psik forks would inherit the listener, and its warnings would not reach its console.
+    with _listening(said) if slurm else contextlib.nullcontext():
+        number, native_id = await job.submit()
+    return number, native_id
+
+
+@contextlib.contextmanager
+def _listening(said: list[str]) -> Iterator[None]:
+    """Collect what sbatch says: psik only logs it. Other jobs of this process are not heard."""
+    import contextvars
+    import logging
+
+    mine: contextvars.ContextVar[bool] = contextvars.ContextVar("mine", default=False)
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            if mine.get() and text.startswith("sbatch stderr: "):
+                lines = text.split(": ", 1)[1].splitlines()
+                said.append(" ".join(re.sub("^sbatch: (error: )?", "", line).strip() for line in lines))
+
+    ear, logger = Ear(), logging.getLogger("psik.console")
+    token = mine.set(True)
+    logger.addHandler(ear)
+    try:
+        yield
+    finally:
+        logger.removeHandler(ear)
+        mine.reset(token)
+
+
+def _refusal(base: str, intent: str, jobndx: int, text: str, slurm: bool) -> Trouble:
+    """Word a submission that failed; only where nothing can have been submitted, its traces go."""
+    if slurm and any(words in text for words in MAYBE_SUBMITTED):
+        return Trouble("busy", f"Slurm did not confirm the submission: {text}")
+    os.unlink(intent)
+    if jobndx == 1:
+        shutil.rmtree(base, ignore_errors=True)
+    if slurm and any(words in text for words in NOT_SUBMITTED):
+        return Trouble("busy", f"Slurm cannot be reached: {text}")
+    if "No such file or directory: 'sbatch'" in text:
+        return Trouble("setup", f"sbatch is not on the PATH of the endpoint on {socket.gethostname()}.")
+    return Trouble("rejected", f"The facility refused the job: {text}")
+
+
+def _adopt(base: str, jobndx: int, slurm_since: float | None) -> str | None:
+    """Find the job that an earlier call started, and record its id; None if there is no trace of it."""
+    native_id = _native_id(base, jobndx)
+    if native_id is not None:
+        return native_id
+    launched = _launched(base, jobndx)
+    found = launched[0] if launched else None
+    if found is None and slurm_since is not None:
+        found = _find_in_slurm(base, slurm_since)
+    if found is None:
+        return None
+    _append(os.path.join(base, "status.csv"), f"{time.time()},{jobndx},queued,{found}")
+    if slurm_since is None:
+        _note_process(base, jobndx, found)
+    return found

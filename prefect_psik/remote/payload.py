@@ -1,0 +1,99 @@
+"""What comes in, checked, and how trouble goes out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import time
+from typing import Any
+
+from prefect_psik.remote.files import _user, _write
+
+PROTOCOL = 1
+STAMP = re.compile(r"[0-9]+(\.[0-9]+)?")
+#: What a malformed payload or a defect of this file raises; never the whole of Exception.
+DEFECTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+class Trouble(Exception):
+    """Something that the caller must know, as a sentence.
+
+    `kind` is one of: payload, setup, spec, rejected, conflict, busy, missing.
+    """
+
+    def __init__(self, kind: str, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.answer = {"kind": kind, "message": message, **details}
+
+
+def _defect(name: str, err: BaseException) -> Trouble:
+    """What nobody foresaw: a sentence, and the traceback for those who mend it."""
+    import traceback
+
+    text = f"The call {name!r} cannot be carried out: {err!r}. Its payload is malformed, or this is a defect."
+    return Trouble("payload", text, traceback="".join(traceback.format_exception(err)))
+
+
+def _jobs(payload: dict[str, Any]) -> list[dict[str, Any]]:
+    jobs = payload["jobs"]
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+        raise Trouble("payload", "The payload's jobs are no list of objects.")
+    for job in jobs:
+        if not isinstance(job["stamp"], str) or not STAMP.fullmatch(job["stamp"]):
+            raise Trouble(
+                "payload", f"{job['stamp']!r} is no stamp of psik: it must be digits, with at most one dot."
+            )
+        if not isinstance(job.get("jobndx", 1), int):
+            raise Trouble("payload", f"{job['jobndx']!r} is no run number of job {job['stamp']}.")
+    return list(jobs)
+
+
+def _prefix(payload: dict[str, Any]) -> str:
+    given = payload["prefix"]
+    if not isinstance(given, str) or "\0" in given or "\n" in given:
+        raise Trouble("payload", f"{given!r} is no path.")
+    path = os.path.expanduser(os.path.expandvars(given))
+    if "$" in path or not os.path.isabs(path):
+        raise Trouble(
+            "setup",
+            f"The prefix {given!r} becomes {path!r} on {socket.gethostname()}, which is no absolute path. "
+            "Use variables that are set there, or write the path out.",
+        )
+    return os.path.normpath(path)
+
+
+def _existing_prefix(payload: dict[str, Any]) -> str:
+    prefix = _prefix(payload)
+    if not os.path.isdir(prefix):
+        raise Trouble(
+            "setup",
+            f"The prefix {prefix} does not exist on {socket.gethostname()}: its file system is not mounted, or "
+            "it was removed.",
+        )
+    return prefix
+
+
+def _writable_prefix(payload: dict[str, Any]) -> str:
+    prefix = _prefix(payload)
+    try:
+        os.makedirs(os.path.join(prefix, ".locks"), mode=0o700, exist_ok=True)
+        probe = os.path.join(prefix, ".locks", f".probe.{os.getpid()}.{time.monotonic_ns()}")
+        _write(probe, b"")
+        os.unlink(probe)
+    except OSError as err:
+        raise Trouble(
+            "setup",
+            f"The prefix {prefix} on {socket.gethostname()} is not writable for {_user()}: {err.strerror}. "
+            "Choose another prefix in the block, or mend its permissions or quota.",
+        ) from None
+    return prefix
+
+
+def _os_trouble(err: OSError) -> Trouble:
+    transient = err.errno in (errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
+    return Trouble(
+        "busy" if transient else "setup",
+        f"The file system of {socket.gethostname()} said: {err.strerror or err} ({err.filename}).",
+    )

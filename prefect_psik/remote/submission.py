@@ -1,0 +1,222 @@
+"""Jobs created or found again: the operation `submit`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+from typing import Any
+
+from prefect_psik.remote.directory import _attempt, _last_run, _launched, _native_id
+from prefect_psik.remote.facts import _facts, _Snapshot
+from prefect_psik.remote.files import LOCK_SECONDS, _locked, _read_json, _write, _write_whole
+from prefect_psik.remote.launch import _launch
+from prefect_psik.remote.payload import DEFECTS, PROTOCOL, Trouble, _defect, _jobs, _os_trouble, _writable_prefix
+
+PSIK_OLDEST = (3, 1, 1)
+PARALLEL_SUBMITS = 16
+
+
+def submit(payload: dict[str, Any]) -> dict[str, Any]:
+    """Create or get jobs: each stamp is submitted once, however often this is called.
+
+    Payload:
+        prefix, and jobs: each with stamp, key, digest, canonical, attempt, backend (psik's BackendConfig),
+        spec (psik's JobSpec), script, files, outputs, expect, owner, and optionally rerun_after: the run
+        that ended badly, after which a newer attempt may start the next one.
+
+    Returns:
+        `{"jobs": {stamp: {"created", "prefix", "jobndx", "native_id", "attempt", "facts"} or {"error"}}}`.
+    """
+    import asyncio
+
+    jobs = _jobs(payload)
+    prefix = _writable_prefix(payload)
+    psik = _import_psik()
+    loop = asyncio.new_event_loop()
+    try:
+        answers = loop.run_until_complete(_submit_all(psik, prefix, jobs))
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
+    return {"jobs": answers}
+
+
+async def _submit_all(psik: Any, prefix: str, jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    import asyncio
+
+    # psik's local backend forks: one at a time.
+    parallel = 1 if any(job["backend"].get("type") != "slurm" for job in jobs) else PARALLEL_SUBMITS
+    turns = asyncio.Semaphore(parallel)
+
+    async def one(job: dict[str, Any]) -> dict[str, Any]:
+        async with turns:
+            try:
+                return await _submit_one(psik, prefix, job)
+            except Trouble as trouble:
+                return {"error": trouble.answer}
+            except OSError as err:
+                return {"error": _os_trouble(err).answer}
+            except DEFECTS as err:
+                return {"error": _defect("submit", err).answer}
+
+    answers = await asyncio.gather(*(one(job) for job in jobs))
+    return {job["stamp"]: answer for job, answer in zip(jobs, answers, strict=True)}
+
+
+def _import_psik() -> Any:
+    try:
+        import importlib.metadata
+
+        import psik
+
+        version = importlib.metadata.version("psik")
+    except ImportError as err:
+        raise Trouble(
+            "setup",
+            f"psik cannot be imported by {sys.executable} on {socket.gethostname()} ({err}). Install it there: "
+            "pip install 'psik>=3.1.1'.",
+        ) from None
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < PSIK_OLDEST:
+        oldest = ".".join(map(str, PSIK_OLDEST))
+        raise Trouble(
+            "setup",
+            f"psik {version} on {socket.gethostname()} is too old: {oldest} or newer is needed. Upgrade it there: "
+            f"pip install 'psik>={oldest}'.",
+        )
+    return psik
+
+
+async def _submit_one(psik: Any, prefix: str, job: dict[str, Any]) -> dict[str, Any]:
+    base = os.path.join(prefix, job["stamp"])
+    async with _locked(prefix, job["stamp"]) as held:
+        if not held:
+            # A call that was killed between fork and release leaves the lock with the job it started.
+            last = _last_run(base)
+            if last and _launched(base, last):
+                return _existing(prefix, base, job, last)
+            raise Trouble("busy", f"Another call has been submitting job {job['stamp']} for {LOCK_SECONDS:.0f} s.")
+        record = _read_json(os.path.join(base, "prefect", "job.json"))
+        created = None
+        if record is None:
+            created = await _create(psik, prefix, base, job)
+            jobndx = 1
+        else:
+            if record["key"] != job["key"] or record["digest"] != job["digest"]:
+                raise Trouble(
+                    "conflict",
+                    f"The job directory {base} belongs to key {record['key']!r}.",
+                    key=record["key"],
+                    canonical=record["canonical"],
+                )
+            last = _last_run(base)
+            if job.get("rerun_after") == last and _attempt(base, last) < job["attempt"]:
+                jobndx = last + 1
+            elif last and _native_id(base, last) is not None:
+                return _existing(prefix, base, job, last)
+            else:
+                jobndx = last or 1
+        native_id, warnings = await _launch(psik, prefix, base, job, jobndx, created)
+    return {
+        "created": True,
+        "prefix": prefix,
+        "jobndx": jobndx,
+        "native_id": native_id,
+        "attempt": job["attempt"],
+        "warnings": warnings,
+    }
+
+
+def _existing(prefix: str, base: str, job: dict[str, Any], jobndx: int) -> dict[str, Any]:
+    facts = _facts(prefix, {"stamp": job["stamp"], "jobndx": jobndx}, _Snapshot([]))
+    return {
+        "created": False,
+        "prefix": prefix,
+        "jobndx": jobndx,
+        "native_id": facts.get("native_id"),
+        "attempt": _attempt(base, jobndx),
+        "facts": facts,
+    }
+
+
+async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Any:
+    """Make the job directory; job.json is written last, so a directory without it can go. Returns psik's job."""
+    import anyio
+    import psik.config
+    import psik.models
+
+    ours = os.path.join(base, "prefect")
+    if job["backend"].get("type") == "slurm" and re.search(r"\s", base):
+        raise Trouble(
+            "setup", f"psik cannot submit to Slurm below {prefix}: the path has a blank. Choose another."
+        )
+    if os.path.lexists(base):
+        if not os.path.isdir(ours) and os.listdir(base):
+            raise Trouble("setup", f"{base} exists and is no job directory of prefect-psik. Move it away.")
+        shutil.rmtree(base)
+    spec = dict(job["spec"])
+    try:
+        os.mkdir(base, 0o700)
+        os.mkdir(ours, 0o700)
+        if spec.get("directory"):
+            spec["directory"] = _given_directory(spec["directory"])
+        else:
+            spec["directory"] = os.path.join(base, "work")
+            os.mkdir(spec["directory"], 0o700)
+        _write(os.path.join(ours, "script"), job["script"].encode(), 0o700)
+        _write_inputs(spec["directory"], job["files"])
+        backend = psik.models.BackendConfig.model_validate(job["backend"])
+        config = psik.config.Config(prefix=prefix, backends={"default": backend})
+        model = psik.models.JobSpec.model_validate(spec)
+        created = await psik.JobManager(config).create(model, base=anyio.Path(base))
+        os.chmod(os.path.join(base, "log"), 0o700)
+        os.chmod(os.path.join(base, "spec.json"), 0o600)
+        os.chmod(os.path.join(base, "status.csv"), 0o600)
+        kept = ("key", "digest", "canonical", "outputs", "expect", "owner")
+        record = {name: job[name] for name in kept}
+        requeue = any(option.startswith("--req") for option in spec["attributes"])
+        record.update(
+            version=PROTOCOL, requeue=requeue, type=backend.type, directory=spec["directory"], created=time.time()
+        )
+        _write_whole(os.path.join(ours, "job.json"), json.dumps(record).encode())
+        return created
+    except (OSError, Trouble, *DEFECTS):
+        shutil.rmtree(base, ignore_errors=True)
+        raise
+
+
+def _given_directory(given: str) -> str:
+    path = os.path.expanduser(os.path.expandvars(given))
+    if not os.path.isdir(path) or not os.path.isabs(path):
+        raise Trouble(
+            "spec",
+            f"The job's directory {given!r} is no directory on {socket.gethostname()} ({path}). Create it first.",
+        )
+    return os.path.normpath(path)
+
+
+def _write_inputs(directory: str, files: dict[str, dict[str, Any]]) -> None:
+    top = os.path.realpath(directory)
+    for name, content in files.items():
+        path = os.path.normpath(os.path.join(top, name))
+        parent = os.path.dirname(path)
+        if not path.startswith(top + os.sep):
+            raise Trouble("spec", f"The input file {name!r} would lie outside of the job's directory {top}.")
+        if not (os.path.realpath(parent) + os.sep).startswith(top + os.sep):
+            raise Trouble("spec", f"The input file {name!r} would leave the job's directory {top} through a link.")
+        os.makedirs(parent, mode=0o700, exist_ok=True)
+        try:
+            data = (
+                content["text"].encode()
+                if content.get("text") is not None
+                else base64.b64decode(content["base64"])
+            )
+        except binascii.Error as err:
+            raise Trouble("spec", f"The input file {name!r} is not base64: {err}.") from None
+        _write(path, data)
