@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.launcher import NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
-from prefect_psik.slurm_outcome import canceled, ended, judge_slurm, no_record, pending_reason, slurm_end
+from prefect_psik.slurm_outcome import canceled, ended, judge_slurm, no_record, pending, slurm_end
 
 #: psik's exit code for its own timer, for a missing interpreter and for a broken pipe.
 PSIK_TROUBLE = "9"
@@ -91,8 +91,11 @@ def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
     slurm = judge_slurm(facts, handle) if facts.get("type") == "slurm" else None
     if facts.get("alive", final is None) is not False:
         # Somebody still has it to run, or may have: not final, whatever psik wrote before.
-        reason = pending_reason(facts)
-        return JobStatus(handle=handle, state=_live_state(rows), reason=reason, **times)
+        why = pending(facts)
+        reason = why.reason if why else facts.get("squeue_error")
+        return JobStatus(
+            handle=handle, state=_live_state(rows), reason=reason, stuck=why is not None and why.stuck, **times
+        )
     if slurm is not None and (final is None or final.state is JobState.failed):
         status = slurm  # Slurm killed it; what psik saw of that is only the effect
     elif final is not None:

@@ -56,21 +56,56 @@ _CONSOLE: tuple[tuple[str, str], ...] = (
     (r"CANCELLED AT|caught signal", "CANCELLED"),
 )
 
-#: Reasons for which a pending job never starts by itself: what a person can do.
-_STUCK: tuple[tuple[str, str], ...] = (
+
+class Pending(NamedTuple):
+    """Why a job has not started: in Slurm's words with a hint, and whether it will ever start by itself."""
+
+    reason: str
+    stuck: bool
+
+
+#: Reasons of pending jobs: words of Slurm, what a person can do, whether the job never starts by itself.
+_PENDING: tuple[tuple[str, str, bool], ...] = (
     (
-        "PartitionTimeLimit",
+        r"PartitionTimeLimit",
         "it asks for more time than the queue allows; cancel it and ask for a shorter duration",
+        True,
     ),
-    ("PartitionNodeLimit", "it asks for more nodes than the queue has or allows; cancel it and ask for fewer"),
-    ("PartitionDown", "the queue is down; wait for its operators, or use another queue"),
-    ("PartitionInactive", "the queue is inactive; wait for its operators, or use another queue"),
-    ("DependencyNeverSatisfied", "a job it depends on failed; cancel it"),
-    ("JobHeld", "it is held; release it with scontrol release"),
-    ("Invalid", "its account or quality of service is not valid here; cancel it and mend the backend's block"),
-    ("BadConstraints", "no node has the features it asks for; cancel it and mend them"),
-    ("QOS", "it is over a limit of its quality of service; it starts once others of that limit end, if ever"),
-    ("Assoc", "it is over a limit of its account; it starts once others of that limit end, if ever"),
+    (
+        r"PartitionNodeLimit|PartitionConfig",
+        "it asks for more nodes than the queue has or allows; cancel it and ask for fewer",
+        True,
+    ),
+    (r"PartitionDown", "the queue is down; wait for its operators, or use another queue", True),
+    (r"PartitionInactive", "the queue is inactive; wait for its operators, or use another queue", True),
+    (r"DependencyNeverSatisfied", "a job it depends on failed; cancel it", True),
+    (r"JobHeld", "it is held; release it with scontrol release", True),
+    (
+        r"Invalid",
+        "its account or quality of service is not valid here; cancel it and mend the backend's block",
+        True,
+    ),
+    (r"BadConstraints", "no node has the features it asks for; cancel it and mend them", True),
+    (r"AccountNotAllowed", "its account may not use this queue; cancel it and mend the backend's block", True),
+    (
+        r"QOSNotAllowed",
+        "its quality of service may not use this queue; cancel it and mend the backend's block",
+        True,
+    ),
+    (
+        r"^(QOS|Assoc).*(PerJob|MaxWall|WallDuration)",
+        "one job may not ask for so much there; cancel it and ask for less",
+        True,
+    ),
+    (
+        r"^(QOS|Assoc).*Minutes",
+        "its account's hours are used up; cancel it, or ask the project's owner for more",
+        True,
+    ),
+    (r"^QOS", "it is over a limit of its quality of service; it starts once others of that limit end", False),
+    (r"^Assoc", "it is over a limit of its account; it starts once others of that limit end", False),
+    (r"^BeginTime", "it is not to start before a given time", False),
+    (r"^(ReqNodeNotAvail|Nodes required)", "nodes it needs are down, drained or reserved", False),
 )
 
 
@@ -80,15 +115,15 @@ def row_of(facts: Mapping[str, Any]) -> SlurmRow | None:
     return SlurmRow(*row) if row else None
 
 
-def pending_reason(facts: Mapping[str, Any]) -> str | None:
-    """Why a job has not started, in Slurm's words, with a hint where it never will by itself."""
+def pending(facts: Mapping[str, Any]) -> Pending | None:
+    """Why a job has not started, in Slurm's words with a hint; None if it has, or if there is nothing to say."""
     row = row_of(facts)
-    if row is None:
-        return facts.get("squeue_error")
-    if row.state != "PENDING" or row.reason in ("", "None"):
+    if row is None or row.state != "PENDING" or row.reason in ("", "None"):
         return None
-    hint = next((text for word, text in _STUCK if word in row.reason), None)
-    return f"{row.reason}: {hint}" if hint else row.reason
+    for words, hint, stuck in _PENDING:
+        if re.search(words, row.reason):
+            return Pending(f"{row.reason}: {hint}", stuck)
+    return Pending(row.reason, False)
 
 
 def slurm_end(facts: Mapping[str, Any]) -> float | None:
