@@ -254,7 +254,7 @@ class GlobusTransport:
             return FacilityError(f"Globus answered {status} for {self.place}: {text}.", transient=True)
         if status == 413:
             return PayloadTooLarge(f"Globus refused a call to {self.place} as too large: {text}.")
-        login = f"the client {self._login}" if self._login != "worker" else "the worker's own login"
+        login = self._who()
         if status == 401:
             return FacilitySetupError(
                 f"Globus refused {login}: {text}. Check client_id and client_secret of the block, or log in anew."
@@ -262,11 +262,15 @@ class GlobusTransport:
         if status == 403:
             return FacilitySetupError(
                 f"Globus does not allow {login} to use {self.place}: {text}. Ask the endpoint's owner for access; "
-                "if it allows only some functions, put the id of an allowed one into function_id of the block."
+                "if it allows only some functions, put the id of an allowed one into function_id of the block: "
+                "prefect-psik functions register."
             )
         if status == 404:
             return FacilitySetupError(f"Globus does not know what was asked for at {self.place}: {text}.")
         return FacilitySetupError(f"Globus answered {status} for {self.place}: {text}.")
+
+    def _who(self) -> str:
+        return f"the client {self._login}" if self._login != "worker" else "the worker's own login"
 
     async def _silence(self, name: str, timeout: float) -> FacilityTimeout:
         try:
@@ -287,7 +291,12 @@ class GlobusTransport:
         if re.search(r"[Nn]ot permitted|not allowed", text):
             return FacilitySetupError(
                 f"The {self.place} does not run our function: {last}. Put the id of an allowed function into "
-                "function_id of the block."
+                "function_id of the block: prefect-psik functions register."
+            )
+        if "failed to map to a local user" in text or "local user does not exist" in text:
+            return FacilitySetupError(
+                f"The {self.place} has no user for {self._who()}. Ask its administrator to map the client's UUID "
+                "to a user there."
             )
         lost = re.search(r"WorkerLost|BrokenProcessPool|ManagerLost|shut ?down|restart", text)
         return RemoteCodeError(

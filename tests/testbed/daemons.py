@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.testbed.state import State, TestbedError, wait_until
 
-_MEMBER = "PREFECT_PSIK_TESTBED_MEMBER"
+MEMBER = "PREFECT_PSIK_TESTBEDMEMBER"
 """In the environment of every daemon and, inherited, of its children: the state directory it belongs to."""
 
 _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
@@ -109,7 +109,7 @@ class Daemons:
             "PATH": _PATH,
             "LANG": "C.UTF-8",
             "HOME": "/",
-            _MEMBER: str(self._state.root),
+            MEMBER: str(self._state.root),
             **(extra or {}),
         }
 
@@ -214,7 +214,7 @@ class Daemons:
 
     def _bears_mark(self, pid: int) -> bool:
         env = environment_of(pid)
-        if env.get(_MEMBER) == str(self._state.root):
+        if env.get(MEMBER) == str(self._state.root):
             return True
         # A job's shepherd outlives its slurmd and keeps nothing of the environment but SLURM_CONF.
         process = look(pid)

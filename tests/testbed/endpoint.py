@@ -32,6 +32,9 @@ heartbeat_period: {_HEARTBEAT_SECONDS}
 class Endpoint:
     """The endpoint, daemon `endpoint`. It forks one user endpoint for each identity and configuration."""
 
+    daemon = "endpoint"
+    """Name of the daemon, and of the directory of its files."""
+
     def __init__(self, state: State, daemons: Daemons, globus: Globus) -> None:
         self._state = state
         self._daemons = daemons
@@ -40,7 +43,7 @@ class Endpoint:
     @property
     def endpoint_id(self) -> str:
         """Return its UUID, the same for all of a run."""
-        return self._state.need("endpoint_id", lambda: str(uuid.uuid4()))
+        return self._state.need(f"{self.daemon}_id", lambda: str(uuid.uuid4()))
 
     @property
     def log(self) -> Path:
@@ -57,11 +60,11 @@ class Endpoint:
             TestbedError: it did not come online; names its log.
         """
         self._configure()
-        if self._daemons.find("endpoint") is None:
+        if self._daemons.find(self.daemon) is None:
             self._clear_up()
             self._globus.forget_online(self.endpoint_id)
             self._daemons.start(
-                "endpoint",
+                self.daemon,
                 [
                     str(endpoint_bin() / "globus-compute-endpoint"),
                     "start",
@@ -72,11 +75,11 @@ class Endpoint:
                 env={**self._environment(), **env},
                 user=FACILITY_USER,
             )
-        self._daemons.wait_ready("endpoint", self.is_online, seconds=_START_SECONDS)
+        self._daemons.wait_ready(self.daemon, self.is_online, seconds=_START_SECONDS)
 
     def stop(self) -> None:
         """Stop it and its user endpoints, as a facility's maintenance would. Slurm jobs go on."""
-        self._daemons.stop("endpoint", seconds=20)
+        self._daemons.stop(self.daemon, seconds=20)
         self._clear_up()
 
     def kill_user_endpoint(self) -> int:
@@ -95,22 +98,29 @@ class Endpoint:
         return self._globus.is_online(self.endpoint_id)
 
     def _home(self) -> Path:
-        return self._state.root / "endpoint"
+        return self._state.root / self.daemon
 
     def _configure(self) -> None:
-        self._state.directory("endpoint", owner=FACILITY_USER)
-        self._state.directory("endpoint", _NAME, mode=0o700, owner=FACILITY_USER)
+        self._state.directory(self.daemon, owner=FACILITY_USER)
+        self._state.directory(self.daemon, _NAME, mode=0o700, owner=FACILITY_USER)
+        for name, text in (("config.yaml", self._config()), ("user_config_template.yaml.j2", self._template())):
+            self._state.file(self.daemon, _NAME, name, text=text, owner=FACILITY_USER)
+
+    def _config(self) -> str:
+        """Return config.yaml: what concerns the endpoint itself, not its user endpoints."""
+        return _CONFIG
+
+    def _template(self) -> str:
+        """Return the template of its user endpoints' configuration; it has no variables."""
         names = "\n".join(f"    - {name}" for name in _SERIALIZERS)
         allowed = "" if os.environ.get(PICKLE_VARIABLE) == "1" else f"  allowed_serializers:\n{names}\n"
-        template = f"""\
+        return f"""\
 heartbeat_period: {_HEARTBEAT_SECONDS}
 idle_heartbeats_soft: 0
 engine:
   type: ThreadPoolEngine
   max_workers: {_MAX_WORKERS}
 {allowed}"""
-        for name, text in (("config.yaml", _CONFIG), ("user_config_template.yaml.j2", template)):
-            self._state.file("endpoint", _NAME, name, text=text, owner=FACILITY_USER)
 
     def _environment(self) -> dict[str, str]:
         """Return the endpoint's own environment; user endpoints look for their program on PATH."""

@@ -53,6 +53,21 @@ class Globus:
         return self._state.need("owner_id", lambda: str(uuid.uuid4()))
 
     @property
+    def site_id(self) -> str:
+        """Return the id of the site's client, linked to nobody: it owns endpoints that root runs."""
+        return self._state.need("site_id", lambda: str(uuid.uuid4()))
+
+    @property
+    def stranger_id(self) -> str:
+        """Return the id of a client that nobody has anything to do with."""
+        return self._state.need("stranger_id", lambda: str(uuid.uuid4()))
+
+    @property
+    def stranger_secret(self) -> str:
+        """Return that client's secret."""
+        return self._state.need("stranger_secret", lambda: secrets.token_hex(24))
+
+    @property
     def capture_file(self) -> Path:
         """Return the file of every message that crossed the broker."""
         return self._state.root / "emulator" / "capture.jsonl"
@@ -91,6 +106,14 @@ class Globus:
             **self._where(),
             "GLOBUS_COMPUTE_CLIENT_ID": self.owner_id,
             "GLOBUS_COMPUTE_CLIENT_SECRET": self._owner_secret,
+        }
+
+    def site_env(self) -> dict[str, str]:
+        """Return the environment that points an endpoint of the site here."""
+        return {
+            **self._where(),
+            "GLOBUS_COMPUTE_CLIENT_ID": self.site_id,
+            "GLOBUS_COMPUTE_CLIENT_SECRET": self._site_secret,
         }
 
     def meter(self) -> dict[str, dict[str, Any]]:
@@ -134,8 +157,13 @@ class Globus:
     def _owner_secret(self) -> str:
         return self._state.need("owner_secret", lambda: secrets.token_hex(24))
 
+    @property
+    def _site_secret(self) -> str:
+        return self._state.need("site_secret", lambda: secrets.token_hex(24))
+
     def _config(self) -> Config:
         user, owner = self.client_id, self.owner_id
+        alone = ((self.site_id, self._site_secret), (self.stranger_id, self.stranger_secret))
         return Config(
             port=self._port,
             broker_url=self._broker.url,
@@ -144,6 +172,7 @@ class Globus:
             clients=(
                 KnownClient(user, self.client_secret, f"{user}@clients.auth.globus.org", (user, owner)),
                 KnownClient(owner, self._owner_secret, f"{owner}@clients.auth.globus.org", (owner, user)),
+                *(KnownClient(who, secret, f"{who}@clients.auth.globus.org", (who,)) for who, secret in alone),
             ),
         )
 

@@ -1,4 +1,4 @@
-"""What the machine must have: Debian packages, the facility's user, the endpoint's Python environment."""
+"""What the machine must have: Debian packages, the facility's users, the endpoint's Python environment."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from tests.testbed.state import TestbedError
 
 CACHE_VARIABLE = "PREFECT_PSIK_TESTBED_CACHE"
 FACILITY_USER = "psikbeam"
+MAPPED_USER = "psikmapped"
+"""Whom a multi-user endpoint maps the tests' client to."""
 DEBIAN_PACKAGES = (
     "munge",
     "slurmctld",
@@ -67,8 +69,7 @@ def science_bin() -> Path:
 def missing() -> list[str]:
     """Return what would have to be installed, by name; empty when the machine is ready."""
     lacking = _missing_debian()
-    if not _has_user():
-        lacking.append(f"user {FACILITY_USER}")
+    lacking += [f"user {user}" for user in _missing_users()]
     if not all(_complete_mark(path).exists() for path in (endpoint_bin(), science_bin())):
         lacking.append("Python environments of the facility")
     return lacking
@@ -104,8 +105,8 @@ def install() -> None:
             steps.append(pool.submit(_apt, lacking, log))
         for step in steps:
             step.result()
-    if not _has_user():
-        _run(["useradd", "--system", "--create-home", "--shell", "/bin/bash", FACILITY_USER], log, seconds=30)
+    for user in _missing_users():
+        _run(["useradd", "--system", "--create-home", "--shell", "/bin/bash", user], log, seconds=30)
 
 
 def _missing_debian() -> list[str]:
@@ -120,12 +121,9 @@ def _missing_debian() -> list[str]:
     return [package for package in asked if package not in present]
 
 
-def _has_user() -> bool:
-    try:
-        pwd.getpwnam(FACILITY_USER)
-    except KeyError:
-        return False
-    return True
+def _missing_users() -> list[str]:
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    return [user for user in (FACILITY_USER, MAPPED_USER) if user not in known]
 
 
 def _complete_mark(environment: Path) -> Path:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.testbed.daemons import Daemons
-from tests.testbed.packages import FACILITY_USER
+from tests.testbed.packages import FACILITY_USER, MAPPED_USER
 from tests.testbed.slurm_conf import (
     ACCOUNT,
     CLUSTER,
@@ -189,7 +189,7 @@ class Slurm:
         ]
         steps += [
             f"add user {user} cluster={CLUSTER} account={account} DefaultAccount={ACCOUNT}"
-            for user in ("root", FACILITY_USER)
+            for user in ("root", FACILITY_USER, MAPPED_USER)
             for account in (ACCOUNT, OTHER_ACCOUNT)
         ]
         for step in steps:
@@ -222,7 +222,7 @@ class Slurm:
     def _cancel_everything(self) -> None:
         """Ask all jobs to end, and give them a moment; the sweep after the stop kills the rest."""
         try:
-            for user in ("root", FACILITY_USER):
+            for user in ("root", FACILITY_USER, MAPPED_USER):
                 self.run("scancel", f"--user={user}")
             wait_until(
                 lambda: not self.run("squeue", "-h").stdout.strip(), seconds=_DRAIN_SECONDS, what="jobs ended"

@@ -64,10 +64,13 @@ class Endpoints:
             raise Refusal(404, "ENDPOINT_NOT_FOUND", f"Endpoint {endpoint_id} is not known.")
         return found
 
-    def need_own(self, caller: KnownClient, endpoint_id: str) -> Json:
-        """Return an endpoint that the caller, or an identity linked to the caller, owns."""
+    def need_usable(self, caller: KnownClient, endpoint_id: str) -> Json:
+        """Return an endpoint that the caller may use: owns, also by a linked identity, or one that maps users.
+
+        Whom a multi-user endpoint maps is its own affair.
+        """
         found = self.need(endpoint_id)
-        if found["owner"] not in caller.identity_set:
+        if not found.get("multi_user") and found["owner"] not in caller.identity_set:
             raise Refusal(403, "RESOURCE_ACCESS_FORBIDDEN", f"Endpoint {endpoint_id} belongs to someone else.")
         return found
 
@@ -106,7 +109,8 @@ class Endpoints:
         data = unpack(body)
         key = str(data["endpoint_id"])
         report: Json = data.get("global_state") or data.get("ep_status_report") or {}
-        period = 0.0 if report.get("active") is False else float(report.get("heartbeat_period", 0))
+        gone = report.get("active") is False or "error" in report
+        period = 0.0 if gone else float(report.get("heartbeat_period", 0))
         with self._mutex:
             self._signs[key] = Sign(time.monotonic(), period, report)
         if "error" in report:
@@ -139,7 +143,7 @@ class Endpoints:
             },
             "globus_effective_identity": caller.client_id,
             "globus_username": caller.username,
-            "globus_identity_set": [{"sub": identity} for identity in caller.identity_set],
+            "globus_identity_set": [_identity(identity) for identity in caller.identity_set],
         }
         self._store.put("runner", key, {"endpoint": endpoint_id, "command": command})
         return key
@@ -178,3 +182,13 @@ class Endpoints:
                 "properties": {"delivery_mode": 2},
             },
         }
+
+
+def _identity(client_id: str) -> Json:
+    """Return a client's identity as endpoints see it: what mappings can match."""
+    return {
+        "sub": client_id,
+        "id": client_id,
+        "username": f"{client_id}@clients.auth.globus.org",
+        "status": "used",
+    }

@@ -55,6 +55,9 @@ class Tasks:
             "function_code": found["function_code"],
             "description": found.get("description"),
             "metadata": found.get("meta") or {},
+            "group": found.get("group"),
+            "ha_endpoint_id": found.get("ha_endpoint_id"),
+            "owner": found["owner"],
         }
 
     def delete_function(self, caller: KnownClient, function_id: str) -> Json:
@@ -67,7 +70,7 @@ class Tasks:
     def submit(self, endpoints: Endpoints, caller: KnownClient, endpoint_id: str, body: Json) -> Json:
         """Queue calls for an endpoint, online or not, and answer with their ids."""
         calls: dict[str, list[str]] = body.get("tasks") or {}
-        self._check(endpoints.need_own(caller, endpoint_id), endpoint_id, calls)
+        self._check(endpoints.need_usable(caller, endpoint_id), endpoint_id, calls)
         queue = bool(body.get("create_queue"))
         group = self._group(caller, body.get("task_group_id"), queue=queue)
         if queue:
