@@ -1,5 +1,6 @@
 """Submit, await and cancel psik batch jobs from Prefect flows, through Globus Compute."""
 
+import importlib as _importlib
 import typing as _typing
 
 from prefect_psik.blocks import BackendAttributes, GlobusCollection, PsikBackend
@@ -7,6 +8,7 @@ from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import (
     BackendClosed,
     BackendNotFound,
+    ContactLost,
     FacilityError,
     FacilitySetupError,
     FacilityTimeout,
@@ -19,32 +21,41 @@ from prefect_psik.exceptions import (
     MissingOutput,
     PayloadTooLarge,
     PrefectPsikError,
+    PreflightFailed,
+    QueueLimitReached,
     RemoteCodeError,
+    RunLimitReached,
     SpecError,
     SubmitRejected,
     SyncCallError,
+    WaitLimitReached,
 )
 from prefect_psik.jobspec import JobSpec, ResourceSpec
-from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
+from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus, PreflightReport
+from prefect_psik.retry import Growth
 
 if _typing.TYPE_CHECKING:
     from prefect_psik.jobs import (
         acancel_job,
         apoll_job,
         arun_job,
+        arun_preflight,
         asubmit_job,
         await_for_job,
         cancel_job,
         poll_job,
         run_job,
+        run_preflight,
         submit_job,
         wait_for_job,
     )
+    from prefect_psik.limits import WaitLimits
 
 __all__ = [
     "BackendAttributes",
     "BackendClosed",
     "BackendNotFound",
+    "ContactLost",
     "FacilityError",
     "FacilitySetupError",
     "FacilityTimeout",
@@ -52,6 +63,7 @@ __all__ = [
     "FlowRunCancelling",
     "GlobusCollection",
     "GlobusCredentials",
+    "Growth",
     "JobCanceled",
     "JobError",
     "JobFailed",
@@ -64,31 +76,37 @@ __all__ = [
     "MissingOutput",
     "PayloadTooLarge",
     "PrefectPsikError",
+    "PreflightFailed",
+    "PreflightReport",
     "PsikBackend",
+    "QueueLimitReached",
     "RemoteCodeError",
     "ResourceSpec",
+    "RunLimitReached",
     "SpecError",
     "SubmitRejected",
     "SyncCallError",
+    "WaitLimitReached",
+    "WaitLimits",
     "acancel_job",
     "apoll_job",
     "arun_job",
+    "arun_preflight",
     "asubmit_job",
     "await_for_job",
     "cancel_job",
     "poll_job",
     "run_job",
+    "run_preflight",
     "submit_job",
     "wait_for_job",
 ]
 
-_TASKS = frozenset(name for name in __all__ if name.endswith("_job"))
+#: What brings Prefect's whole engine along, 0.3 s, is loaded when first asked for: name -> module.
+_LAZY = {name: "jobs" for name in __all__ if name.endswith(("_job", "_preflight"))} | {"WaitLimits": "limits"}
 
 
 def __getattr__(name: str) -> _typing.Any:
-    # The tasks bring Prefect's whole engine along, 0.3 s: they are loaded when first asked for.
-    if name in _TASKS:
-        from prefect_psik import jobs as _jobs
-
-        return getattr(_jobs, name)
+    if name in _LAZY:
+        return getattr(_importlib.import_module(f"prefect_psik.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,6 +20,7 @@ from prefect_psik.options import Options
 
 if TYPE_CHECKING:
     from prefect_psik.identity import Identity
+    from prefect_psik.retry import Asked
     from prefect_psik.transport.base import Transport
 
 
@@ -170,21 +171,32 @@ class PsikBackend(Block):
                 f"{name} does not accept jobs now{why}. Wait until it is opened again, or use another backend."
             )
 
-    def submission(self, spec: JobSpec, identity: Identity, owner: dict[str, str | None]) -> dict[str, Any]:
+    def submission(
+        self,
+        spec: JobSpec,
+        identity: Identity,
+        owner: dict[str, str | None],
+        *,
+        asked: Asked | None = None,
+    ) -> dict[str, Any]:
         """Put together what `remote.submit` needs for one job.
 
         Args:
             spec: As the user gave it; it is what the key stands for.
             identity: Key, stamp and attempt.
             owner: Who submits, for the facility's records.
+            asked: What a further run asks for, in place of the spec's duration and memory.
         """
-        asked = spec.resources.model_dump(exclude_unset=True)
+        given = spec.resources.model_dump(exclude_unset=True)
         defaults = self.default_resources.model_dump(exclude_unset=True) if self.default_resources else {}
-        if asked.keys() & {"process_count", "processes_per_node"}:
+        if given.keys() & {"process_count", "processes_per_node"}:
             defaults = {
                 name: n for name, n in defaults.items() if name not in ("process_count", "processes_per_node")
             }
-        merged = spec.model_copy(update={"resources": ResourceSpec(**(defaults | asked))})
+        wanted = defaults | given
+        if asked is not None:
+            wanted |= {key: value for key, value in vars(asked).items() if value is not None}
+        merged = spec.model_copy(update={"resources": ResourceSpec(**wanted)})
         attributes = self.attributes
         return {
             "stamp": identity.stamp,
@@ -201,7 +213,8 @@ class PsikBackend(Block):
             "spec": merged.to_psik(
                 scheduler=attributes.type, options=attributes.sbatch_options(), umask=self.umask
             ),
-            "duration": merged.resources.duration,
+            "asked": {"duration": merged.resources.duration, "memory": merged.resources.memory},
+            "changed": asked is not None,
             "script": normalize_script(spec.script)[1],
             "files": {path: content.model_dump(exclude_none=True) for path, content in spec.files.items()},
             "outputs": spec.outputs,

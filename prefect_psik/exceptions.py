@@ -9,9 +9,14 @@
     ├── FacilityError          trouble on the way to the facility or there: mend it, or wait
     │   ├── FacilityTimeout    no answer in time; the call may or may not have been carried out
     │   ├── FacilitySetupError psik, the prefix or the endpoint is not as it must be
+    │   ├── PreflightFailed    a check before the submission failed; carries all checks
     │   ├── PayloadTooLarge    too much for the wire: use Globus Transfer
     │   └── RemoteCodeError    our code at the facility failed; carries the remote traceback
     ├── SubmitRejected         the facility refused the job and said why; nothing was submitted
+    ├── WaitLimitReached       a limit of the wait is reached; the job was left or canceled, as asked
+    │   ├── QueueLimitReached  it is still queued: try another facility
+    │   ├── RunLimitReached    it is still running
+    │   └── ContactLost        the endpoint or the scheduler has not answered for too long
     ├── FlowRunCancelling      the flow run is being cancelled; its jobs were asked to stop
     └── JobError               the job came to an end that is not success
         ├── JobFailed          see its ``cause``
@@ -28,7 +33,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prefect_psik.models import JobResult
+    from prefect_psik.models import JobHandle, JobResult, PreflightReport
 
 
 class FailureCause(StrEnum):
@@ -111,6 +116,20 @@ class FacilitySetupError(FacilityError):
     """psik, the prefix or the endpoint at the facility is not as it must be."""
 
 
+class PreflightFailed(FacilityError):
+    """A check before the submission failed; nothing was submitted.
+
+    Args:
+        message: Which checks, and what to do.
+        transient: Never: the checks themselves were repeated where that helps.
+        report: All checks.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False, report: PreflightReport | None = None) -> None:
+        super().__init__(message, transient=transient)
+        self.report = report
+
+
 class PayloadTooLarge(FacilityError):
     """The call or its answer is larger than the wire allows."""
 
@@ -137,6 +156,32 @@ class SubmitRejected(PrefectPsikError):
 
 class FlowRunCancelling(PrefectPsikError):
     """The flow run that waits is being cancelled; its jobs were asked to stop."""
+
+
+class WaitLimitReached(PrefectPsikError):
+    """A limit of the wait is reached; says whether the job was left alone or canceled.
+
+    Args:
+        message: What, where, what next.
+        transient: Never.
+        handle: Of the job, to wait for it again or to cancel it.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False, handle: JobHandle | None = None) -> None:
+        super().__init__(message, transient=transient)
+        self.handle = handle
+
+
+class QueueLimitReached(WaitLimitReached):
+    """The job is still queued."""
+
+
+class RunLimitReached(WaitLimitReached):
+    """The job is still running."""
+
+
+class ContactLost(WaitLimitReached):
+    """The endpoint or the scheduler has not answered for too long; nothing is known of the job since."""
 
 
 class JobError(PrefectPsikError):

@@ -6,25 +6,19 @@ them in slices, so that a signal gets through; an async task awaits them.
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
-from typing import Literal, TypeVar
+from collections.abc import Collection
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
-from prefect_psik import cancellation, lifecycle
-from prefect_psik.blocks import PsikBackend
-from prefect_psik.cancellation import INTERRUPTS, OnCancel, Wait, owner_of
-from prefect_psik.exceptions import SyncCallError
-from prefect_psik.identity import current_caller, enclosing_flow_runs, identify
+from prefect_psik import runs
+from prefect_psik.cancellation import OnCancel
+from prefect_psik.exceptions import FailureCause
 from prefect_psik.jobspec import JobSpec
-from prefect_psik.lifecycle import Submitted
-from prefect_psik.models import JobHandle, JobResult, JobStatus
-from prefect_psik.progress import Reporter, run_logger
+from prefect_psik.limits import WaitLimits
+from prefect_psik.models import JobHandle, JobResult, JobStatus, PreflightReport
+from prefect_psik.progress import atell_preflight, tell_preflight
 from prefect_psik.resolve import (
     BackendLike,
     HandleLike,
@@ -32,21 +26,14 @@ from prefect_psik.resolve import (
     aload_backend,
     backend_name,
     load_backend,
-    needs_block,
     resolve_handle,
     resolve_spec,
-    transport_to,
 )
-from prefect_psik.session import Channel, Session, Update
+from prefect_psik.retry import Growth, RetryRule
+from prefect_psik.runs import Rerun, Submission
+from prefect_psik.waiting import aresult, refuse_running_loop, result
 
-T = TypeVar("T")
-
-Rerun = Literal["on_retry", "never"]
-
-#: A sync wait looks up this often, so that a signal is noticed.
-SLICE_SECONDS = 0.5
-#: After an interrupt, Prefect kills the process after 30 s.
-INTERRUPT_SECONDS = 25.0
+_NO_LIMITS = WaitLimits()
 
 
 # Every task here has an effect or looks at the world: a cached result would be wrong.
@@ -90,9 +77,10 @@ def submit_job(
         SubmitRejected: The facility refused the job, with its words.
         FacilityError: Trouble on the way or there.
     """
-    _refuse_running_loop("asubmit_job")
+    refuse_running_loop("asubmit_job")
     spec = resolve_spec(spec)
-    return _submit(load_backend(backend_name(backend, spec)), spec, key, rerun, "cancel")
+    block = load_backend(backend_name(backend, spec))
+    return runs.submit(Submission.of(block, spec, key=key, rerun=rerun, on_cancel="cancel"))
 
 
 @task(name="submit psik job", task_run_name=_submit_name, cache_policy=NO_CACHE)
@@ -106,12 +94,16 @@ async def asubmit_job(
     """Async twin of `submit_job`."""
     spec = resolve_spec(spec)
     block = await aload_backend(backend_name(backend, spec))
-    return await _asubmit(block, spec, key, rerun, "cancel")
+    return await runs.asubmit(Submission.of(block, spec, key=key, rerun=rerun, on_cancel="cancel"))
 
 
 @task(name="wait for psik job", cache_policy=NO_CACHE)
 def wait_for_job(
-    handle: HandleLike, *, backend: BackendLike | None = None, on_cancel: OnCancel = "cancel"
+    handle: HandleLike,
+    *,
+    backend: BackendLike | None = None,
+    on_cancel: OnCancel = "cancel",
+    limits: WaitLimits | None = None,
 ) -> JobResult:
     """Wait until a job is final.
 
@@ -120,6 +112,7 @@ def wait_for_job(
         backend: A block with the login, if the handle's own block is gone or has another one.
         on_cancel: What a cancel of the flow run does to the job. A crash, a redeploy or Ctrl-C always
             leaves it running, to be found again.
+        limits: How long to wait in the queue, for the run, and without news; None: for ever.
 
     Returns:
         The result of a completed job: a normal return means that the job's script ended with 0 and that
@@ -129,21 +122,26 @@ def wait_for_job(
         JobFailed: It failed; `cause` and `result` say how.
         MissingOutput: It ended well, but what it promised is not there.
         JobCanceled: It was canceled, by us or from outside.
+        WaitLimitReached: A limit is reached.
         FlowRunCancelling: The flow run is being cancelled.
         FacilityError: Trouble that will not pass by itself; says nothing about the job.
     """
-    _refuse_running_loop("await_for_job")
+    refuse_running_loop("await_for_job")
     handle = resolve_handle(handle)
-    return _wait(handle, _block_of(handle, backend), on_cancel)
+    return runs.wait(handle, runs.block_of(handle, backend), on_cancel, limits or _NO_LIMITS)
 
 
 @task(name="wait for psik job", cache_policy=NO_CACHE)
 async def await_for_job(
-    handle: HandleLike, *, backend: BackendLike | None = None, on_cancel: OnCancel = "cancel"
+    handle: HandleLike,
+    *,
+    backend: BackendLike | None = None,
+    on_cancel: OnCancel = "cancel",
+    limits: WaitLimits | None = None,
 ) -> JobResult:
     """Async twin of `wait_for_job`."""
     handle = resolve_handle(handle)
-    return await _await(handle, await _ablock_of(handle, backend), on_cancel)
+    return await runs.await_(handle, await runs.ablock_of(handle, backend), on_cancel, limits or _NO_LIMITS)
 
 
 @task(name="poll psik job", cache_policy=NO_CACHE)
@@ -157,16 +155,16 @@ def poll_job(handle: HandleLike, *, backend: BackendLike | None = None) -> JobSt
     Raises:
         FacilityError: Trouble on the way or there.
     """
-    _refuse_running_loop("apoll_job")
+    refuse_running_loop("apoll_job")
     handle = resolve_handle(handle)
-    return _result(_look(handle, _block_of(handle, backend)))
+    return result(runs.look(handle, runs.block_of(handle, backend)))
 
 
 @task(name="poll psik job", cache_policy=NO_CACHE)
 async def apoll_job(handle: HandleLike, *, backend: BackendLike | None = None) -> JobStatus:
     """Async twin of `poll_job`."""
     handle = resolve_handle(handle)
-    return await _aresult(_look(handle, await _ablock_of(handle, backend)))
+    return await aresult(runs.look(handle, await runs.ablock_of(handle, backend)))
 
 
 @task(name="cancel psik job", cache_policy=NO_CACHE)
@@ -180,16 +178,16 @@ def cancel_job(handle: HandleLike, *, backend: BackendLike | None = None) -> Job
     Raises:
         FacilityError: It could not be canceled; it may still be running.
     """
-    _refuse_running_loop("acancel_job")
+    refuse_running_loop("acancel_job")
     handle = resolve_handle(handle)
-    return _result(_cancel(handle, _block_of(handle, backend)))
+    return result(runs.cancel(handle, runs.block_of(handle, backend)))
 
 
 @task(name="cancel psik job", cache_policy=NO_CACHE)
 async def acancel_job(handle: HandleLike, *, backend: BackendLike | None = None) -> JobStatus:
     """Async twin of `cancel_job`."""
     handle = resolve_handle(handle)
-    return await _aresult(_cancel(handle, await _ablock_of(handle, backend)))
+    return await aresult(runs.cancel(handle, await runs.ablock_of(handle, backend)))
 
 
 @task(name="run psik job", task_run_name=_submit_name, cache_policy=NO_CACHE)
@@ -200,6 +198,11 @@ def run_job(
     key: str | None = None,
     rerun: Rerun = "on_retry",
     on_cancel: OnCancel = "cancel",
+    limits: WaitLimits | None = None,
+    retry_on: Collection[FailureCause | str] = (),
+    growth: Growth | None = None,
+    max_runs: int = 3,
+    preflight: bool = False,
 ) -> JobResult:
     """Submit a job and wait until it is final: `submit_job` and `wait_for_job` in one task.
 
@@ -209,17 +212,28 @@ def run_job(
         key: See `submit_job`.
         rerun: See `submit_job`.
         on_cancel: See `wait_for_job`.
+        limits: See `wait_for_job`.
+        retry_on: Causes of failure that are answered with another run of the same job, at once and within
+            this task, such as `{FailureCause.node_failure}`. The logs of earlier runs are kept.
+        growth: How much more walltime or memory that run gets after `walltime` or `out_of_memory`.
+        max_runs: Runs in all, within one attempt of this task.
+        preflight: Make `run_preflight` first, and submit nothing if a check fails.
 
     Returns:
         The result of a completed job.
 
     Raises:
+        PreflightFailed: A check failed.
         PrefectPsikError: All that `submit_job` and `wait_for_job` raise.
     """
-    _refuse_running_loop("arun_job")
+    refuse_running_loop("arun_job")
     spec = resolve_spec(spec)
+    retry = RetryRule.of(retry_on, growth, max_runs)
     block = load_backend(backend_name(backend, spec))
-    return _wait(_submit(block, spec, key, rerun, on_cancel), block, on_cancel)
+    if preflight:
+        runs.passed(result(runs.check(block, spec)))
+    submission = Submission.of(block, spec, key=key, rerun=rerun, on_cancel=on_cancel)
+    return runs.run(submission, limits or _NO_LIMITS, retry)
 
 
 @task(name="run psik job", task_run_name=_submit_name, cache_policy=NO_CACHE)
@@ -230,167 +244,50 @@ async def arun_job(
     key: str | None = None,
     rerun: Rerun = "on_retry",
     on_cancel: OnCancel = "cancel",
+    limits: WaitLimits | None = None,
+    retry_on: Collection[FailureCause | str] = (),
+    growth: Growth | None = None,
+    max_runs: int = 3,
+    preflight: bool = False,
 ) -> JobResult:
     """Async twin of `run_job`."""
     spec = resolve_spec(spec)
+    retry = RetryRule.of(retry_on, growth, max_runs)
     block = await aload_backend(backend_name(backend, spec))
-    return await _await(await _asubmit(block, spec, key, rerun, on_cancel), block, on_cancel)
+    if preflight:
+        runs.passed(await aresult(runs.check(block, spec)))
+    submission = Submission.of(block, spec, key=key, rerun=rerun, on_cancel=on_cancel)
+    return await runs.arun(submission, limits or _NO_LIMITS, retry)
 
 
-# ------------------------------------------------------------------------------------- shared by the twins
+@task(name="preflight of psik backend", cache_policy=NO_CACHE)
+def run_preflight(backend: BackendLike, spec: SpecLike | None = None) -> PreflightReport:
+    """Tell before a job is submitted whether it can work: endpoint, versions, prefix, scheduler, resources.
+
+    Submits nothing. The checks are in a table artifact of the run.
+
+    Args:
+        backend: A `psik-backend` block or its name.
+        spec: The job whose resources the scheduler is asked about, or the path of its `job.yaml`; None: the
+            backend's defaults.
+
+    Returns:
+        All checks; none of them failed.
+
+    Raises:
+        PreflightFailed: Some failed; its `report` has all.
+        BackendNotFound: No block of that name.
+    """
+    refuse_running_loop("arun_preflight")
+    report = result(runs.check(load_backend(backend), None if spec is None else resolve_spec(spec)))
+    tell_preflight(report)
+    return runs.passed(report)
 
 
-def _begin_submit(block: PsikBackend, spec: JobSpec, key: str | None, rerun: Rerun) -> Future[Submitted]:
-    block.check_open()
-    identity = identify(spec, endpoint=block.endpoint, prefix=block.prefix, key=key, caller=current_caller())
-    owner = owner_of(enclosing_flow_runs())
-
-    async def work(channel: Channel) -> Submitted:
-        return await lifecycle.submit(channel, block, spec, identity, rerun=rerun == "on_retry", owner=owner)
-
-    return Session.current().on_channel(block.get_transport(), block.prefix, block.poll_interval_seconds, work)
-
-
-def _submit(block: PsikBackend, spec: JobSpec, key: str | None, rerun: Rerun, on_cancel: OnCancel) -> JobHandle:
-    submission = _begin_submit(block, spec, key, rerun)
-    try:
-        return _told(_result(submission))
-    except INTERRUPTS:
-        concurrent.futures.wait([_interrupted_submit(submission, block, on_cancel)], timeout=INTERRUPT_SECONDS)
-        raise
-
-
-async def _asubmit(
-    block: PsikBackend, spec: JobSpec, key: str | None, rerun: Rerun, on_cancel: OnCancel
-) -> JobHandle:
-    submission = _begin_submit(block, spec, key, rerun)
-    try:
-        return _told(await _aresult(submission))
-    except INTERRUPTS:
-        asked = asyncio.ensure_future(_aresult(_interrupted_submit(submission, block, on_cancel)))
-        await asyncio.wait([asked], timeout=INTERRUPT_SECONDS)
-        raise
-
-
-def _interrupted_submit(submission: Future[Submitted], block: PsikBackend, on_cancel: OnCancel) -> Future[None]:
-    """The submission goes on; a job that comes of it while the flow run is cancelled is canceled, too."""
-    flow_runs = enclosing_flow_runs()
-
-    async def work(channel: Channel) -> None:
-        submitted = await asyncio.wrap_future(submission)
-        if on_cancel == "cancel" and submitted.created and await cancellation.is_cancelling(tuple(flow_runs)):
-            await channel.cancel(submitted.handle, owner_of(flow_runs))
-
-    return Session.current().on_channel(block.get_transport(), block.prefix, block.poll_interval_seconds, work)
-
-
-def _told(submitted: Submitted) -> JobHandle:
-    handle, logger = submitted.handle, run_logger()
-    how = "submitted" if submitted.created else "found again"
-    extra = {"psik_handle": handle.model_dump_json(exclude_defaults=True)}
-    logger.info("%s %s on %s: %s", handle, how, handle.place, handle.path, extra=extra)
-    for warning in submitted.warnings:
-        logger.warning("%s: the scheduler remarks: %s", handle, warning)
-    return handle
-
-
-def _block_of(handle: JobHandle, backend: BackendLike | None) -> PsikBackend | None:
-    if backend is None and needs_block(handle):
-        backend = handle.backend
-    return None if backend is None else load_backend(backend)
-
-
-async def _ablock_of(handle: JobHandle, backend: BackendLike | None) -> PsikBackend | None:
-    if backend is None and needs_block(handle):
-        backend = handle.backend
-    return None if backend is None else await aload_backend(backend)
-
-
-def _on_channel(
-    handle: JobHandle, block: PsikBackend | None, work: Callable[[Channel], Coroutine[None, None, T]]
-) -> Future[T]:
-    interval = (block or PsikBackend()).poll_interval_seconds
-    return Session.current().on_channel(transport_to(handle, block), handle.prefix, interval, work)
-
-
-def _look(handle: JobHandle, block: PsikBackend | None) -> Future[JobStatus]:
-    return _on_channel(handle, block, lambda channel: channel.look(handle))
-
-
-def _cancel(handle: JobHandle, block: PsikBackend | None) -> Future[JobStatus]:
-    owner = owner_of(enclosing_flow_runs())
-    return _on_channel(handle, block, lambda channel: channel.cancel(handle, owner))
-
-
-def _begin_wait(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel) -> Future[Wait]:
-    flow_runs = enclosing_flow_runs()
-
-    async def work(channel: Channel) -> Wait:
-        return cancellation.begin_wait(channel, handle, on_cancel, flow_runs)
-
-    return _on_channel(handle, block, work)
-
-
-def _wait(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel) -> JobResult:
-    session, reporter = Session.current(), Reporter(handle)
-    wait = _result(_begin_wait(handle, block, on_cancel))
-    try:
-        update = Update()
-        while not update.is_final:
-            update = _result(wait.subscription.next())
-            reporter.tell(update)
-        result = _result(session.run(lifecycle.finish(wait.channel, update)))
-    except INTERRUPTS:
-        concurrent.futures.wait([session.run(cancellation.after_interrupt(wait))], timeout=INTERRUPT_SECONDS)
-        raise
-    finally:
-        session.run(cancellation.end_wait(wait))
-    reporter.finish(result)
-    return _completed(result)
-
-
-async def _await(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel) -> JobResult:
-    session, reporter = Session.current(), Reporter(handle)
-    wait = await _aresult(_begin_wait(handle, block, on_cancel))
-    try:
-        update = Update()
-        while not update.is_final:
-            update = await _aresult(wait.subscription.next())
-            reporter.tell(update)
-        result = await _aresult(session.run(lifecycle.finish(wait.channel, update)))
-    except INTERRUPTS:
-        asked = asyncio.ensure_future(_aresult(session.run(cancellation.after_interrupt(wait))))
-        await asyncio.wait([asked], timeout=INTERRUPT_SECONDS)
-        raise
-    finally:
-        session.run(cancellation.end_wait(wait))
-    await reporter.afinish(result)
-    return _completed(result)
-
-
-def _completed(result: JobResult) -> JobResult:
-    error = lifecycle.error_of(result)
-    if error is not None:
-        raise error
-    return result
-
-
-def _result(future: Future[T]) -> T:
-    while not concurrent.futures.wait([future], timeout=SLICE_SECONDS).done:
-        continue
-    return future.result()
-
-
-async def _aresult(future: Future[T]) -> T:
-    # Shielded: cancelling who waits must not cut the work on the session's loop in two.
-    return await asyncio.shield(asyncio.wrap_future(future))
-
-
-def _refuse_running_loop(twin: str) -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise SyncCallError(
-        f"This task would block the event loop that it was called on. In async code, write: await {twin}(...)."
-    )
+@task(name="preflight of psik backend", cache_policy=NO_CACHE)
+async def arun_preflight(backend: BackendLike, spec: SpecLike | None = None) -> PreflightReport:
+    """Async twin of `run_preflight`."""
+    block = await aload_backend(backend)
+    report = await aresult(runs.check(block, None if spec is None else resolve_spec(spec)))
+    await atell_preflight(report)
+    return runs.passed(report)

@@ -6,6 +6,7 @@ import base64
 import difflib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.exceptions import (
@@ -21,11 +22,27 @@ from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import JobHandle, JobResult, JobState
 from prefect_psik.outcome import judge
+from prefect_psik.retry import Asked
 from prefect_psik.session import Channel, Update
 
 #: Causes after which the very same job may well succeed.
 _WORTH_ANOTHER_TRY = frozenset({FailureCause.node_failure, FailureCause.preempted})
 _MESSAGE_LINES = 10
+
+
+@dataclass(frozen=True)
+class Again:
+    """Another run of a job whose last run failed, within the same attempt of its task.
+
+    Args:
+        after: The run that failed.
+        number: How many runs there were in this attempt.
+        asked: What the next one asks for.
+    """
+
+    after: int
+    number: int
+    asked: Asked
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,7 @@ async def submit(
     *,
     rerun: bool,
     owner: dict[str, str | None],
+    again: Again | None = None,
 ) -> Submitted:
     """Create or get a job; a failed or canceled one runs again for a newer attempt.
 
@@ -55,28 +73,31 @@ async def submit(
         identity: Key, stamp and attempt.
         rerun: Whether a newer attempt runs a failed or canceled job again.
         owner: Who submits.
+        again: The run that failed within this attempt, and what the next one asks for.
 
     Raises:
         KeyConflict: The key stands for another job; shows the difference.
         SubmitRejected: The facility refused.
     """
-    job = block.submission(spec, identity, owner)
+    job = block.submission(spec, identity, owner, asked=again.asked if again else None)
+    if again is not None:
+        job |= {"rerun_after": again.after, "attempt": [*identity.attempt, again.number]}
     try:
         answer = await channel.submit(job)
-        handle = _handle(answer, block, spec, identity, job["duration"])
+        handle = _handle(answer, block, spec, identity)
+        if again is not None:
+            return Submitted(handle, bool(answer["created"]), list(answer.get("warnings", [])))
         if not answer["created"] and rerun and identity.attempt > answer["attempt"]:
             status = judge(answer["facts"], handle)
             if status.state in (JobState.failed, JobState.canceled):
                 answer = await channel.submit(job | {"rerun_after": handle.jobndx})
-                handle = _handle(answer, block, spec, identity, job["duration"])
+                handle = _handle(answer, block, spec, identity)
     except KeyConflict as err:
         raise _conflict(err, spec, identity) from None
     return Submitted(handle, bool(answer["created"]), list(answer.get("warnings", [])))
 
 
-def _handle(
-    answer: dict[str, object], block: PsikBackend, spec: JobSpec, identity: Identity, duration: int
-) -> JobHandle:
+def _handle(answer: dict[str, Any], block: PsikBackend, spec: JobSpec, identity: Identity) -> JobHandle:
     return JobHandle(
         endpoint_id=block.endpoint_id,
         prefix=str(answer["prefix"]),
@@ -87,7 +108,8 @@ def _handle(
         type=block.attributes.type,
         name=spec.name,
         backend=block.document_name,
-        duration=duration,
+        duration=answer["asked"].get("duration"),
+        memory=answer["asked"].get("memory"),
     )
 
 

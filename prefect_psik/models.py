@@ -55,7 +55,8 @@ class JobHandle(_Stored):
     backend: str | None = Field(
         default=None, description="Name of the block that submitted it, if it was a saved one."
     )
-    duration: int | None = Field(default=None, description="Requested walltime in minutes.")
+    duration: int | None = Field(default=None, description="Walltime in minutes that this run asked for.")
+    memory: str | None = Field(default=None, description="Memory per node that this run asked for, as --mem.")
 
     @property
     def path(self) -> str:
@@ -124,3 +125,36 @@ class JobResult(_Stored):
     def path(self) -> Path:
         """The job's directory at the facility."""
         return Path(self.handle.path)
+
+
+class Verdict(StrEnum):
+    """What a check says."""
+
+    ok = "ok"
+    warning = "warning"
+    failed = "failed"
+
+
+class Check(_Stored):
+    """One thing that was looked at before a submission."""
+
+    name: str = Field(description="What was looked at.")
+    verdict: Verdict = Field(description="failed: a job cannot be submitted, or cannot run.")
+    message: str = Field(description="What was found, and what to do about it.")
+
+
+class PreflightReport(_Stored):
+    """All checks of a backend, in the order in which they were made."""
+
+    backend: str = Field(description="The block's name, or its endpoint.")
+    checks: list[Check] = Field(description="The first that failed may have kept others from being made.")
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed."""
+        return not self.failures
+
+    @property
+    def failures(self) -> list[Check]:
+        """The checks that failed."""
+        return [check for check in self.checks if check.verdict is Verdict.failed]

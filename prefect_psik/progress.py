@@ -6,13 +6,18 @@ import logging
 import re
 from typing import Any
 
-from prefect.artifacts import acreate_markdown_artifact, create_markdown_artifact
+from prefect.artifacts import (
+    acreate_markdown_artifact,
+    acreate_table_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events import emit_event
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
-from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
+from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus, PreflightReport, Verdict
 from prefect_psik.session import Update
 
 _LINE_LIMIT = 500
@@ -69,12 +74,14 @@ class Reporter:
             return
         self._state, self._reason = status.state, status.reason
         why = f" ({status.reason})" if status.reason else ""
-        if not status.state.is_final:
+        if status.stuck:
+            self.logger.warning("%s will not start by itself%s", self.handle, why)
+        elif not status.state.is_final:
             self.logger.info("%s is %s%s", self.handle, status.state.value, why)
         if not _in_run():
             return
         emit_event(
-            event=f"psik.job.{status.state.value}",
+            event=f"psik.job.{'stuck' if status.stuck else status.state.value}",
             resource={
                 "prefect.resource.id": f"psik.job.{self.handle.stamp}",
                 "prefect.resource.name": self.handle.name or self.handle.stamp,
@@ -135,8 +142,12 @@ def _in_run() -> bool:
 
 
 def _artifact_key(result: JobResult) -> str:
-    name = re.sub(r"[^a-z0-9]+", "-", (result.handle.name or "job").lower()).strip("-") or "job"
-    return f"psik-{name}"
+    return _key_of(f"psik-{result.handle.name or 'job'}")
+
+
+def _key_of(text: str) -> str:
+    """What Prefect takes for an artifact's key."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _seconds(seconds: float | None) -> str | None:
@@ -145,3 +156,31 @@ def _seconds(seconds: float | None) -> str | None:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def tell_preflight(report: PreflightReport) -> None:
+    """Log the checks that are not fine, and leave all in a table artifact."""
+    _log_checks(report)
+    if _in_run():
+        create_table_artifact(**_preflight_table(report))
+
+
+async def atell_preflight(report: PreflightReport) -> None:
+    """Async twin of `tell_preflight`."""
+    _log_checks(report)
+    if _in_run():
+        await acreate_table_artifact(**_preflight_table(report))
+
+
+def _log_checks(report: PreflightReport) -> None:
+    for check in report.checks:
+        if check.verdict is not Verdict.ok:
+            run_logger().warning("preflight of %s, %s: %s", report.backend, check.name, check.message)
+
+
+def _preflight_table(report: PreflightReport) -> dict[str, Any]:
+    return {
+        "table": [check.model_dump(mode="json") for check in report.checks],
+        "key": _key_of(f"preflight-{report.backend}"),
+        "description": f"Preflight of {report.backend}: {'ok' if report.ok else 'failed'}",
+    }

@@ -49,6 +49,7 @@ class Update:
     tails: dict[str, str] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
     trouble: str | None = None
+    now: float | None = None  # the facility's clock
 
     @property
     def is_final(self) -> bool:
@@ -99,6 +100,8 @@ class _Watch:
     seen: str | None = None
     offsets: dict[str, int] = field(default_factory=dict)
     status: JobStatus | None = None
+    trouble: str | None = None  # the scheduler's
+    silent: bool = False  # the last look got no answer at all
 
 
 _Entry = tuple[dict[str, Any], asyncio.Future[dict[str, Any]], float]
@@ -281,6 +284,7 @@ class Channel:
         if not error.transient:
             self._end_watches(error)
         for watch in self._watches.values():
+            watch.silent = True
             for subscription in watch.subscriptions:
                 subscription.put(Update(trouble=str(error)))
 
@@ -304,6 +308,10 @@ class Channel:
 
     def _apply(self, watch: _Watch, facts: dict[str, Any]) -> bool:
         if facts.get("same"):
+            if watch.silent:
+                watch.silent = False
+                for subscription in watch.subscriptions:
+                    subscription.put(Update(trouble=watch.trouble))
             return False
         status = judge(facts, watch.handle)
         logs: dict[str, str] = {}
@@ -319,8 +327,16 @@ class Channel:
         watch.seen = None if behind else facts.get("token")
         changed = status != watch.status or bool(logs)
         watch.status = status
+        # A scheduler that does not answer is trouble on the way, as an endpoint that does not.
+        watch.trouble = None if status.state.is_final else facts.get("squeue_error")
+        watch.silent = False
         update = Update(
-            status=status, logs=logs, tails=facts.get("tails", {}), outputs=list(facts.get("outputs", {}))
+            status=status,
+            logs=logs,
+            tails=facts.get("tails", {}),
+            outputs=list(facts.get("outputs", {})),
+            trouble=watch.trouble,
+            now=facts.get("now"),
         )
         for subscription in list(watch.subscriptions):
             subscription.put(update)

@@ -1,4 +1,4 @@
-"""Commands on backends: import."""
+"""Commands on backends: import, preflight."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from prefect_psik.blocks import PsikBackend
-from prefect_psik.cli.app import app
+from prefect_psik.cli.app import FAILURE, app
 from prefect_psik.exceptions import SpecError
+from prefect_psik.models import Verdict
 from prefect_psik.psik_json import read_psik_json
-from prefect_psik.resolve import existing_backends
+from prefect_psik.resolve import existing_backends, load_backend, resolve_spec
+from prefect_psik.runs import check
+from prefect_psik.waiting import result
 
 
 @app.command(name="import")
@@ -63,3 +67,24 @@ def save_block(block: PsikBackend, name: str, *, overwrite: bool) -> None:
             "Use --overwrite to replace it." if taken else "Block names are lower-case letters, digits and dashes."
         )
         raise SpecError(f"The block psik-backend/{name} cannot be saved: {str(err).rstrip('.')}. {hint}") from None
+
+
+@app.command
+def preflight(backend: str, *, spec: Path | None = None) -> int:
+    """Tell whether a job could be submitted to a backend; submits nothing.
+
+    Args:
+        backend: Name of a psik-backend block.
+        spec: A job.yaml, to ask the scheduler about its resources; default: those of the block.
+
+    Returns:
+        0 if all checks are fine or only warnings, else 1.
+    """
+    block = load_backend(backend)
+    report = result(check(block, None if spec is None else resolve_spec(spec)))
+    table = Table("check", "verdict", "what was found", title=f"Preflight of {backend}")
+    colors = {Verdict.ok: "green", Verdict.warning: "yellow", Verdict.failed: "red"}
+    for found in report.checks:
+        table.add_row(found.name, f"[{colors[found.verdict]}]{found.verdict.value}[/]", escape(found.message))
+    Console().print(table)
+    return 0 if report.ok else FAILURE

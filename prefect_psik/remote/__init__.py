@@ -11,7 +11,7 @@ A job directory is psik's, with one directory of ours in it::
     PREFIX/STAMP/  spec.json status.csv work/ log/        psik's
                    prefect/job.json                       key, spec and owner; written last when creating
                            script                         the user's script
-                           intent.N                       run N is about to be submitted: time and attempt
+                           intent.N                       run N is about to be submitted: time, attempt, asked
                            native.N                       what was started: pid, start, session (local)
                            process.N.ID owner.N refused.N.ID     written by the launcher in the job
                            cancel.N                       somebody asked us to cancel run N
@@ -38,6 +38,7 @@ PARTS = (
     "launch",
     "submission",
     "ending",
+    "preflight",
     "entry",
 )
 

@@ -63,4 +63,13 @@ def _has_end(base: str, jobndx: int) -> bool:
 
 
 def _log(base: str, stream: str, jobndx: int) -> str:
-    return os.path.join(base, "log", "console" if stream == "console" else f"{stream}.{jobndx}")
+    numbered = os.path.join(base, "log", f"{stream}.{jobndx}")
+    # Slurm begins log/console anew for each run: that of an earlier one is kept under its number.
+    return (
+        os.path.join(base, "log", "console") if stream == "console" and not os.path.exists(numbered) else numbered
+    )
+
+
+def _asked(base: str, jobndx: int) -> dict[str, Any]:
+    """Duration and memory that a run asked for."""
+    return dict((_read_json(os.path.join(base, "prefect", f"intent.{jobndx}")) or {}).get("asked") or {})

@@ -13,6 +13,7 @@ from prefect_psik.remote.facts import status
 from prefect_psik.remote.files import _user
 from prefect_psik.remote.outputs import fetch
 from prefect_psik.remote.payload import DEFECTS, PROTOCOL, Trouble, _defect, _os_trouble
+from prefect_psik.remote.preflight import preflight
 from prefect_psik.remote.submission import submit
 
 
@@ -22,11 +23,10 @@ def call(name: str, payload: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The operation's answer, or `{"error": {"kind", "message", ...}}`; always with the facility's clock.
     """
-    operations = {"submit": submit, "status": status, "cancel": cancel, "fetch": fetch, "hello": hello}
     try:
-        if name not in operations or not isinstance(payload, dict):
+        if name not in OPERATIONS or not isinstance(payload, dict):
             raise Trouble("payload", f"There is no operation {name!r} in protocol {PROTOCOL}.")
-        answer = operations[name](payload)
+        answer = OPERATIONS[name](payload)
     except Trouble as trouble:
         answer = {"error": trouble.answer}
     except OSError as err:
@@ -46,3 +46,13 @@ def hello(payload: dict[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
     }
+
+
+OPERATIONS = {
+    "submit": submit,
+    "status": status,
+    "cancel": cancel,
+    "fetch": fetch,
+    "preflight": preflight,
+    "hello": hello,
+}

@@ -46,7 +46,9 @@ async def _launch(
             )
     # psik's local backend appends the console of all runs to one file; Slurm begins it anew.
     console = 0 if slurm else _size(_log(base, "console", jobndx))
-    intended = {"time": time.time(), "attempt": job["attempt"], "console": console}
+    if slurm and jobndx > 1:
+        _keep_console(base, jobndx - 1)
+    intended = {"time": time.time(), "attempt": job["attempt"], "asked": job.get("asked"), "console": console}
     _write_whole(intent, json.dumps(intended).encode())
     pid = os.getpid()
     said: list[str] = []
@@ -62,6 +64,13 @@ async def _launch(
         _note_process(base, number, native_id)
     _audit(prefix, "submit", job, jobndx=number, native_id=native_id)
     return str(native_id), said
+
+
+def _keep_console(base: str, jobndx: int) -> None:
+    kept = os.path.join(base, "log", f"console.{jobndx}")
+    with contextlib.suppress(FileNotFoundError):
+        if not os.path.exists(kept):
+            os.rename(os.path.join(base, "log", "console"), kept)
 
 
 async def _psik_submit(job: Any, base: str, said: list[str], slurm: bool) -> tuple[int, str]:

@@ -35,13 +35,16 @@ SLURM_FINAL = frozenset(
 )
 
 
-def _slurm(*command: str) -> tuple[bool, str]:
-    """Run one of Slurm's commands; returns whether it succeeded, and what it printed."""
+def _slurm(*command: str, script: str | None = None) -> tuple[bool, str]:
+    """Run one of Slurm's commands; returns whether it succeeded, and what it printed.
+
+    With a script as its input, what it says on stderr counts too: there sbatch answers.
+    """
     environment = {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
     try:
         done = subprocess.run(
             command,
-            stdin=subprocess.DEVNULL,
+            input=script or "",
             capture_output=True,
             text=True,
             errors="replace",
@@ -54,7 +57,7 @@ def _slurm(*command: str) -> tuple[bool, str]:
         return False, f"{command[0]} did not answer within {COMMAND_SECONDS:.0f} s"
     if done.returncode:
         return False, (done.stderr.strip() or f"{command[0]} ended with {done.returncode}")[-1000:]
-    return True, done.stdout
+    return True, done.stdout if script is None else done.stderr + done.stdout
 
 
 def _rows_by_id(text: str) -> dict[str, list[str]]:

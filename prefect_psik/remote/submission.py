@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from prefect_psik.remote.directory import _attempt, _last_run, _launched, _native_id
+from prefect_psik.remote.directory import _asked, _attempt, _last_run, _launched, _native_id
 from prefect_psik.remote.facts import _facts, _Snapshot
 from prefect_psik.remote.files import LOCK_SECONDS, _locked, _read_json, _write, _write_whole
 from prefect_psik.remote.launch import _launch
@@ -118,6 +118,8 @@ async def _submit_one(psik: Any, prefix: str, job: dict[str, Any]) -> dict[str, 
             last = _last_run(base)
             if job.get("rerun_after") == last and _attempt(base, last) < job["attempt"]:
                 jobndx = last + 1
+                if job.get("changed"):
+                    created = await _change(psik, base, job)
             elif last and _native_id(base, last) is not None:
                 return _existing(prefix, base, job, last)
             else:
@@ -129,6 +131,7 @@ async def _submit_one(psik: Any, prefix: str, job: dict[str, Any]) -> dict[str, 
         "jobndx": jobndx,
         "native_id": native_id,
         "attempt": job["attempt"],
+        "asked": job.get("asked", {}),
         "warnings": warnings,
     }
 
@@ -141,6 +144,7 @@ def _existing(prefix: str, base: str, job: dict[str, Any], jobndx: int) -> dict[
         "jobndx": jobndx,
         "native_id": facts.get("native_id"),
         "attempt": _attempt(base, jobndx),
+        "asked": _asked(base, jobndx),
         "facts": facts,
     }
 
@@ -189,6 +193,18 @@ async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Any
     except (OSError, Trouble, *DEFECTS):
         shutil.rmtree(base, ignore_errors=True)
         raise
+
+
+async def _change(psik: Any, base: str, job: dict[str, Any]) -> Any:
+    """Give the next run of a job other resources; psik on the node reads them from spec.json."""
+    import psik.models
+
+    changed = await psik.Job(base)
+    wanted = psik.models.JobSpec.model_validate(job["spec"])
+    changed.spec.resources = wanted.resources
+    changed.spec.attributes = wanted.attributes
+    _write_whole(os.path.join(base, "spec.json"), changed.spec.model_dump_json(indent=4).encode())
+    return changed
 
 
 def _given_directory(given: str) -> str:

@@ -59,6 +59,13 @@ class Transport(Protocol):
             RemoteCodeError: The remote code failed; carries its traceback.
         """
 
+    async def endpoint_status(self) -> str:
+        """What is known of the place without going there: `online`, `offline`, or the service's own word.
+
+        Raises:
+            FacilityError: Nobody knows it, or the service does not answer.
+        """
+
     async def aclose(self) -> None:
         """Let go of connections; a later call opens them again."""
 

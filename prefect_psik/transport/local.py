@@ -106,5 +106,9 @@ class LocalTransport:
                 "environment may have been removed or rebuilt; start this process anew."
             ) from None
 
+    async def endpoint_status(self) -> str:
+        """This machine is there."""
+        return "online"
+
     async def aclose(self) -> None:
         """Nothing is kept open."""

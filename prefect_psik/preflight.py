@@ -1,0 +1,281 @@
+"""Before a job is submitted: can it work? Facts from the facility -> checks, each with a plain verdict."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect_psik.blocks import PsikBackend
+from prefect_psik.exceptions import FacilityError, PreflightFailed
+from prefect_psik.identity import Identity
+from prefect_psik.jobspec import JobSpec
+from prefect_psik.models import Check, PreflightReport, Verdict
+from prefect_psik.session import Channel
+
+PSIK_OLDEST = (3, 1, 1)
+#: Below the first figure nothing can be submitted, below the second somebody should look.
+FREE_BYTES = 10_000_000, 1_000_000_000
+FREE_INODES = 100, 10_000
+#: A facility that takes longer than this to answer a preflight has trouble of its own.
+ANSWER_SECONDS = 90.0
+
+#: Commands that submit -> the scheduler they belong to.
+_SCHEDULERS = {"qsub": "PBS or Grid Engine", "bsub": "LSF", "condor_submit": "HTCondor", "flux": "Flux"}
+
+
+async def preflight(channel: Channel, block: PsikBackend, spec: JobSpec | None = None) -> PreflightReport:
+    """Check a backend from here to its scheduler; submits nothing and never raises for what it finds.
+
+    Args:
+        channel: Of the block.
+        block: Where.
+        spec: The job whose resources the scheduler is asked about; None: the block's defaults.
+    """
+    transport = channel.transport
+    checks = [_block_is_open(block)]
+    try:
+        status = await transport.endpoint_status()
+        checks.append(_endpoint(status, transport.place))
+        if checks[-1].verdict is not Verdict.failed:
+            payload = preflight_payload(block, spec or JobSpec(name="preflight", script="true\n"))
+            answer = await transport.call("preflight", payload, timeout=ANSWER_SECONDS)
+            if "error" in answer:
+                checks.append(_check("call", Verdict.failed, answer["error"]["message"]))
+            else:
+                checks += judge_preflight(answer, duration=payload["duration"], nodes=payload["nodes"])
+    except FacilityError as err:
+        checks.append(_check("call" if len(checks) > 1 else "endpoint", Verdict.failed, str(err)))
+    return PreflightReport(backend=block.document_name or transport.place, checks=checks)
+
+
+def preflight_payload(block: PsikBackend, spec: JobSpec) -> dict[str, Any]:
+    """What `remote.preflight` needs: the same backend and spec as a submission."""
+    job = block.submission(spec, Identity(key="preflight", stamp="0", attempt=[]), {})
+    resources = job["spec"]["resources"]
+    return {
+        "prefix": block.prefix,
+        "backend": job["backend"],
+        "spec": job["spec"],
+        "duration": job["asked"]["duration"],
+        "nodes": resources.get("node_count") or 1,
+    }
+
+
+def failure_of(report: PreflightReport) -> PreflightFailed | None:
+    """The error that stands for a report with failures, or None."""
+    if report.ok:
+        return None
+    found = " ".join(f"{check.name}: {check.message}" for check in report.failures)
+    return PreflightFailed(
+        f"The preflight of {report.backend} failed, so nothing was submitted. {found}", report=report
+    )
+
+
+def judge_preflight(facts: Mapping[str, Any], *, duration: int, nodes: int) -> list[Check]:
+    """Judge what the facility said.
+
+    Args:
+        facts: As `remote.preflight` gathers them.
+        duration: Requested walltime, minutes.
+        nodes: Requested number of nodes.
+    """
+    checks = [
+        _check("call", Verdict.ok, f"{facts['user']} on {facts['host']} answers."),
+        _versions(facts),
+        _psik(facts),
+        *_prefix(facts["prefix"]),
+    ]
+    if "psik_python" in facts:
+        checks.append(_psik_python(facts["psik_python"]))
+    if "slurm" in facts:
+        checks += _slurm(facts["slurm"], duration, nodes)
+    return checks
+
+
+def _check(name: str, verdict: Verdict, message: str) -> Check:
+    return Check(name=name, verdict=verdict, message=message)
+
+
+def _block_is_open(block: PsikBackend) -> Check:
+    if block.accept_jobs:
+        return _check("block", Verdict.ok, "It accepts jobs.")
+    why = f": {block.note}" if block.note else ""
+    return _check("block", Verdict.failed, f"Its accept_jobs is off{why}. Wait, or use another backend.")
+
+
+def _endpoint(status: str, place: str) -> Check:
+    if status == "online":
+        return _check("endpoint", Verdict.ok, f"{place[0].upper()}{place[1:]} is online.")
+    return _check(
+        "endpoint",
+        Verdict.failed,
+        f"The {place} is {status}. Start it at the facility: globus-compute-endpoint start NAME.",
+    )
+
+
+def _versions(facts: Mapping[str, Any]) -> Check:
+    here, there = platform.python_version(), facts["python"]
+    sdk = importlib.metadata.version("globus-compute-sdk")
+    endpoint = facts["versions"]["globus-compute-endpoint"]
+    message = f"Python {here} here and {there} there"
+    if endpoint is not None:
+        message += f", globus-compute-sdk {sdk} here and globus-compute-endpoint {endpoint} there"
+    same = here.rsplit(".", 1)[0] == there.rsplit(".", 1)[0] and endpoint in (None, sdk)
+    harmless = "" if same else "; the difference does no harm, since only text and JSON cross the wire"
+    return _check("versions", Verdict.ok, f"{message}{harmless}.")
+
+
+def _psik(facts: Mapping[str, Any]) -> Check:
+    version = facts["versions"]["psik"]
+    oldest = ".".join(map(str, PSIK_OLDEST))
+    if version is None:
+        return _check(
+            "psik",
+            Verdict.failed,
+            f"{facts['executable']} on {facts['host']} has no psik. Install it: pip install 'psik>={oldest}'.",
+        )
+    found = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version.split(".")[:3])
+    if found < PSIK_OLDEST:
+        return _check(
+            "psik",
+            Verdict.failed,
+            f"psik {version} on {facts['host']} is too old. Upgrade it there: pip install 'psik>={oldest}'.",
+        )
+    if found[:2] != PSIK_OLDEST[:2]:
+        return _check(
+            "psik",
+            Verdict.warning,
+            f"psik {version} is there; this package was tested with {oldest}. Try one job.",
+        )
+    return _check("psik", Verdict.ok, f"psik {version} is there.")
+
+
+def _psik_python(facts: Mapping[str, Any]) -> Check:
+    if facts["executable"]:
+        return _check("psik_python", Verdict.ok, f"{facts['path']} can be executed on the login node.")
+    return _check(
+        "psik_python",
+        Verdict.warning,
+        f"{facts['path']} cannot be executed on the login node; jobs fail unless compute nodes have it.",
+    )
+
+
+def _prefix(facts: Mapping[str, Any]) -> Iterator[Check]:
+    if "error" in facts:
+        yield _check("prefix", Verdict.failed, facts["error"])
+        return
+    yield _check("prefix", Verdict.ok, f"{facts['path']} is writable.")
+    yield _room("space", facts["free_bytes"], FREE_BYTES, "bytes")
+    if facts["free_inodes"] is not None:
+        yield _room("inodes", facts["free_inodes"], FREE_INODES, "files")
+    if facts["locks"]:
+        yield _check("locks", Verdict.ok, "They keep others out.")
+    else:
+        yield _check(
+            "locks",
+            Verdict.failed,
+            f"flock does not work on the file system of {facts['path']}, so two calls could submit a job twice. "
+            "Put the prefix on a file system with locks, or have it mounted with them (Lustre: -o flock).",
+        )
+
+
+def _room(name: str, free: int, limits: tuple[int, int], unit: str) -> Check:
+    least, comfortable = limits
+    verdict = Verdict.failed if free < least else Verdict.warning if free < comfortable else Verdict.ok
+    advice = "" if verdict is Verdict.ok else " Remove old job directories, or choose another prefix."
+    return _check(name, verdict, f"{free:,} {unit} are free there.{advice}")
+
+
+def _slurm(facts: Mapping[str, Any], duration: int, nodes: int) -> Iterator[Check]:
+    if "sbatch" not in facts["commands"]:
+        yield _no_sbatch(facts["commands"])
+        return
+    controller = facts["controller"]
+    if not controller["ok"]:
+        yield _check(
+            "scheduler", Verdict.failed, f"Slurm cannot be reached: {controller['text']}. Try again later."
+        )
+        return
+    yield _check("scheduler", Verdict.ok, f"{facts['version']}: {controller['text']}.")
+    if not facts["accounting"]["ok"]:
+        yield _check(
+            "accounting",
+            Verdict.warning,
+            f"sacct says: {facts['accounting']['text']}. Ends are read from the queue and the logs instead.",
+        )
+    yield _queue(facts["partition"], duration, nodes)
+    yield _test(facts.get("test"))
+
+
+def _no_sbatch(commands: list[str]) -> Check:
+    other = next((f"{name} ({scheduler})" for name, scheduler in _SCHEDULERS.items() if name in commands), None)
+    if other:
+        text = f"There is no sbatch, but {other}: psik 3.1.1 does not speak that. Choose a facility with Slurm."
+    else:
+        text = "sbatch is not on the PATH of the endpoint. Start the endpoint where Slurm's commands are."
+    return _check("scheduler", Verdict.failed, text)
+
+
+def _queue(partition: Mapping[str, str] | None, duration: int, nodes: int) -> Check:
+    if partition is None:
+        return _check(
+            "queue", Verdict.failed, "Slurm shows no such partition. Correct queue_name of the block: see sinfo."
+        )
+    name = partition["PartitionName"]
+    if partition.get("State") != "UP":
+        return _check(
+            "queue",
+            Verdict.failed,
+            f"The partition {name} is {partition.get('State')}: jobs would wait. Use another.",
+        )
+    longest = slurm_minutes(partition.get("MaxTime", ""))
+    if longest is not None and duration > longest:
+        return _check(
+            "queue",
+            Verdict.failed,
+            f"The partition {name} allows {longest} min, not {duration}: the job would never start. Ask for less.",
+        )
+    most = min(
+        (int(partition[key]) for key in ("MaxNodes", "TotalNodes") if partition.get(key, "").isdigit()),
+        default=None,
+    )
+    if most is not None and nodes > most:
+        return _check(
+            "queue",
+            Verdict.failed,
+            f"The partition {name} has or allows {most} nodes, not {nodes}. Ask for fewer.",
+        )
+    limit = f" of at most {longest} min" if longest is not None else ""
+    return _check("queue", Verdict.ok, f"The partition {name} is up and takes jobs{limit}.")
+
+
+def _test(test: Mapping[str, Any] | None) -> Check:
+    if test is None or test["ok"] is None:
+        why = test["text"] if test else "psik is not there"
+        return _check("resources", Verdict.warning, f"sbatch was not asked about the job: {why}.")
+    text = re.sub(r"start at (\d{9,})", _as_time, test["text"].rstrip("."))
+    if test["ok"]:
+        return _check("resources", Verdict.ok, f"sbatch would take the job: {text}.")
+    return _check(
+        "resources",
+        Verdict.failed,
+        f"sbatch would refuse the job: {text}. Correct the partition, account, options or resources.",
+    )
+
+
+def _as_time(found: re.Match[str]) -> str:
+    return f"start at {datetime.fromtimestamp(int(found.group(1)), UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def slurm_minutes(text: str) -> int | None:
+    """Read a time limit of Slurm (`[days-]hours:minutes:seconds`), whole minutes; None for no limit."""
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if len(parts) != 3 or not all(part.isdigit() for part in (*parts, days or "0")):
+        return None
+    hours, minutes, _ = map(int, parts)
+    return (int(days or 0) * 24 + hours) * 60 + minutes

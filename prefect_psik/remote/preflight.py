@@ -1,0 +1,144 @@
+"""What a submission needs, looked at without one: the operation `preflight`."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import socket
+import sys
+import time
+from typing import Any
+
+from prefect_psik.remote.files import _lock_file, _try_lock, _user, _write
+from prefect_psik.remote.payload import PROTOCOL, Trouble, _prefix, _writable_prefix
+from prefect_psik.remote.slurm import _slurm
+
+#: Written and removed again: a quota shows in bytes, not in an empty file.
+PROBE_BYTES = 256 * 1024
+#: Commands that submit, to name the scheduler of a site where psik finds none.
+SUBMIT_COMMANDS = ("sbatch", "qsub", "bsub", "condor_submit", "flux")
+PACKAGES = ("psik", "globus-compute-endpoint", "globus-compute-sdk")
+
+
+def preflight(payload: dict[str, Any]) -> dict[str, Any]:
+    """Gather what decides whether a job can be submitted; submits nothing.
+
+    Payload:
+        prefix, backend (psik's BackendConfig) and spec (psik's JobSpec), as for `submit`.
+
+    Returns:
+        Facts of this Python, of the prefix, and of the scheduler.
+    """
+    facts: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "host": socket.gethostname(),
+        "user": _user(),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "versions": {name: _version(name) for name in PACKAGES},
+        "prefix": _look_at_prefix(payload),
+    }
+    backend = payload["backend"]
+    if backend.get("type") == "slurm":
+        facts["slurm"] = _look_at_slurm(backend, payload["spec"], facts["versions"]["psik"] is not None)
+    given = backend.get("attributes", {}).get("psik_python")
+    if given:
+        facts["psik_python"] = {"path": given, "executable": os.access(given, os.X_OK)}
+    return facts
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _look_at_prefix(payload: dict[str, Any]) -> dict[str, Any]:
+    try:
+        path = _prefix(payload)
+        _writable_prefix(payload)
+        probe = os.path.join(path, ".locks", f".probe.{os.getpid()}.{time.monotonic_ns()}")
+        try:
+            _write(probe, bytes(PROBE_BYTES))
+        finally:
+            if os.path.lexists(probe):
+                os.unlink(probe)
+        space = os.statvfs(path)
+        return {
+            "path": path,
+            "free_bytes": space.f_bavail * space.f_frsize,
+            # A file system without a table of inodes counts none at all.
+            "free_inodes": space.f_favail if space.f_files else None,
+            "locks": _locks_work(os.path.join(path, ".locks", "preflight")),
+        }
+    except Trouble as trouble:
+        return {"error": trouble.answer["message"]}
+    except OSError as err:
+        reason = "its quota is used up" if err.errno == errno.EDQUOT else err.strerror or str(err)
+        return {"error": f"{PROBE_BYTES:,} bytes cannot be written below {payload['prefix']}: {reason}."}
+
+
+def _locks_work(path: str) -> bool:
+    """Whether a lock keeps somebody else out: some network file systems accept it and do nothing."""
+    try:
+        with _lock_file(path) as mine, _lock_file(path) as other:
+            if not _try_lock(mine):
+                return True  # another preflight keeps us out
+            kept_out = not _try_lock(other)
+            fcntl.flock(mine, fcntl.LOCK_UN)
+            return kept_out and _try_lock(other)
+    except OSError:
+        return False
+
+
+def _look_at_slurm(backend: dict[str, Any], spec: dict[str, Any], has_psik: bool) -> dict[str, Any]:
+    commands = [name for name in SUBMIT_COMMANDS if shutil.which(name)]
+    facts: dict[str, Any] = {"commands": commands}
+    if "sbatch" not in commands:
+        return facts
+    ok, text = _slurm("sbatch", "--version")
+    facts["version"] = text.strip() if ok else None
+    ok, text = _slurm("scontrol", "ping")
+    facts["controller"] = {"ok": ok and "is UP" in text, "text": text.strip()}
+    if not facts["controller"]["ok"]:
+        return facts
+    ok, text = _slurm("sacct", "-n", "-X", "-j", "999999999")
+    facts["accounting"] = {"ok": ok, "text": "" if ok else text}
+    facts["partition"] = _partition(backend.get("queue_name"))
+    if has_psik:
+        facts["test"] = _test_only(backend, spec)
+    return facts
+
+
+def _partition(name: str | None) -> dict[str, str] | None:
+    """What Slurm says of a partition, or of the default one: `sbatch --test-only` looks at no limits."""
+    ok, text = _slurm("scontrol", "-o", "show", "partition", *([name] if name else []))
+    for line in text.splitlines() if ok else []:
+        fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
+        if name or fields.get("Default") == "YES":
+            wanted = ("PartitionName", "State", "MaxTime", "MaxNodes", "TotalNodes")
+            return {key: fields[key] for key in wanted if key in fields}
+    return None
+
+
+def _test_only(backend: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+    """Ask sbatch whether it would take a job with the very options that psik gives it."""
+    try:
+        import psik.backends.slurm
+        import psik.models
+
+        attributes = {key: value for key, value in spec["attributes"].items() if key != "psik_python"}
+        model = psik.models.JobSpec.model_validate({**spec, "attributes": attributes, "directory": "/"})
+        config = psik.models.BackendConfig.model_validate(backend)
+        arguments = psik.backends.slurm.mk_args(model, psik.models.ExtraInfo(backend=config))
+    except (ImportError, AttributeError) as err:
+        return {"ok": None, "text": f"this psik does not tell its options ({err})"}
+    ok, text = _slurm("sbatch", "--test-only", *arguments, script="#!/bin/sh\ntrue\n")
+    lines = [re.sub("^(sbatch|allocation failure): (error: )?", "", line) for line in text.splitlines()]
+    return {"ok": ok, "text": " ".join(line.strip() for line in lines if line.strip())}
