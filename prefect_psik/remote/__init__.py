@@ -30,6 +30,7 @@ from importlib import resources
 PARTS = (
     "files",
     "payload",
+    "site",
     "directory",
     "processes",
     "slurm",

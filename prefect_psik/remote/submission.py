@@ -17,7 +17,17 @@ from prefect_psik.remote.directory import _asked, _attempt, _last_run, _launched
 from prefect_psik.remote.facts import _facts, _Snapshot
 from prefect_psik.remote.files import LOCK_SECONDS, _locked, _read_json, _write, _write_whole
 from prefect_psik.remote.launch import _launch
-from prefect_psik.remote.payload import DEFECTS, PROTOCOL, Trouble, _defect, _jobs, _os_trouble, _writable_prefix
+from prefect_psik.remote.payload import (
+    DEFECTS,
+    PROTOCOL,
+    Trouble,
+    _defect,
+    _jobs,
+    _os_trouble,
+    _prefix,
+    _writable_prefix,
+)
+from prefect_psik.remote.site import _check_backend, _check_prefix, _site_rules
 
 PSIK_OLDEST = (3, 1, 1)
 PARALLEL_SUBMITS = 16
@@ -37,18 +47,21 @@ def submit(payload: dict[str, Any]) -> dict[str, Any]:
     import asyncio
 
     jobs = _jobs(payload)
+    rules = _site_rules()
+    if not all(os.path.lexists(os.path.join(_prefix(payload), job["stamp"])) for job in jobs):
+        _check_prefix(rules, _prefix(payload))
     prefix = _writable_prefix(payload)
     psik = _import_psik()
     loop = asyncio.new_event_loop()
     try:
-        answers = loop.run_until_complete(_submit_all(psik, prefix, jobs))
+        answers = loop.run_until_complete(_submit_all(psik, rules, prefix, jobs))
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         loop.close()
     return {"jobs": answers}
 
 
-async def _submit_all(psik: Any, prefix: str, jobs: list[dict[str, Any]]) -> dict[str, Any]:
+async def _submit_all(psik: Any, rules: dict[str, Any], prefix: str, jobs: list[dict[str, Any]]) -> dict[str, Any]:
     import asyncio
 
     # psik's local backend forks: one at a time.
@@ -58,7 +71,7 @@ async def _submit_all(psik: Any, prefix: str, jobs: list[dict[str, Any]]) -> dic
     async def one(job: dict[str, Any]) -> dict[str, Any]:
         async with turns:
             try:
-                return await _submit_one(psik, prefix, job)
+                return await _submit_one(psik, rules, prefix, job)
             except Trouble as trouble:
                 return {"error": trouble.answer}
             except OSError as err:
@@ -93,7 +106,7 @@ def _import_psik() -> Any:
     return psik
 
 
-async def _submit_one(psik: Any, prefix: str, job: dict[str, Any]) -> dict[str, Any]:
+async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[str, Any]) -> dict[str, Any]:
     base = os.path.join(prefix, job["stamp"])
     async with _locked(prefix, job["stamp"]) as held:
         if not held:
@@ -105,6 +118,7 @@ async def _submit_one(psik: Any, prefix: str, job: dict[str, Any]) -> dict[str, 
         record = _read_json(os.path.join(base, "prefect", "job.json"))
         created = None
         if record is None:
+            _check_backend(rules, job["backend"], job["spec"]["attributes"])
             created = await _create(psik, prefix, base, job)
             jobndx = 1
         else:
@@ -124,6 +138,7 @@ async def _submit_one(psik: Any, prefix: str, job: dict[str, Any]) -> dict[str, 
                 return _existing(prefix, base, job, last)
             else:
                 jobndx = last or 1
+            created = await _allowed(psik, rules, base) if rules else None
         native_id, warnings = await _launch(psik, prefix, base, job, jobndx, created)
     return {
         "created": True,
@@ -134,6 +149,15 @@ async def _submit_one(psik: Any, prefix: str, job: dict[str, Any]) -> dict[str, 
         "asked": job.get("asked", {}),
         "warnings": warnings,
     }
+
+
+async def _allowed(psik: Any, rules: dict[str, Any], base: str) -> Any:
+    """Read a stored job that is to run again; the site may have ruled it out since it was created."""
+    stored = await psik.Job(base)
+    backend = stored.info.backend.model_dump()
+    arguments = {key: value for key, value in stored.spec.attributes.items() if key not in backend["attributes"]}
+    _check_backend(rules, backend, arguments)
+    return stored
 
 
 def _existing(prefix: str, base: str, job: dict[str, Any], jobndx: int) -> dict[str, Any]:

@@ -117,11 +117,18 @@ def pinned_endpoint(facility: Facility, *allowed: str) -> Iterator[PinnedEndpoin
 
 @contextmanager
 def multi_user_endpoint(
-    facility: Facility, *allowed: str, wrapper: Sequence[str] = ()
+    facility: Facility, *allowed: str, daemon: str = MultiUserEndpoint.daemon, wrapper: Sequence[str] = ()
 ) -> Iterator[MultiUserEndpoint]:
-    """Run an endpoint of root's beside the facility's own; without functions named it allows all."""
+    """Run an endpoint of root's beside the facility's own; without functions named it allows all.
+
+    Args:
+        facility: Where.
+        allowed: Functions.
+        daemon: Two at a time need two names.
+        wrapper: What starts the program, such as `unshare`.
+    """
     endpoint = MultiUserEndpoint(facility.state, facility.daemons, facility.globus)
-    endpoint.allowed, endpoint.wrapper = allowed, wrapper
+    endpoint.allowed, endpoint.daemon, endpoint.wrapper = allowed, daemon, wrapper
     try:
         endpoint.start(facility.globus.site_env())
         yield endpoint
