@@ -87,8 +87,10 @@ def judge_preflight(facts: Mapping[str, Any], *, duration: int, nodes: int) -> l
         _check("call", Verdict.ok, f"{facts['user']} on {facts['host']} answers."),
         _versions(facts),
         _psik(facts),
-        *_prefix(facts["prefix"]),
+        *_site(facts["site"]),
     ]
+    if "prefix" in facts:
+        checks += _prefix(facts["prefix"])
     if "psik_python" in facts:
         checks.append(_psik_python(facts["psik_python"]))
     if "slurm" in facts:
@@ -162,6 +164,13 @@ def _psik_python(facts: Mapping[str, Any]) -> Check:
         Verdict.warning,
         f"{facts['path']} cannot be executed on the login node; jobs fail unless compute nodes have it.",
     )
+
+
+def _site(facts: Mapping[str, Any]) -> Iterator[Check]:
+    if "error" in facts:
+        yield _check("site", Verdict.failed, facts["error"])
+    elif facts["file"]:
+        yield _check("site", Verdict.ok, f"{facts['file']} allows it.")
 
 
 def _prefix(facts: Mapping[str, Any]) -> Iterator[Check]:

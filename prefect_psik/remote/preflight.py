@@ -16,6 +16,7 @@ from typing import Any
 
 from prefect_psik.remote.files import _lock_file, _try_lock, _user, _write
 from prefect_psik.remote.payload import PROTOCOL, Trouble, _prefix, _writable_prefix
+from prefect_psik.remote.site import _check_backend, _check_prefix, _site_rules
 from prefect_psik.remote.slurm import _slurm
 
 #: Written and removed again: a quota shows in bytes, not in an empty file.
@@ -41,8 +42,11 @@ def preflight(payload: dict[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "versions": {name: _version(name) for name in PACKAGES},
-        "prefix": _look_at_prefix(payload),
+        "site": _look_at_site(payload),
     }
+    if "error" in facts["site"]:
+        return facts  # what the site rules out is not touched
+    facts["prefix"] = _look_at_prefix(payload)
     backend = payload["backend"]
     if backend.get("type") == "slurm":
         facts["slurm"] = _look_at_slurm(backend, payload["spec"], facts["versions"]["psik"] is not None)
@@ -50,6 +54,17 @@ def preflight(payload: dict[str, Any]) -> dict[str, Any]:
     if given:
         facts["psik_python"] = {"path": given, "executable": os.access(given, os.X_OK)}
     return facts
+
+
+def _look_at_site(payload: dict[str, Any]) -> dict[str, Any]:
+    try:
+        rules = _site_rules()
+        if rules:
+            _check_prefix(rules, _prefix(payload))
+            _check_backend(rules, payload["backend"], payload["spec"]["attributes"])
+    except Trouble as trouble:
+        return {"error": trouble.answer["message"]}
+    return {"file": rules.get("file")}
 
 
 def _version(package: str) -> str | None:

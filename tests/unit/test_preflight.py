@@ -18,6 +18,7 @@ GOOD: dict[str, Any] = {
     "python": "3.11.2",
     "executable": "/venv/bin/python",
     "versions": {"psik": "3.1.1", "globus-compute-endpoint": "4.19.0", "globus-compute-sdk": "4.19.0"},
+    "site": {"file": None},
     "prefix": {"path": "/scratch/psik", "free_bytes": 10**12, "free_inodes": 10**6, "locks": True},
     "slurm": {
         "commands": ["sbatch"],

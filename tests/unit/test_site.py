@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from prefect_psik.blocks import BackendAttributes, PsikBackend
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
+from prefect_psik.models import Verdict
+from prefect_psik.preflight import judge_preflight, preflight_payload
 from prefect_psik.remote import letter
 
 #: The letter as it arrives: one text, in a namespace of its own.
@@ -27,6 +29,7 @@ remote: Any = ModuleType("the_letter")
 exec(compile(letter(), "<letter>", "exec"), remote.__dict__)
 
 STAMP = "12345678901234567890"
+ONE = {"duration": 1, "nodes": 1}
 BACKENDS = {
     "debug": {"type": "slurm", "queue_name": "debug", "project_name": "proj1"},
     "any-queue": {"type": "slurm", "project_name": "stf006", "attributes": {"--qos": "low"}},
@@ -286,3 +289,19 @@ def test_a_rerun_is_checked_by_what_is_stored(site: Path, tmp_path: Path) -> Non
     write(site, backends=BACKENDS)
     message = refusal(submit(tmp_path / "jobs", slurm(queue_name="debug", project_name="proj1")))
     assert "queue_name gpu" in message
+
+
+def test_a_preflight_tells_what_the_site_rules_out_and_touches_nothing(site: Path, tmp_path: Path) -> None:
+    backend = PsikBackend(prefix=str(tmp_path / "jobs"))
+    write(site, backends=BACKENDS)
+    payload = preflight_payload(
+        backend.model_copy(update={"prefix": str(tmp_path / "other")}), JobSpec(script="true")
+    )
+    last = judge_preflight(remote.call("preflight", payload), **ONE)[-1]
+    assert (last.name, last.verdict) == ("site", Verdict.failed)
+    assert "does not allow this job, which asks for --qos none" in last.message
+    assert not (tmp_path / "other").exists()
+    write(site, backends={"here": {"type": "local"}})
+    checks = judge_preflight(remote.call("preflight", payload), **ONE)
+    assert [check.message for check in checks if check.name == "site"] == [f"{site} allows it."]
+    assert all(check.verdict is Verdict.ok for check in checks)
