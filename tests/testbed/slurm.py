@@ -7,19 +7,21 @@ import secrets
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.testbed.daemons import Daemons
 from tests.testbed.packages import FACILITY_USER, MAPPED_USER
 from tests.testbed.slurm_conf import (
     ACCOUNT,
+    CGROUP_CONF,
     CLUSTER,
     FOREIGN_ACCOUNT,
     NODES,
     OTHER_ACCOUNT,
     Site,
     mariadb_conf,
+    memory_conf,
     slurm_conf,
     slurmdbd_conf,
 )
@@ -30,13 +32,25 @@ _COMMAND_SECONDS = 60.0
 _DRAIN_SECONDS = 3.0
 _DATABASE_USER = "mysql"
 NODE_DAEMONS = tuple(f"slurmd-{node}" for node in NODES)
+_MEMORY_CONTROLLER = Path("/sys/fs/cgroup/memory")
 
 
 class Slurm:
-    """One Slurm. Its files are below `state.root`; its daemons' names are those of the programs."""
+    """One Slurm. Its files are below `state.root`; its daemons' names are those of the programs.
 
-    def __init__(self, state: State, daemons: Daemons) -> None:
+    Args:
+        state: Its directory.
+        daemons: Its processes.
+        accounting: Whether there is a database of ended jobs.
+        memory_node: A node that holds its jobs to their memory, see `can_limit_memory`.
+    """
+
+    def __init__(
+        self, state: State, daemons: Daemons, *, accounting: bool = True, memory_node: str | None = None
+    ) -> None:
         self._state = state
+        self._accounting = accounting
+        self._memory_node = memory_node
         self.daemons = daemons
         self.conf = state.root / "slurm" / "slurm.conf"
 
@@ -53,8 +67,9 @@ class Slurm:
         """
         self._configure()
         self._start_munge()
-        self._start_database()
-        self._start_accounting()
+        if self._accounting:
+            self._start_database()
+            self._start_accounting()
         self._start_controller()
         self._start_nodes()
 
@@ -109,6 +124,7 @@ class Slurm:
             database_port=self._state.port("mariadbd"),
             database_password=self._state.need("database_password", lambda: secrets.token_hex(16)),
             node_ports={node: self._state.port(f"slurmd-{node}") for node in NODES},
+            accounting=self._accounting,
         )
 
     def _configure(self) -> None:
@@ -118,6 +134,10 @@ class Slurm:
         for node in NODES:
             self._state.directory(f"slurmd-{node}")
         self._state.file("slurm", "slurm.conf", text=slurm_conf(site))
+        if self._memory_node:
+            self._state.directory("slurm-memory")
+            self._state.file("slurm-memory", "slurm.conf", text=memory_conf(slurm_conf(site)))
+            self._state.file("slurm-memory", "cgroup.conf", text=CGROUP_CONF)
         self._state.file("slurm", "slurmdbd.conf", text=slurmdbd_conf(site), mode=0o600)
         self._state.directory("mariadb", owner=_DATABASE_USER)
         self._state.file("mariadb", "my.cnf", text=mariadb_conf(site))
@@ -206,7 +226,9 @@ class Slurm:
     def _start_nodes(self) -> None:
         for node in NODES:
             if self.daemons.find(f"slurmd-{node}") is None:
-                self.daemons.start(f"slurmd-{node}", ["slurmd", "-D", "-N", node], env=self.env, own_log=True)
+                conf = self._state.root / "slurm-memory" / "slurm.conf" if node == self._memory_node else self.conf
+                command = ["slurmd", "-D", "-N", node, "-f", str(conf)]
+                self.daemons.start(f"slurmd-{node}", command, env={"SLURM_CONF": str(conf)}, own_log=True)
 
         def all_ready() -> bool:
             states = self.run("sinfo", "-h", "-N", "-p", "debug", "-o", "%T").stdout.split()
@@ -231,22 +253,37 @@ class Slurm:
             return
 
 
+def can_limit_memory() -> bool:
+    """Say whether a node can hold its jobs to their memory on this machine."""
+    return _MEMORY_CONTROLLER.is_dir() and os.access(_MEMORY_CONTROLLER, os.W_OK)
+
+
 @contextmanager
-def private_slurm(root: Path) -> Iterator[Slurm]:
+def private_slurm(root: Path, *, accounting: bool = True, memory_node: str | None = None) -> Iterator[Slurm]:
     """Run a second, independent Slurm in an own directory, for tests that stop or hang its daemons.
 
     The facility's user must be able to enter `root` and its parents: pytest's `tmp_path` is closed to others.
+    For `accounting` and `memory_node` see `Slurm`.
     """
     state = State(root)
     state.create()
     daemons = Daemons(state)
-    slurm = Slurm(state, daemons)
+    slurm = Slurm(state, daemons, accounting=accounting, memory_node=memory_node)
     try:
         slurm.start()
         yield slurm
     finally:
         slurm.stop()
         daemons.sweep()
+        if memory_node:
+            _remove_cgroup(_MEMORY_CONTROLLER / f"slurm_{memory_node}")
+
+
+def _remove_cgroup(directory: Path) -> None:
+    """Remove what slurmd leaves of its cgroup; a group that has processes, as of another Slurm, stays."""
+    for path, _, _ in os.walk(directory, topdown=False):
+        with suppress(OSError):
+            os.rmdir(path)
 
 
 def as_user(command: Sequence[str], user: str) -> list[str]:

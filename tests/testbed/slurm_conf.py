@@ -36,6 +36,7 @@ class Site:
     database_port: int
     database_password: str
     node_ports: dict[str, int]
+    accounting: bool = True
 
     @property
     def munge_socket(self) -> Path:
@@ -91,14 +92,34 @@ MessageTimeout=20
 JobAcctGatherType=jobacct_gather/linux
 JobCompType=jobcomp/filetxt
 JobCompLoc={root}/acct/jobcomp.log
+{_accounting(site)}
+{nodes}
+{partitions}
+"""
+
+
+def _accounting(site: Site) -> str:
+    if not site.accounting:
+        return "AccountingStorageType=accounting_storage/none"
+    return f"""\
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost={site.address}
 AccountingStoragePort={site.database_daemon_port}
 AccountingStoragePass={site.munge_socket}
-AccountingStorageEnforce=associations
-{nodes}
-{partitions}
+AccountingStorageEnforce=associations"""
+
+
+#: For a node that holds its jobs to their memory; needs version 1 of cgroups, and its controller `memory`.
+CGROUP_CONF = """\
+CgroupPlugin=cgroup/v1
+CgroupAutomount=no
+ConstrainRAMSpace=yes
 """
+
+
+def memory_conf(conf: str) -> str:
+    """Return the slurm.conf of a node that holds its jobs to their memory."""
+    return conf.replace("TaskPlugin=task/none", "TaskPlugin=task/cgroup")
 
 
 def slurmdbd_conf(site: Site) -> str:

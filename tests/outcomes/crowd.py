@@ -1,0 +1,1 @@
+"""The case of many flow processes that wait at the same time."""

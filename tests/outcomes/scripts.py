@@ -1,0 +1,75 @@
+"""Cases of the script's own end, and of what it leaves."""
+
+from __future__ import annotations
+
+import time
+
+from prefect_psik import ResourceSpec
+from tests.outcomes.case import Seen, case
+from tests.outcomes.site import Site
+
+#: What a result carries of a log.
+TAIL_BYTES = 4096
+
+
+@case("success", "completed", exit_code=0, says="^completed$")
+def success(site: Site) -> Seen:
+    return site.run("echo fine")
+
+
+@case("exit 3", "failed", "script", 3, says="exit code 3")
+def exit_3(site: Site) -> Seen:
+    return site.run("exit 3")
+
+
+@case("killed by a signal", "failed", "script", -9, says="killed by SIGKILL")
+def killed(site: Site) -> Seen:
+    return site.run("kill -KILL $$")
+
+
+@case("srun in the middle, exit 5 at the end", "failed", "script", 5, says="exit code 5")
+def after_srun(site: Site) -> Seen:
+    result = site.wait(site.submit("srun -n1 echo step\necho after\nexit 5"))
+    assert result.stdout == "step\nafter\n", result.stdout
+    return site.seen(result)
+
+
+@case("20 MB of stdout", "completed", exit_code=0, says="^completed$")
+def much_text(site: Site) -> Seen:
+    result = site.wait(site.submit("yes 0123456789 | head -c 20000000\necho; echo end"))
+    assert result.stdout.endswith("\nend\n")
+    assert len(result.stdout.encode()) <= TAIL_BYTES, len(result.stdout)
+    return site.seen(result)
+
+
+@case("expect missing", "failed", "missing_output", 0, says=r"nothing matches \*\.h5")
+def missing_output(site: Site) -> Seen:
+    return site.run("echo fine > a.txt", expect=["a.txt", "*.h5"])
+
+
+@case("clean exit, a child still running", "completed", exit_code=0, says="^completed$")
+def child_left(site: Site) -> Seen:
+    begin = time.monotonic()
+    seen = site.run("sleep 300 &\necho left it")
+    assert time.monotonic() - begin < 200, "the job waited for the child"
+    return seen
+
+
+@case("psik's timer (local backend: no Slurm)", "failed", "walltime", says="time limit of 1 min")
+def psiks_timer(site: Site) -> Seen:
+    local = site.at(type="local", queue_name=None, project_name=None, options=None)
+    return site.run("sleep 600", at=local, resources=ResourceSpec(duration=1))
+
+
+@case("Slurm's time limit", "failed", "walltime", says="Slurm stopped it at its time limit of 1 min")
+def time_limit(site: Site) -> Seen:
+    return site.run("sleep 600", resources=ResourceSpec(duration=1, exclusive_node_use=False))
+
+
+@case("prefix with blanks and unicode", "completed", exit_code=0, says="^completed$")
+def odd_prefix(site: Site) -> Seen:
+    place = f"{site.backend.prefix}/jobs of größe"
+    result = site.wait(site.submit('echo "$PWD"', at=site.at(prefix=place)))
+    assert result.stdout == f"{result.handle.path}/work\n", result.stdout
+    assert result.handle.path.startswith(place)
+    return site.seen(result)
