@@ -18,6 +18,7 @@ _LAUNCHER = """\
 d="$base/prefect"
 {{ read -r s < "/proc/$$/stat"; }} 2> /dev/null
 printf '%s\\n' "${{s:-$$}}" > "$d/process.$jobndx.$jobid"
+printf '%s %s\\n' "${{nodes:-1}}" "${{SLURM_JOB_NODELIST:-$HOSTNAME}}" > "$d/nodes.$jobndx.$jobid"
 ln -s "$jobid" "$d/owner.$jobndx" 2> /dev/null
 owner=$(readlink "$d/owner.$jobndx")
 if [ -z "$owner" ]; then

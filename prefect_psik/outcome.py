@@ -13,12 +13,29 @@ from typing import Any, NamedTuple
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.launcher import NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
-from prefect_psik.slurm_outcome import canceled, ended, judge_slurm, no_record, pending, slurm_end
+from prefect_psik.slurm_outcome import (
+    LATE_SECONDS,
+    SHARED_FILE_SYSTEM_SECONDS,
+    canceled,
+    ended,
+    is_waiting,
+    judge_slurm,
+    no_record,
+    odd_state,
+    outlived,
+    pending,
+    presence,
+    row_of,
+    slurm_end,
+)
 
 #: psik's exit code for its own timer, for a missing interpreter and for a broken pipe.
 PSIK_TROUBLE = "9"
-#: How long psik's last line may take to be seen on the login node after Slurm calls the job ended.
-SHARED_FILE_SYSTEM_SECONDS = 60.0
+#: Exit codes of a shell whose meaning few know by heart.
+_EXIT_HINTS = {
+    126: ": a command of it, or its interpreter, cannot be executed",
+    127: ": a command of it, or its interpreter, was not found",
+}
 
 
 class Row(NamedTuple):
@@ -31,9 +48,9 @@ class Row(NamedTuple):
 
 
 def parse_status(text: str) -> list[Row]:
-    """Read psik's status.csv; lines that are truncated or no rows at all are left out."""
+    """Read psik's status.csv; lines that are cut off or no rows at all are left out."""
     rows = []
-    for line in text.splitlines():
+    for line in text.split("\n")[:-1]:  # behind the last newline is what is not all there yet
         fields = line.split(",", 3)
         try:
             rows.append(Row(float(fields[0]), int(fields[1]), JobState(fields[2]), fields[3].strip()))
@@ -76,44 +93,76 @@ def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
         handle: Of the run that is looked at.
     """
     if facts.get("missing"):
-        return ended(
-            handle,
-            JobState.failed,
-            FailureCause.lost,
-            f"its directory {handle.path} is gone, so nothing is known of its end",
-        )
+        return _without_directory(facts, handle)
     rows = rows_of_run(parse_status(facts["status"]), handle.jobndx, facts.get("refused", 0))
     times = _times(rows)
     native = facts.get("native_id")
     if native is not None and native != handle.native_id:
         handle = handle.model_copy(update={"native_id": native})
-    final = _final_row(rows)
-    slurm = judge_slurm(facts, handle) if facts.get("type") == "slurm" else None
-    if facts.get("alive", final is None) is not False:
-        # Somebody still has it to run, or may have: not final, whatever psik wrote before.
-        why = pending(facts)
-        reason = why.reason if why else facts.get("squeue_error")
-        return JobStatus(
-            handle=handle, state=_live_state(rows), reason=reason, stuck=why is not None and why.stuck, **times
-        )
-    if slurm is not None and (final is None or final.state is JobState.failed):
-        status = slurm  # Slurm killed it; what psik saw of that is only the effect
+    slurm = facts.get("type") == "slurm"
+    final = _final_row(rows, slurm_end(facts))
+    waits, why = presence(facts, has_end=final is not None) if slurm else (_is_alive(facts, final), None)
+    if waits or (slurm and final is None and _may_come_late(facts)):
+        return _not_final(facts, handle, rows, why).model_copy(update=times)
+    killed = judge_slurm(facts, handle) if slurm else None
+    if killed is not None and (final is None or final.state is JobState.failed or outlived(facts, final.time)):
+        status = killed  # Slurm ended it; what psik saw of that is only the effect
+        final = None if final and outlived(facts, final.time) else final
     elif final is not None:
         status = _from_psik(final, facts, handle)
-    elif facts.get("type") != "slurm":
-        status = _gone(facts, handle, started="started" in times)
-    elif _may_come_late(facts):
-        return JobStatus(handle=handle, state=_live_state(rows), **times)
+    elif slurm:
+        status = no_record(facts, handle, started="started" in times)
     else:
-        status = no_record(facts, handle)
+        status = _gone(facts, handle, started="started" in times)
     end = final.time if final else slurm_end(facts)
-    return status.model_copy(update={**times, "ended": end})
+    return status.model_copy(update={**times, "ended": end, "warnings": _remarks(status, facts, rows)})
+
+
+def _without_directory(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
+    gone = f"its directory {handle.path} is gone"
+    row = row_of(facts)
+    if facts.get("alive"):
+        state = JobState.queued if is_waiting(facts) else JobState.active
+        return JobStatus(handle=handle, state=state, reason=f"{gone}, but Slurm still has it: cancel it")
+    if row is not None and facts.get("alive") is False and (status := judge_slurm(facts, handle)) is not None:
+        return status.model_copy(update={"ended": slurm_end(facts), "warnings": [f"Also {gone}."]})
+    says = f" (Slurm calls it {row.state})" if row else ""
+    text = f"{gone}, so nothing is known of its end{says}"
+    return ended(handle, JobState.failed, FailureCause.lost, text)
+
+
+def _is_alive(facts: Mapping[str, Any], final: Row | None) -> bool:
+    # Somebody still has it to run, or may have: not final, whatever psik wrote before.
+    return facts.get("alive", final is None) is not False
+
+
+def _not_final(facts: Mapping[str, Any], handle: JobHandle, rows: list[Row], why: str | None) -> JobStatus:
+    wait = pending(facts)
+    reason = wait.reason if wait else why
+    state = _live_state(rows)
+    started = max((row.time for row in rows if row.state is JobState.active), default=None)
+    if started is not None and is_waiting(facts) and float(facts.get("squeue_time") or 0.0) > started:
+        state = JobState.queued
+        reason = f"{reason or 'waiting'}; Slurm will start it again, and its logs begin anew"
+    return JobStatus(handle=handle, state=state, reason=reason, stuck=wait is not None and wait.stuck)
+
+
+def _remarks(status: JobStatus, facts: Mapping[str, Any], rows: list[Row]) -> list[str]:
+    """What a person should know beside the outcome."""
+    remarks = list(status.warnings)
+    starts = sum(row.state is JobState.active for row in rows)
+    if starts > 1:
+        remarks.append(f"Slurm started it {starts} times; logs are those of the last start alone.")
+    row = row_of(facts)
+    odd = odd_state(row.state) if row and status.state is JobState.completed else None
+    return [*remarks, *([f"{odd}."] if odd else [])]
 
 
 def _may_come_late(facts: Mapping[str, Any]) -> bool:
     """Whether psik's last line may still be on its way through a shared file system."""
-    end = slurm_end(facts)
-    return end is not None and float(facts.get("now", 0.0)) - end < SHARED_FILE_SYSTEM_SECONDS
+    row, end = row_of(facts), slurm_end(facts)
+    ended_well = row is not None and row.state.startswith("COMPLETED")
+    return ended_well and end is not None and float(facts.get("now", 0.0)) - end < SHARED_FILE_SYSTEM_SECONDS
 
 
 def _times(rows: list[Row]) -> dict[str, float]:
@@ -125,10 +174,17 @@ def _times(rows: list[Row]) -> dict[str, float]:
     }
 
 
-def _final_row(rows: list[Row]) -> Row | None:
-    """The first end after the last start: a requeued job starts again, and a late cancel changes no end."""
-    begin = max((n for n, row in enumerate(rows) if row.state is JobState.active), default=-1)
-    return next((row for row in rows[begin + 1 :] if row.state.is_final), None)
+def _final_row(rows: list[Row], slurm_ended: float | None) -> Row | None:
+    """The end of the last start: a requeued job starts again, and a late cancel changes no end."""
+    starts = [n for n, row in enumerate(rows) if row.state is JobState.active]
+    finals = [row for row in rows[max(starts, default=-1) + 1 :] if row.state.is_final]
+    if len(starts) > 1:
+        # Processes of an earlier start, cut off from Slurm, may write their end after the last start began.
+        latest = float("inf") if slurm_ended is None else slurm_ended + LATE_SECONDS
+        own = [row for row in finals if row.state is not JobState.canceled and row.time <= latest]
+        if own:
+            return own[-1]
+    return finals[0] if finals else None
 
 
 def _live_state(rows: list[Row]) -> JobState:
@@ -164,7 +220,9 @@ def _from_psik(final: Row, facts: Mapping[str, Any], handle: JobHandle) -> JobSt
     if final.info == PSIK_TROUBLE and console.strip():
         text = f"psik stopped it with code 9: {console.strip().splitlines()[-1]}"
         return ended(handle, JobState.failed, FailureCause.launch, text)
-    text = f"its script ended with exit code {code}" if code >= 0 else f"its script was killed by {_signal(-code)}"
+    text = f"its script ended with exit code {code}{_EXIT_HINTS.get(code, '')}"
+    if code < 0:
+        text = f"its script was killed by {_signal(-code)}"
     return ended(handle, JobState.failed, FailureCause.script, text, exit_code=code)
 
 

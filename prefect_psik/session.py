@@ -349,6 +349,8 @@ def _look_item(watch: _Watch) -> dict[str, Any]:
     return {
         "stamp": watch.handle.stamp,
         "jobndx": watch.handle.jobndx,
+        "native_id": watch.handle.native_id,
+        "type": watch.handle.type,
         "seen": watch.seen,
         "offsets": watch.offsets,
     }

@@ -9,6 +9,15 @@ from typing import Any, NamedTuple
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.models import JobHandle, JobState, JobStatus
 
+#: How long psik's last line may take to be seen on the login node after Slurm calls the job ended.
+SHARED_FILE_SYSTEM_SECONDS = 60.0
+#: After this time Slurm's accounting is not believed to hear of a job that left the queue.
+FORGOTTEN_SECONDS = 600.0
+#: Clocks of nodes and of Slurm differ by less.
+LATE_SECONDS = 2.0
+#: How long accounting is waited for to say who canceled a job.
+WHO_SECONDS = 40.0
+
 
 class SlurmRow(NamedTuple):
     """One job as squeue or sacct lists it; times are Unix times as text, or `Unknown`."""
@@ -29,23 +38,30 @@ _KILLED: dict[str, tuple[FailureCause, str]] = {
     ),
     "OUT_OF_MEMORY": (
         FailureCause.out_of_memory,
-        "it went over its memory limit on {nodes}; ask for more memory",
+        "it went over its memory limit{on}; ask for more memory",
     ),
     "NODE_FAIL": (
         FailureCause.node_failure,
-        "its node {nodes} failed, which is not the script's fault; it can be tried again",
+        "its node{nodes} failed, which is not the script's fault; it can be tried again",
     ),
     "BOOT_FAIL": (
         FailureCause.node_failure,
-        "its node {nodes} failed to boot, which is not the script's fault; it can be tried again",
+        "its node{nodes} failed to boot, which is not the script's fault; it can be tried again",
     ),
     "PREEMPTED": (
         FailureCause.preempted,
-        "a job of higher priority took its nodes {nodes}; it can be tried again",
+        "a job of higher priority took its nodes{nodes}; it can be tried again",
     ),
     "DEADLINE": (FailureCause.deadline, "Slurm removed it, because it could not finish before its deadline"),
     "REVOKED": (FailureCause.lost, "it was moved to another cluster of the federation, where nobody looks"),
 }
+
+#: Ends that say nothing of who is to blame: psik's record decides.
+_ENDED = frozenset({"COMPLETED", "FAILED"})
+#: States of a job that is to run and does not.
+_WAITING = frozenset(
+    {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+)
 
 #: Words of slurmstepd and psik in log/console, for where Slurm no longer tells; the state they stand for.
 _CONSOLE: tuple[tuple[str, str], ...] = (
@@ -110,8 +126,11 @@ _PENDING: tuple[tuple[str, str, bool], ...] = (
 
 
 def row_of(facts: Mapping[str, Any]) -> SlurmRow | None:
-    """The queue's row, else accounting's."""
-    row = facts.get("squeue") or facts.get("sacct")
+    """The queue's row, else accounting's; who canceled a job is known to accounting alone."""
+    queue, accounted = facts.get("squeue"), facts.get("sacct")
+    if queue and accounted and queue[0] == "CANCELLED" and accounted[0].startswith("CANCELLED by"):
+        queue = None
+    row = queue or accounted
     return SlurmRow(*row) if row else None
 
 
@@ -132,14 +151,72 @@ def slurm_end(facts: Mapping[str, Any]) -> float | None:
     return float(row.end) if row and row.end.isdigit() else None
 
 
+def presence(facts: Mapping[str, Any], *, has_end: bool) -> tuple[bool, str | None]:
+    """Decide whether Slurm may still run a job, or run it again: then nothing is final.
+
+    A command of Slurm that fails says nothing of the job. That the queue no longer lists it says that it has
+    ended; how, may be known to accounting alone, which runs behind, or does not answer for a while.
+
+    Args:
+        facts: Of one job.
+        has_end: psik recorded an end of its last start.
+
+    Returns:
+        Whether to wait, and what for, where that is not plain.
+    """
+    if "alive" not in facts:
+        return not has_end, None
+    row, alive = row_of(facts), facts["alive"]
+    if row is not None and alive is False:
+        if not has_end and _asks_who(row, facts):
+            return True, "it was canceled; Slurm's accounting is asked by whom"
+        return False, None
+    if facts.get("vanished") is None:
+        return facts.get("native_id") is not None or not has_end, facts.get("squeue_error")
+    if alive is not True and (has_end or console_state(facts)):
+        return False, None
+    age = float(facts.get("now", 0.0)) - float(facts["vanished"])
+    match facts.get("accounting"):
+        case "none":
+            return (
+                age < SHARED_FILE_SYSTEM_SECONDS,
+                "Slurm's queue no longer has it, and there is no accounting here",
+            )
+        case "answers":
+            # Accounting that calls it live, or never heard of it, is behind; but not for ever.
+            text = "Slurm's queue no longer has it, and its accounting does not know of its end yet"
+            return age < FORGOTTEN_SECONDS, text
+    why = facts.get("sacct_error") or "it was not asked yet"
+    return True, f"Slurm's queue no longer has it, and its accounting does not answer: {why}"
+
+
+def _asks_who(row: SlurmRow, facts: Mapping[str, Any]) -> bool:
+    """Whether to wait a little for accounting, to say who canceled a job."""
+    if row.state != "CANCELLED" or facts.get("cancel_asked") is not None or not row.end.isdigit():
+        return False
+    recent = float(facts.get("now", 0.0)) - float(row.end) < WHO_SECONDS
+    return recent and facts.get("accounting") in ("answers", "unasked")
+
+
+def is_waiting(facts: Mapping[str, Any]) -> bool:
+    """Whether Slurm has a job in its queue, and does not run it."""
+    row = row_of(facts)
+    return row is not None and row.state in _WAITING
+
+
+def console_state(facts: Mapping[str, Any]) -> str:
+    """The state of Slurm that its words in log/console stand for, or nothing."""
+    console = facts.get("tails", {}).get("console", "")
+    return next((state for pattern, state in _CONSOLE if re.search(pattern, console)), "")
+
+
 def judge_slurm(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus | None:
     """The end that Slurm brought about, or None if it knows of none: then psik's record decides."""
     row = row_of(facts)
     word = row.state.split()[0] if row and row.state else ""
     nodes = row.nodes if row else ""
-    if row is None and facts.get("alive") is False:
-        console = facts.get("tails", {}).get("console", "")
-        word = next((state for pattern, state in _CONSOLE if re.search(pattern, console)), "")
+    if word not in _KILLED and word not in _ENDED and ("alive" in facts or facts.get("vanished")):
+        word = console_state(facts)
     if word == "CANCELLED":
         by = re.search(r"by (\d+)", row.state) if row else None
         who = f" by user id {by.group(1)}" if by else ""
@@ -148,19 +225,43 @@ def judge_slurm(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus | None
         return None
     cause, text = _KILLED[word]
     limit = f" of {handle.duration} min" if handle.duration else ""
-    return ended(handle, JobState.failed, cause, text.format(limit=limit, nodes=nodes or "the node"))
+    nodes = "" if nodes in ("", "None assigned") else f" {nodes}"
+    return ended(handle, JobState.failed, cause, text.format(limit=limit, nodes=nodes, on=nodes and f" on{nodes}"))
 
 
-def no_record(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
+def outlived(facts: Mapping[str, Any], time: float) -> bool:
+    """Whether something was written after Slurm had ended the job: by processes that it no longer counts."""
+    row = row_of(facts)
+    killed = row is not None and row.state.split()[0] in (*_KILLED, "CANCELLED")
+    return killed and row is not None and row.end.isdigit() and time > float(row.end) + LATE_SECONDS
+
+
+def odd_state(state: str) -> str | None:
+    """What to think of a state of Slurm that is not the one of a script that ended well."""
+    word = state.split()[0] if state else ""
+    if word == "OUT_OF_MEMORY":
+        return (
+            "Slurm calls it OUT_OF_MEMORY: a process of it was killed, and its script went on; look at its results"
+        )
+    return f"Slurm calls it {word}, although its script ended well" if word in _KILLED else None
+
+
+def no_record(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> JobStatus:
     """Nothing runs any more, Slurm did not stop it, and psik recorded no end: a failure that says so."""
     row = row_of(facts)
-    if row is not None and row.state.split()[0] == "FAILED":
-        text = f"its batch script failed before the script of the job began (Slurm: {row.exit_code or row.reason})"
+    console = facts.get("tails", {}).get("console", "").strip()
+    last = f": {console.splitlines()[-1].strip()[:300]}" if console else ""
+    if row is not None and row.state.startswith("FAILED"):
+        reason = row.reason if row.reason not in ("", "None") else f"exit code {row.exit_code}"
+        when = "while the script of the job ran" if started else "before the script of the job began"
+        text = f"its batch script failed {when}{last or f' (Slurm: {reason})'}"
         return ended(handle, JobState.failed, FailureCause.launch, text)
     if row is not None:
-        text = f"Slurm calls it {row.state}, but psik recorded no end; what became of its script is not known"
+        text = (
+            f"Slurm calls it {row.state}, but psik recorded no end; what became of its script is not known{last}"
+        )
     else:
-        text = "Slurm no longer knows it, and psik recorded no end; what became of its script is not known"
+        text = f"Slurm no longer knows it, and psik recorded no end; what became of its script is not known{last}"
     return ended(handle, JobState.failed, FailureCause.lost, text)
 
 

@@ -13,8 +13,10 @@ A job directory is psik's, with one directory of ours in it::
                            script                         the user's script
                            intent.N                       run N is about to be submitted: time, attempt, asked
                            native.N                       what was started: pid, start, session (local)
-                           process.N.ID owner.N refused.N.ID     written by the launcher in the job
+                           process.N.ID nodes.N.ID owner.N refused.N.ID    written by the launcher in the job
                            cancel.N                       somebody asked us to cancel run N
+                           vanished.N                     Slurm's queue was first seen without run N
+                           end.N                          how Slurm ended run N, where psik recorded no end
     PREFIX/.locks/STAMP                                   held while a job is created and submitted
     PREFIX/.locks/squeue.json sacct.json                  what Slurm said last, shared by all callers
     PREFIX/audit.jsonl                                    who submitted and canceled what

@@ -15,11 +15,19 @@ STREAMS = ("stdout", "stderr", "console")
 
 def _rows(base: str) -> list[tuple[float, int, str, str]]:
     """Read psik's status.csv: time, jobndx, state, info; lines that are no such thing are left out."""
+    return _parsed(_status_text(base))
+
+
+def _status_text(base: str) -> str:
+    return (_read(os.path.join(base, "status.csv")) or b"").decode("utf-8", "replace")
+
+
+def _parsed(text: str) -> list[tuple[float, int, str, str]]:
     rows = []
-    for line in (_read(os.path.join(base, "status.csv")) or b"").decode("utf-8", "replace").splitlines():
+    for line in text.split("\n")[:-1]:  # behind the last newline is what is not all there yet
         fields = line.split(",", 3)
         with contextlib.suppress(ValueError, IndexError):
-            rows.append((float(fields[0]), int(fields[1]), fields[2], fields[3]))
+            rows.append((float(fields[0]), int(fields[1]), fields[2], fields[3].strip()))
     return rows
 
 

@@ -50,7 +50,7 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
         elif not _has_end(base, jobndx) and (base in cancelled or base in runs["local"]):
             _append(os.path.join(base, "status.csv"), f"{time.time()},{jobndx},canceled,")
             _audit(prefix, "cancel", jobs[stamp], jobndx=jobndx)
-    snapshot = _Snapshot([])
+    snapshot = _Snapshot(prefix, [])
     for stamp, job in jobs.items():
         if stamp not in answers:
             answers[stamp] = _facts(prefix, job, snapshot)

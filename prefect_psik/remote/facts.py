@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import glob
 import hashlib
 import itertools
@@ -11,33 +12,39 @@ import os
 import time
 from typing import Any
 
-from prefect_psik.remote.directory import STREAMS, _directory, _has_end, _last_run, _log, _native_id, _rows
-from prefect_psik.remote.files import _read, _read_json, _size, _user
+from prefect_psik.remote.directory import (
+    FINAL,
+    STREAMS,
+    _directory,
+    _last_run,
+    _launched,
+    _log,
+    _native_id,
+    _parsed,
+    _status_text,
+)
+from prefect_psik.remote.files import _read, _read_json, _size, _write_whole
 from prefect_psik.remote.outputs import _output_files
 from prefect_psik.remote.payload import _existing_prefix, _jobs
 from prefect_psik.remote.processes import Process, _members, _processes
-from prefect_psik.remote.slurm import (
-    SACCT_SECONDS,
-    SQUEUE_SECONDS,
-    _ask_sacct,
-    _ask_squeue,
-    _shared,
-    _slurm_alive,
-    _slurm_facts,
-)
+from prefect_psik.remote.slurm import _shared_accounts, _shared_queue, _slurm_facts
 
 #: psik's exit codes behind which Slurm may stand: its own timer, SIGKILL, and a child killed by SIGKILL.
 KILLED = ("9", "-9", "137")
 TAIL_BYTES = 4096
 LOG_CHUNK_BYTES = 16 * 1024
 LOG_CALL_BYTES = 1024 * 1024
+#: What one answer carries of facts, tails of logs included; the wire takes 5 MB.
+FACTS_CALL_BYTES = 3 * 1024 * 1024
 
 
 class _Snapshot:
-    """What is looked up once for all jobs of a call, when first needed."""
+    """What is looked up once for all jobs of a call, when first needed, and what the call may still carry."""
 
-    def __init__(self, native_ids: list[str | None]) -> None:
+    def __init__(self, prefix: str, native_ids: list[str | None]) -> None:
         self.log_budget = LOG_CALL_BYTES
+        self.facts_budget = FACTS_CALL_BYTES
+        self._prefix = prefix
         self._native_ids = [native_id for native_id in native_ids if native_id]
         self._processes: dict[int, Process] | None = None
         self._squeue: dict[str, Any] | None = None
@@ -49,16 +56,18 @@ class _Snapshot:
             self._processes = _processes()
         return self._processes
 
-    def squeue(self, prefix: str) -> dict[str, Any]:
+    @property
+    def squeue(self) -> dict[str, Any]:
         if self._squeue is None:
-            self._squeue = _shared(prefix, "squeue", SQUEUE_SECONDS, [], lambda: _ask_squeue("-u", _user()))
+            self._squeue = _shared_queue(self._prefix)
         return self._squeue
 
-    def sacct(self, prefix: str, native_id: str) -> dict[str, Any]:
+    def sacct(self, native_id: str) -> dict[str, Any]:
         if self._sacct is None:
-            listed = self.squeue(prefix)["rows"]
-            wanted = sorted({native_id, *(job for job in self._native_ids if job not in listed)})
-            self._sacct = _shared(prefix, "sacct", SACCT_SECONDS, wanted, lambda: _ask_sacct(wanted))
+            gone = {job for job in self._native_ids if job not in self.squeue["rows"]}
+            self._sacct = _shared_accounts(self._prefix, sorted({native_id, *gone}))
+        elif native_id not in self._sacct["asked"]:
+            self._sacct = _shared_accounts(self._prefix, [native_id])
         return self._sacct
 
 
@@ -66,20 +75,28 @@ def status(payload: dict[str, Any]) -> dict[str, Any]:
     """Gather facts of many jobs.
 
     Payload:
-        prefix, and jobs: each with stamp, jobndx, seen (the token of the last answer), and offsets: bytes
-        already read of each log; without offsets no log text comes.
+        prefix, and jobs: each with stamp, jobndx, native_id and type (for a job whose directory is gone),
+        seen (the token of the last answer), and offsets: bytes already read of each log; without offsets no
+        log text comes.
 
     Returns:
-        `{"jobs": {stamp: facts}}`; a job whose token is unchanged comes as `{"same": true}`.
+        `{"jobs": {stamp: facts}}`; a job whose token is unchanged comes as `{"same": true}`, and so does one
+        for which this answer has no room: `{"same": true, "later": true}`.
     """
     prefix = _existing_prefix(payload)
     jobs = _jobs(payload)
-    snapshot = _Snapshot([_native_id(os.path.join(prefix, job["stamp"]), job.get("jobndx") or 1) for job in jobs])
+    snapshot = _Snapshot(
+        prefix, [_native_id(os.path.join(prefix, job["stamp"]), job.get("jobndx") or 1) for job in jobs]
+    )
     answers: dict[str, Any] = {}
     for job in jobs:
+        if snapshot.facts_budget <= 0:
+            answers[job["stamp"]] = {"same": True, "later": True}
+            continue
         facts = _facts(prefix, job, snapshot)
         same = facts["token"] is not None and facts["token"] == job.get("seen")
         answers[job["stamp"]] = {"same": True} if same else facts
+        snapshot.facts_budget -= 0 if same else len(json.dumps(facts))
     return {"jobs": answers}
 
 
@@ -87,10 +104,11 @@ def _facts(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, A
     base = os.path.join(prefix, job["stamp"])
     record = _read_json(os.path.join(base, "prefect", "job.json"))
     if record is None:
-        return {"missing": True, "token": "missing"}
+        return _facts_without_directory(base, job, snapshot)
     jobndx = job.get("jobndx") or _last_run(base) or 1
     ours = os.path.join(base, "prefect")
-    native_id = _native_id(base, jobndx)
+    text = _status_text(base)
+    native_id = next((row[3] for row in reversed(_parsed(text)) if row[1] == jobndx and row[2] == "queued"), None)
     intent = _read_json(os.path.join(ours, f"intent.{jobndx}")) or {}
     begins = {"console": int(intent.get("console", 0))}
     facts: dict[str, Any] = {
@@ -100,44 +118,96 @@ def _facts(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, A
         "intent": intent.get("time"),
         "cancel_asked": (_read_json(os.path.join(ours, f"cancel.{jobndx}")) or {}).get("time"),
         "refused": len(glob.glob(os.path.join(glob.escape(ours), f"refused.{jobndx}.*"))),
+        "nodes": _nodes(base, jobndx),
     }
-    lasting = _has_end(base, jobndx) and not _doubtful(base, jobndx, record)
-    if not lasting:
+    end = _read_json(os.path.join(ours, f"end.{jobndx}"))
+    if end is not None:
+        facts.update(end)
+    elif not _is_lasting(_parsed(text), jobndx, record):
         # Who is alive first, then psik's record: a job that ends in between has written its last line.
         if record["type"] == "slurm":
-            facts.update(_slurm_facts(prefix, native_id, facts["intent"], snapshot) if native_id else {})
-            facts["alive"] = _slurm_alive(facts)
+            facts.update(_slurm_facts(base, jobndx, native_id, facts["intent"], snapshot))
         else:
             facts["alive"] = bool(_members(base, jobndx, snapshot.processes))
-    facts["status"] = (_read(os.path.join(base, "status.csv")) or b"").decode("utf-8", "replace")
+        text = _status_text(base)
+    _keep_end(ours, jobndx, facts, record, ended=_ends(_parsed(text), jobndx))
+    facts["status"] = text
     facts["sizes"] = {stream: _size(_log(base, stream, jobndx)) for stream in STREAMS}
-    ended = _has_end(base, jobndx)
-    if lasting or facts.get("alive") is False:
+    if "alive" not in facts or facts["alive"] is False or facts.get("vanished"):
         facts["tails"] = {stream: _tail(_log(base, stream, jobndx), begins.get(stream, 0)) for stream in STREAMS}
         facts["expect"] = {pattern: _count(_directory(base, record), pattern) for pattern in record["expect"]}
         facts["outputs"] = {
             pattern: len(_output_files(_directory(base, record), pattern)) for pattern in record["outputs"]
         }
+    return _with_token(facts, snapshot) | _log_facts(base, job, jobndx, begins, snapshot)
+
+
+def _with_token(facts: dict[str, Any], snapshot: _Snapshot) -> dict[str, Any]:
+    """Add the token, and below it what changes by itself."""
     token = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    # Where Slurm tells an end and psik does not yet, time alone changes what it means.
-    facts["token"] = None if facts.get("alive") is False and not ended else token
+    # Where Slurm tells an end, or nothing, and psik does not yet, time alone changes what it means.
+    timed = facts.get("vanished") or facts.get("alive") is False
+    facts["token"] = None if timed else token
     facts["now"] = time.time()
-    if job.get("offsets") is not None:
-        facts["logs"] = {
-            stream: _log_text(
-                _log(base, stream, jobndx),
-                max(int(job["offsets"].get(stream, 0)), begins.get(stream, 0)),
-                snapshot,
-            )
-            for stream in STREAMS
-        }
+    if facts.get("squeue") is not None:
+        facts["squeue_time"] = snapshot.squeue["time"]
     return facts
 
 
-def _doubtful(base: str, jobndx: int, record: dict[str, Any]) -> bool:
-    """Whether Slurm must be heard although psik recorded an end: it may run the job again, or have killed it."""
-    killed = any(row[1] == jobndx and row[2] == "failed" and row[3] in KILLED for row in _rows(base))
-    return record["type"] == "slurm" and (bool(record.get("requeue")) or killed)
+def _log_facts(
+    base: str, job: dict[str, Any], jobndx: int, begins: dict[str, int], snapshot: _Snapshot
+) -> dict[str, Any]:
+    if job.get("offsets") is None:
+        return {}
+    offsets = {stream: max(int(job["offsets"].get(stream, 0)), begins.get(stream, 0)) for stream in STREAMS}
+    return {
+        "logs": {stream: _log_text(_log(base, stream, jobndx), offsets[stream], snapshot) for stream in STREAMS}
+    }
+
+
+def _facts_without_directory(base: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, Any]:
+    facts: dict[str, Any] = {"missing": True}
+    native_id = job.get("native_id")
+    if job.get("type") != "slurm" or not isinstance(native_id, str) or not native_id.isdigit():
+        return {**facts, "token": "missing"}
+    with contextlib.suppress(FileNotFoundError):  # not even the place for what Slurm said is there
+        facts.update(_slurm_facts(base, job.get("jobndx") or 1, native_id, None, snapshot))
+    return _with_token(facts, snapshot)
+
+
+def _ends(rows: list[tuple[float, int, str, str]], jobndx: int) -> bool:
+    return any(row[1] == jobndx and row[2] in FINAL for row in rows)
+
+
+def _is_lasting(rows: list[tuple[float, int, str, str]], jobndx: int, record: dict[str, Any]) -> bool:
+    """Whether psik's record of an end stands; else Slurm may run the job again, or have killed it."""
+    killed = any(row[1] == jobndx and row[2] == "failed" and row[3] in KILLED for row in rows)
+    doubtful = record["type"] == "slurm" and (bool(record.get("requeue")) or killed)
+    return _ends(rows, jobndx) and not doubtful
+
+
+def _keep_end(ours: str, jobndx: int, facts: dict[str, Any], record: dict[str, Any], *, ended: bool) -> None:
+    """Keep an end that Slurm told and psik did not.
+
+    Slurm forgets it, and processes that it no longer counts may write another end later.
+    """
+    row = facts.get("sacct") or facts.get("squeue")
+    if facts.get("alive") is not False or row is None or ended or record.get("requeue"):
+        return
+    if row[0] == "COMPLETED" or (row[0] == "CANCELLED" and facts.get("accounting") != "none"):
+        return  # psik may tell more yet, or accounting
+    path = os.path.join(ours, f"end.{jobndx}")
+    if not os.path.exists(path):
+        kept = {name: facts.get(name) for name in ("alive", "squeue", "sacct")}
+        with contextlib.suppress(OSError):
+            _write_whole(path, json.dumps(kept).encode())
+
+
+def _nodes(base: str, jobndx: int) -> str | None:
+    """How many nodes the job got, and their names, as the launcher left them."""
+    launched = _launched(base, jobndx)
+    data = launched and _read(os.path.join(base, "prefect", f"nodes.{jobndx}.{launched[0]}"), 4096)
+    return data.decode("utf-8", "replace").strip() if data else None
 
 
 def _tail(path: str, begin: int) -> str:

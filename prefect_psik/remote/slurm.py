@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,12 @@ from prefect_psik.remote.payload import Trouble
 SQUEUE_SECONDS = 15.0
 SACCT_SECONDS = 60.0
 COMMAND_SECONDS = 30.0
+#: Ended jobs whose row in accounting is kept for all callers; those that were asked for first go first.
+SACCT_ROWS = 5000
+#: How sacct says that this site keeps no accounts, which is no trouble.
+NO_ACCOUNTING = re.compile(
+    r"accounting storage is disabled|not running a supported accounting_storage|sacct is not on"
+)
 #: Slurm's states that end a job; all others are live.
 SLURM_FINAL = frozenset(
     [
@@ -79,29 +86,66 @@ def _ask_sacct(native_ids: list[str]) -> tuple[bool, str]:
     return _slurm("sacct", "-n", "-P", "-X", "-j", ",".join(native_ids), "-o", fields)
 
 
-def _shared(prefix: str, name: str, seconds: float, wanted: list[str], ask: Any) -> dict[str, Any]:
-    """What a command of Slurm said last, renewed by one caller for all if it is older than `seconds`.
+def _shared_queue(prefix: str) -> dict[str, Any]:
+    """What squeue said last, renewed by one caller for all.
 
     Returns:
-        `{"time", "rows", "error", "wanted"}`; rows of ended jobs that were `wanted` before are kept.
+        `{"time", "rows", "error"}`: after an error the rows are those of the last answer.
     """
-    path = os.path.join(prefix, ".locks", f"{name}.json")
-    nothing: dict[str, Any] = {"time": 0.0, "rows": {}, "error": None, "wanted": []}
+    path = os.path.join(prefix, ".locks", "squeue.json")
+    nothing: dict[str, Any] = {"time": 0.0, "rows": {}, "error": None}
     with _lock_file(f"{path}.lock") as handle:
         known = _read_json(path) or nothing
-        if not set(wanted) <= set(known["wanted"]):
-            seconds = min(seconds, SQUEUE_SECONDS)
-        if time.time() - known["time"] < seconds or not _try_lock(handle):
+        if time.time() - known["time"] < SQUEUE_SECONDS or not _try_lock(handle):
             return known
         known = _read_json(path) or nothing  # another caller may have renewed it meanwhile
-        if time.time() - known["time"] < seconds:
+        if time.time() - known["time"] < SQUEUE_SECONDS:
             return known
-        fresh: dict[str, Any] = {"time": time.time(), "wanted": wanted}
-        ok, text = ask()
-        kept = known["rows"] if not ok else {key: known["rows"][key] for key in wanted if key in known["rows"]}
-        fresh.update(rows={**kept, **(_rows_by_id(text) if ok else {})}, error=None if ok else text)
+        begin = time.time()
+        ok, text = _ask_squeue("-u", _user())
+        fresh = {"time": begin, "rows": _rows_by_id(text) if ok else known["rows"], "error": None if ok else text}
         _write_whole(path, json.dumps(fresh).encode())
         return fresh
+
+
+def _shared_accounts(prefix: str, wanted: list[str]) -> dict[str, Any]:
+    """What sacct said last, renewed by one caller for all who wanted to know something since.
+
+    The end of a job is asked for until it is known, at most once a minute; a job that was never asked for
+    comes up sooner.
+
+    Returns:
+        `{"time", "rows", "error", "asked", "wanted"}`.
+    """
+    path = os.path.join(prefix, ".locks", "sacct.json")
+    nothing: dict[str, Any] = {"time": 0.0, "rows": {}, "error": None, "asked": [], "wanted": []}
+    with _lock_file(f"{path}.lock") as handle:
+        known = {**nothing, **(_read_json(path) or {})}
+        missing = [native_id for native_id in wanted if not _has_ended(known["rows"].get(native_id))]
+        if not missing or not _try_lock(handle):
+            return known
+        known = {**nothing, **(_read_json(path) or {})}
+        wishes = list(dict.fromkeys([*known["wanted"], *missing]))
+        new = set(wishes) - set(known["asked"])
+        if time.time() - known["time"] < (SQUEUE_SECONDS if new else SACCT_SECONDS):
+            fresh = {**known, "wanted": wishes}
+        else:
+            begin = time.time()
+            ok, text = _ask_sacct(wishes)
+            rows = {**known["rows"], **(_rows_by_id(text) if ok else {})}
+            fresh = {
+                "time": begin,
+                "rows": dict(list(rows.items())[-SACCT_ROWS:]),
+                "error": None if ok else text,
+                "asked": wishes,
+                "wanted": [],
+            }
+        _write_whole(path, json.dumps(fresh).encode())
+        return fresh
+
+
+def _has_ended(row: list[str] | None) -> bool:
+    return row is not None and row[0].split()[0] in SLURM_FINAL
 
 
 def _find_in_slurm(base: str, since: float) -> str | None:
@@ -118,7 +162,7 @@ def _find_in_slurm(base: str, since: float) -> str | None:
     begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
     which = ("-u", _user(), "-S", begin)
     ok, accounted = _slurm("sacct", "-n", "-P", "-X", *which, "-o", "JobID,WorkDir,State,Start")
-    if not ok and "accounting storage is disabled" not in accounted:
+    if not ok and not NO_ACCOUNTING.search(accounted):
         raise Trouble("busy", f"Slurm's accounting cannot be asked whether job {base} was submitted: {accounted}")
     for line in accounted.splitlines() if ok else []:
         fields = line.strip().rsplit("|", 2)
@@ -138,25 +182,51 @@ def _slurm_message_seconds() -> float:
     return float(found.group(1)) if found else 100.0
 
 
-def _slurm_alive(facts: dict[str, Any]) -> bool | None:
-    """Whether Slurm still has the job to run or runs it; None if Slurm has not said."""
-    row = facts.get("squeue") or facts.get("sacct")
+def _slurm_facts(
+    base: str, jobndx: int, native_id: str | None, intent: float | None, shared: Any
+) -> dict[str, Any]:
+    """What Slurm says of one job: its row in the queue, else in accounting.
+
+    Args:
+        base: The job's directory.
+        jobndx: Of the run.
+        native_id: Slurm's id of it.
+        intent: When it was about to be submitted; a list that is older says nothing of it.
+        shared: What was looked up for all jobs.
+    """
+    if native_id is None:
+        return {"alive": None}
+    queue = shared.squeue
+    row = queue["rows"].get(native_id)
+    facts: dict[str, Any] = {"squeue": row, "squeue_error": queue["error"], "alive": None}
     if row is not None:
-        return row[0].split()[0] not in SLURM_FINAL
-    no_accounting = "accounting storage is disabled" in (facts.get("sacct_error") or "")
-    return False if facts.get("unknown_to_sacct") or no_accounting else None
-
-
-def _slurm_facts(prefix: str, native_id: str, intent: float | None, snapshot: Any) -> dict[str, Any]:
-    """What Slurm says of one job: its row in the queue, else in accounting."""
-    queue = snapshot.squeue(prefix)
-    facts: dict[str, Any] = {"squeue": queue["rows"].get(native_id), "squeue_error": queue["error"]}
-    # A list that is older than the submission says nothing of it.
-    if facts["squeue"] is None and queue["error"] is None and queue["time"] > (intent or 0.0) + 10.0:
-        accounting = snapshot.sacct(prefix, native_id)
-        asked = native_id in accounting["wanted"]
-        facts["sacct"] = accounting["rows"].get(native_id)
-        facts["sacct_error"] = accounting["error"] if asked else None
-        facts["unknown_to_squeue"] = True
-        facts["unknown_to_sacct"] = asked and facts["sacct"] is None and accounting["error"] is None
+        facts["alive"] = not _has_ended(row)
+        if row[0] != "CANCELLED":
+            return facts
+    elif queue["error"] is not None or queue["time"] <= (intent or 0.0) + 10.0:
+        return facts
+    else:
+        facts["vanished"] = _vanished(base, jobndx, queue["time"])
+    accounts = shared.sacct(native_id)
+    facts["sacct"] = accounts["rows"].get(native_id)
+    error = accounts["error"]
+    if error is None or not NO_ACCOUNTING.search(error):
+        asked = native_id in accounts["asked"]
+        facts["accounting"] = "unasked" if not asked else "silent" if error else "answers"
+        facts["sacct_error"] = error
+    else:
+        facts["accounting"] = "none"
+    if row is None and facts["sacct"] is not None:
+        facts["alive"] = not _has_ended(facts["sacct"])
     return facts
+
+
+def _vanished(base: str, jobndx: int, now: float) -> float:
+    """When the queue was first seen without this job."""
+    path = os.path.join(base, "prefect", f"vanished.{jobndx}")
+    note = _read_json(path)
+    if note is None:
+        note = {"time": now}
+        with contextlib.suppress(OSError):
+            _write_whole(path, json.dumps(note).encode())
+    return float(note["time"])

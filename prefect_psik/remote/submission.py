@@ -161,7 +161,7 @@ async def _allowed(psik: Any, rules: dict[str, Any], base: str) -> Any:
 
 
 def _existing(prefix: str, base: str, job: dict[str, Any], jobndx: int) -> dict[str, Any]:
-    facts = _facts(prefix, {"stamp": job["stamp"], "jobndx": jobndx}, _Snapshot([]))
+    facts = _facts(prefix, {"stamp": job["stamp"], "jobndx": jobndx}, _Snapshot(prefix, []))
     return {
         "created": False,
         "prefix": prefix,

@@ -44,8 +44,8 @@ def hang_submit(site: Site) -> Seen:
 @case(HANGS[1], "completed", exit_code=0, says="^completed$", site="faults")
 def hang_status(site: Site) -> Seen:
     handle = site.active(site.submit("sleep 75"))
-    site.forget_snapshots()
     _hang(site)
+    site.forget_snapshots()
     begin, reasons = time.monotonic(), []
     while time.monotonic() - begin < HANG_SECONDS + 5:
         status = site.poll(handle)
@@ -67,10 +67,10 @@ def hang_cancel(site: Site) -> Seen:
 def node_killed_requeue(site: Site) -> Seen:
     # The first start outlives its slurmd, and writes psik's line when Slurm has long given the job up.
     script = "if mkdir first; then sleep 55; echo first; else echo second; fi"
-    options = {"--requeue": "--requeue", "--exclude": f"n2,n3,{MEMORY_NODE}"}
+    options = {"--requeue": "--requeue", "--exclude": "n2,n3"}
     handle = site.active(site.submit(script, at=site.at(options=options)))
+    assert site.ask("squeue", "-h", "-j", str(handle.native_id), "-o", "%N").strip() == "n1"
     site.slurm.daemons.signal("slurmd-n1", signal.SIGKILL)
-    threading.Timer(90, site.slurm.start).start()
     result = site.wait(handle)
     assert result.stdout == "second\n", result.stdout
     assert any("2 times" in warning for warning in result.warnings), result.warnings
@@ -98,7 +98,7 @@ def node_down(site: Site) -> Seen:
     return site.end(handle)
 
 
-@case("slurmdbd stopped", "canceled", "canceled_outside", says="user id 0", site="faults", phase=1)
+@case("slurmdbd stopped", "canceled", "canceled_outside", says="user id 0", site="database")
 def database_stopped(site: Site) -> Seen:
     before = site.submit("true", at=site.at(options={"--hold": "--hold"}))
     time.sleep(8)  # slurmctld hands its records on in a while

@@ -94,7 +94,7 @@ def psik_missing(site: Site) -> Seen:
     return site.run("true", at=site.at(psik_python="/usr/bin/python3"))
 
 
-@case("interpreter of the script missing", "failed", "script", 127, says="/no/such/interpreter")
+@case("interpreter of the script missing", "failed", "script", 127, says="interpreter, was not found")
 def interpreter_missing(site: Site) -> Seen:
     return site.run("#!/no/such/interpreter\ntrue\n")
 
