@@ -215,7 +215,7 @@ def judge_slurm(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus | None
     row = row_of(facts)
     word = row.state.split()[0] if row and row.state else ""
     nodes = row.nodes if row else ""
-    if word not in _KILLED and word not in _ENDED and ("alive" in facts or facts.get("vanished")):
+    if word not in (*_KILLED, *_ENDED, "CANCELLED") and "alive" in facts:
         word = console_state(facts)
     if word == "CANCELLED":
         by = re.search(r"by (\d+)", row.state) if row else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -76,12 +77,42 @@ def _keep_console(base: str, jobndx: int) -> None:
 async def _psik_submit(job: Any, base: str, said: list[str], slurm: bool) -> tuple[int, str]:
     job.spec.attributes.pop("psik_python", None)
     if slurm:
+        job.base = type(job.base)(_without_blanks(base))
         # The working directory is kept in Slurm's accounting too: by it a job is found after a lost reply.
         job.spec.attributes[f"--chdir={base}"] = f"--chdir={base}"
     # A job that psik forks would inherit the listener, and its warnings would not reach its console.
     with _listening(said) if slurm else contextlib.nullcontext():
         number, native_id = await job.submit()
     return number, native_id
+
+
+def _without_blanks(base: str) -> str:
+    """The job's directory by a name that psik's batch script can hold: it cannot hold one with a blank.
+
+    The prefix then gets a link beside its first part with a blank, or else in the home directory.
+
+    Raises:
+        Trouble: Neither can be.
+    """
+    if not re.search(r"\s", base):
+        return base
+    prefix, stamp = os.path.split(base)
+    beside = re.split(r"[^/]*\s", prefix, maxsplit=1)[0]
+    name = f".psik-{hashlib.sha256(os.fsencode(prefix)).hexdigest()[:16]}"
+    places = [place for place in (beside, os.path.expanduser("~")) if not re.search(r"\s", place)]
+    for place in places:
+        link = os.path.join(place, name)
+        with contextlib.suppress(OSError):
+            if not os.path.lexists(link):
+                with contextlib.suppress(FileExistsError):
+                    os.symlink(prefix, link)
+            if os.lstat(link).st_uid == os.getuid() and os.readlink(link) == prefix:
+                return os.path.join(link, stamp)
+    raise Trouble(
+        "setup",
+        f"psik cannot submit to Slurm below {prefix}: the path has a blank, and a link without one cannot be made "
+        f"in {' or '.join(places)}. Choose another prefix.",
+    )
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 from prefect_psik.remote.directory import _asked, _attempt, _last_run, _launched, _native_id
 from prefect_psik.remote.facts import _facts, _Snapshot
 from prefect_psik.remote.files import LOCK_SECONDS, _locked, _read_json, _write, _write_whole
-from prefect_psik.remote.launch import _launch
+from prefect_psik.remote.launch import _launch, _without_blanks
 from prefect_psik.remote.payload import (
     DEFECTS,
     PROTOCOL,
@@ -180,10 +180,8 @@ async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Any
     import psik.models
 
     ours = os.path.join(base, "prefect")
-    if job["backend"].get("type") == "slurm" and re.search(r"\s", base):
-        raise Trouble(
-            "setup", f"psik cannot submit to Slurm below {prefix}: the path has a blank. Choose another."
-        )
+    if job["backend"].get("type") == "slurm":
+        _without_blanks(base)
     if os.path.lexists(base):
         if not os.path.isdir(ours) and os.listdir(base):
             raise Trouble("setup", f"{base} exists and is no job directory of prefect-psik. Move it away.")

@@ -223,12 +223,16 @@ class Slurm:
         ping = ("scontrol", "ping")
         self.daemons.wait_ready("slurmctld", lambda: " is UP" in self.run(*ping).stdout, seconds=_START_SECONDS)
 
+    def start_node(self, node: str) -> None:
+        """Start a node's daemon if it does not run, and do not wait for it."""
+        if self.daemons.find(f"slurmd-{node}") is None:
+            conf = self._state.root / "slurm-memory" / "slurm.conf" if node == self._memory_node else self.conf
+            command = ["slurmd", "-D", "-N", node, "-f", str(conf)]
+            self.daemons.start(f"slurmd-{node}", command, env={"SLURM_CONF": str(conf)}, own_log=True)
+
     def _start_nodes(self) -> None:
         for node in NODES:
-            if self.daemons.find(f"slurmd-{node}") is None:
-                conf = self._state.root / "slurm-memory" / "slurm.conf" if node == self._memory_node else self.conf
-                command = ["slurmd", "-D", "-N", node, "-f", str(conf)]
-                self.daemons.start(f"slurmd-{node}", command, env={"SLURM_CONF": str(conf)}, own_log=True)
+            self.start_node(node)
 
         def all_ready() -> bool:
             states = self.run("sinfo", "-h", "-N", "-p", "debug", "-o", "%T").stdout.split()

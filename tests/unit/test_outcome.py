@@ -384,7 +384,7 @@ def test_first_runs_cancel_through_psik_does_not_end_the_second() -> None:
 
 
 def test_rows_keep_commas_in_their_last_field() -> None:
-    [row] = parse_status(NEW)
+    [row] = parse_status(NEW + "\n")
     assert row.state is JobState.new
     assert json.loads(row.info)["backend"]["queue_name"] == "a,b"
 
@@ -416,7 +416,9 @@ TAILS = st.fixed_dictionaries(
         )
     },
 )
-STATUS = st.lists(st.one_of(ROWS, ROWS, ROWS, GARBAGE, CUT), max_size=10).map("\n".join)
+STATUS = st.lists(st.one_of(ROWS, ROWS, ROWS, GARBAGE, CUT), max_size=10).map(
+    lambda rows: "".join(f"{row}\n" for row in rows)
+)
 FACTS = st.fixed_dictionaries(
     {"type": st.just("local"), "status": STATUS},
     optional={
@@ -485,7 +487,7 @@ def test_final_outcome_does_not_become_another_when_a_later_run_follows(
     given_facts: dict[str, Any], handle: JobHandle, later: list[str]
 ) -> None:
     before = judge(given_facts, handle)
-    text = "\n".join([given_facts["status"], "9.0,3,queued,99", *later])
+    text = given_facts["status"] + "".join(f"{row}\n" for row in ["9.0,3,queued,99", *later])
     after = judge(given_facts | {"status": text}, handle)
     assert (after.state, after.cause, after.exit_code) == (before.state, before.cause, before.exit_code)
 
