@@ -71,6 +71,10 @@ test-lowest: .venv-lowest/.complete  ## Run tests with the lowest versions that 
 bench: .venv  ## Measure speed and memory; the limits are printed with the figures
 	@$(call with_prefect_home,$(call with_path,.venv) -m tests.bench $(ARGS))
 
+.PHONY: outcomes
+outcomes: .venv  ## Provoke every way a job can end on real Slurms (Debian, as root; at most 10 min), print the table
+	@$(call with_prefect_home,$(call with_path,.venv) -m tests.outcomes $(ARGS))
+
 .PHONY: facility
 facility: .venv  ## Run a facility on this machine (Debian, as root) until Ctrl-C: Slurm, broker, endpoint
 	$(BIN)/python -m tests.testbed run
