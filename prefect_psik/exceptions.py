@@ -20,7 +20,13 @@
     ├── FlowRunCancelling      the flow run is being cancelled; its jobs were asked to stop
     └── JobError               the job came to an end that is not success
         ├── JobFailed          see its ``cause``
-        │   └── MissingOutput  the script succeeded, but what it promised is not there
+        │   ├── ScriptFailed       its own exit code: mend the script or its input
+        │   ├── MissingOutput      the script succeeded, but what it promised is not there
+        │   ├── WalltimeExceeded   ask for a longer duration
+        │   ├── OutOfMemory        ask for more memory
+        │   ├── JobInterrupted     the facility took its nodes: the same job may well succeed
+        │   ├── LaunchFailed       the script never began: mend the backend or its environment
+        │   └── JobLost            nothing is known of its end: look before it runs again
         └── JobCanceled        by us or by somebody else, see its ``cause``
 
 Every error is one sentence or more that says what, where and what to do next. ``transient`` says that
@@ -202,14 +208,92 @@ class JobError(PrefectPsikError):
         """Why the job ended this way."""
         return self.result.cause if self.result else None
 
+    @property
+    def stamp(self) -> str | None:
+        """Psik's id of the job."""
+        return self.result.handle.stamp if self.result else None
+
+    @property
+    def native_id(self) -> str | None:
+        """The scheduler's id."""
+        return self.result.native_id if self.result else None
+
+    @property
+    def backend(self) -> str | None:
+        """The place as a person would say it: the block's name, the endpoint."""
+        return self.result.handle.place if self.result else None
+
+    @property
+    def path(self) -> str | None:
+        """The job's directory at the facility."""
+        return self.result.handle.path if self.result else None
+
+    @property
+    def next_step(self) -> str:
+        """What to do next, as a sentence."""
+        return NEXT_STEPS.get(self.cause, "") if self.cause else ""
+
 
 class JobFailed(JobError):
     """The job failed; `cause` and `result.exit_code` say how."""
+
+
+class ScriptFailed(JobFailed):
+    """The script ended with an exit code of its own, or was killed by a signal of its own."""
 
 
 class MissingOutput(JobFailed):
     """The script ended well, but files named in `expect` or `outputs` are not there."""
 
 
+class WalltimeExceeded(JobFailed):
+    """The job was stopped at its time limit."""
+
+
+class OutOfMemory(JobFailed):
+    """The job went over its memory limit."""
+
+
+class JobInterrupted(JobFailed):
+    """A node failed, or a job of higher priority took its nodes; not the job's fault."""
+
+
+class LaunchFailed(JobFailed):
+    """The script could not begin: psik, its Python or a directory is not as it must be on the node."""
+
+
+class JobLost(JobFailed):
+    """Nothing is known of the job's end; it may or may not have done its work."""
+
+
 class JobCanceled(JobError):
     """The job was canceled, by us or from outside; `cause` says which."""
+
+
+#: Cause -> error; what is not here is a `JobFailed`.
+ERRORS: dict[FailureCause | None, type[JobError]] = {
+    FailureCause.script: ScriptFailed,
+    FailureCause.missing_output: MissingOutput,
+    FailureCause.walltime: WalltimeExceeded,
+    FailureCause.out_of_memory: OutOfMemory,
+    FailureCause.node_failure: JobInterrupted,
+    FailureCause.preempted: JobInterrupted,
+    FailureCause.launch: LaunchFailed,
+    FailureCause.lost: JobLost,
+    FailureCause.canceled_by_us: JobCanceled,
+    FailureCause.canceled_outside: JobCanceled,
+}
+
+#: Cause -> what to do next.
+NEXT_STEPS: dict[FailureCause, str] = {
+    FailureCause.script: "Read the last lines of its logs, mend the script or its input, and retry.",
+    FailureCause.missing_output: "Look into its directory, and mend the script or the list of what it makes.",
+    FailureCause.walltime: "Ask for a longer duration.",
+    FailureCause.out_of_memory: "Ask for more memory.",
+    FailureCause.node_failure: "Retry.",
+    FailureCause.preempted: "Retry.",
+    FailureCause.deadline: "Mend the deadline, or ask for a shorter duration.",
+    FailureCause.launch: "Read its console, and mend the backend or its environment.",
+    FailureCause.lost: "Look into its directory for what it did, then retry.",
+    FailureCause.canceled_outside: "Ask who canceled it, then retry.",
+}

@@ -10,20 +10,21 @@ from typing import Any
 
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.exceptions import (
+    ERRORS,
+    NEXT_STEPS,
     FailureCause,
-    JobCanceled,
     JobError,
     JobFailed,
     KeyConflict,
-    MissingOutput,
     PrefectPsikError,
 )
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
-from prefect_psik.models import JobHandle, JobResult, JobState
+from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
 from prefect_psik.outcome import judge
 from prefect_psik.retry import Asked
 from prefect_psik.session import Channel, Update
+from prefect_psik.slurm_outcome import Usage, odd_state, usage_of
 
 #: Causes after which the very same job may well succeed.
 _WORTH_ANOTHER_TRY = frozenset({FailureCause.node_failure, FailureCause.preempted})
@@ -141,6 +142,12 @@ async def finish(channel: Channel, update: Update) -> JobResult:
                 f"The output {name} has {size:,} bytes, too many to come back here: fetch it by Globus Transfer "
                 f"from {status.handle.path}."
             )
+    ran = _between(status.started, status.ended)
+    usage = await _usage(channel, status)
+    elapsed, nodes = usage.elapsed or ran, usage.nodes or status.nodes
+    odd = odd_state(usage.state) if status.state is JobState.completed else None
+    if odd and f"{odd}." not in warnings:
+        warnings.append(f"{odd}.")
     return JobResult(
         handle=status.handle,
         state=status.state,
@@ -148,7 +155,12 @@ async def finish(channel: Channel, update: Update) -> JobResult:
         exit_code=status.exit_code,
         native_id=status.handle.native_id,
         queue_seconds=_between(status.submitted, status.started),
-        run_seconds=_between(status.started, status.ended),
+        run_seconds=ran,
+        nodes=nodes,
+        node_list=usage.node_list or status.node_list,
+        node_hours=nodes * elapsed / 3600 if nodes and elapsed is not None else None,
+        peak_memory=usage.peak_memory,
+        cpu_efficiency=usage.cpu_efficiency,
         stdout=update.tails.get("stdout", ""),
         stderr=update.tails.get("stderr", ""),
         console=update.tails.get("console", ""),
@@ -156,6 +168,13 @@ async def finish(channel: Channel, update: Update) -> JobResult:
         message=status.message,
         warnings=warnings,
     )
+
+
+async def _usage(channel: Channel, status: JobStatus) -> Usage:
+    """What the job used; nothing where it never ran, or under no scheduler."""
+    if status.handle.type != "slurm" or status.started is None:
+        return Usage()
+    return usage_of(await channel.usage(status.handle))
 
 
 def _between(begin: float | None, end: float | None) -> float | None:
@@ -167,14 +186,11 @@ def error_of(result: JobResult) -> JobError | None:
     """The error that stands for a job's end, or None if it completed."""
     if result.state is JobState.completed:
         return None
-    if result.state is JobState.canceled:
-        kind: type[JobError] = JobCanceled
-    elif result.cause is FailureCause.missing_output:
-        kind = MissingOutput
-    else:
-        kind = JobFailed
+    kind = ERRORS.get(result.cause, JobFailed)
     handle = result.handle
     text = f"{str(handle)[0].upper()}{str(handle)[1:]} {result.state.value} on {handle.place}: {result.message}."
+    if result.cause in NEXT_STEPS:
+        text += f" {NEXT_STEPS[result.cause]}"
     for stream in ("stderr", "console", "stdout"):
         lines = getattr(result, stream).strip().splitlines()
         if lines:

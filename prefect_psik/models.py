@@ -88,6 +88,8 @@ class JobStatus(_Stored):
     submitted: float | None = Field(default=None, description="Unix time at the facility.")
     started: float | None = Field(default=None, description="Unix time at the facility.")
     ended: float | None = Field(default=None, description="Unix time at the facility.")
+    nodes: int | None = Field(default=None, description="How many nodes it has or had.")
+    node_list: str | None = Field(default=None, description="Their names, as the scheduler writes them.")
     message: str = Field(default="", description="What happened, in one sentence.")
     missing: list[str] = Field(
         default_factory=list, description="Globs of `expect` or `outputs` that nothing matches."
@@ -107,6 +109,16 @@ class JobResult(_Stored):
     native_id: str | None = None
     queue_seconds: float | None = Field(default=None, description="Time between submission and start.")
     run_seconds: float | None = Field(default=None, description="Time between start and end.")
+    nodes: int | None = Field(default=None, description="How many nodes it had.")
+    node_list: str | None = Field(default=None, description="Their names, as the scheduler writes them.")
+    node_hours: float | None = Field(default=None, description="Nodes times hours, as facilities charge them.")
+    peak_memory: int | None = Field(
+        default=None,
+        description="Bytes, of the largest task of any step; by Slurm's accounting, where it keeps it.",
+    )
+    cpu_efficiency: float | None = Field(
+        default=None, description="CPU time over elapsed time and CPUs, 0 to 1; by Slurm's accounting."
+    )
     stdout: str = Field(default="", description="Last lines, at most 4 KiB.")
     stderr: str = Field(default="", description="Last lines, at most 4 KiB.")
     console: str = Field(default="", description="Last lines of the scheduler's and psik's own log.")

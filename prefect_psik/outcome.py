@@ -95,7 +95,7 @@ def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
     if facts.get("missing"):
         return _without_directory(facts, handle)
     rows = rows_of_run(parse_status(facts["status"]), handle.jobndx, facts.get("refused", 0))
-    times = _times(rows)
+    times: dict[str, Any] = _times(rows) | _nodes(facts)
     native = facts.get("native_id")
     if native is not None and native != handle.native_id:
         handle = handle.model_copy(update={"native_id": native})
@@ -174,6 +174,12 @@ def _times(rows: list[Row]) -> dict[str, float]:
     }
 
 
+def _nodes(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """How many nodes there are and their names: the launcher's words `2 n[1-2]`."""
+    number, _, names = (facts.get("nodes") or "").partition(" ")
+    return {"nodes": int(number), "node_list": names or None} if number.isdigit() else {}
+
+
 def _final_row(rows: list[Row], slurm_ended: float | None) -> Row | None:
     """The end of the last start: a requeued job starts again, and a late cancel changes no end."""
     starts = [n for n, row in enumerate(rows) if row.state is JobState.active]
@@ -210,7 +216,7 @@ def _from_psik(final: Row, facts: Mapping[str, Any], handle: JobHandle) -> JobSt
     console = facts.get("tails", {}).get("console", "")
     if final.info == PSIK_TROUBLE and "timed out after" in console:
         minutes = f"{handle.duration} min" if handle.duration else "the requested duration"
-        text = f"it was stopped at its time limit of {minutes}; ask for a longer duration"
+        text = f"it was stopped at its time limit of {minutes}"
         return ended(handle, JobState.failed, FailureCause.walltime, text)
     try:
         code = int(final.info)

@@ -126,6 +126,10 @@ def job_card(result: JobResult) -> str:
         "native id": result.native_id,
         "queued": _seconds(result.queue_seconds),
         "ran": _seconds(result.run_seconds),
+        "nodes": _nodes(result),
+        "node-hours": result.node_hours and f"{result.node_hours:.3g}",
+        "peak memory": result.peak_memory and f"{result.peak_memory / 1024**2:,.0f} MiB",
+        "CPU efficiency": None if result.cpu_efficiency is None else f"{result.cpu_efficiency:.0%}",
         "directory": f"`{handle.path}`",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value is not None)
@@ -135,6 +139,12 @@ def job_card(result: JobResult) -> str:
         if text.strip()
     )
     return f"## Job {handle.name or handle.stamp}\n\n{result.message}\n\n| | |\n|---|---|\n{table}{logs}\n"
+
+
+def _nodes(result: JobResult) -> str | None:
+    if result.nodes is None:
+        return None
+    return f"{result.nodes} ({result.node_list})" if result.node_list else str(result.nodes)
 
 
 def _in_run() -> bool:

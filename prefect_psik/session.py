@@ -8,6 +8,7 @@ hands out futures and updates, and whoever waits speaks in its own Prefect conte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -31,6 +32,9 @@ MAX_JOBS_PER_CALL = 200
 MAX_LOOKS_PER_CALL = 500
 #: The pause between two looks is this part of the time since anything changed, between floor and interval.
 PAUSE_PART = 0.05
+#: How long a result waits for accounting, which runs behind, and when that is asked first.
+USAGE_SECONDS = 8.0
+USAGE_PAUSE_SECONDS = 1.0
 #: A log that runs ahead of us by more is skipped to its end.
 LOG_BACKLOG_BYTES = 64 * 1024
 
@@ -184,6 +188,7 @@ class Channel:
         self._submits = _Batcher(self, "submit")
         self._cancels = _Batcher(self, "cancel")
         self._fetches = _Batcher(self, "fetch")
+        self._usages = _Batcher(self, "usage")
         self._watches: dict[tuple[str, int], _Watch] = {}
         self._poller: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -202,6 +207,19 @@ class Channel:
     async def fetch(self, handle: JobHandle) -> dict[str, Any]:
         """Bring the job's small output files."""
         return await self._fetches.add({"stamp": handle.stamp, "jobndx": handle.jobndx})
+
+    async def usage(self, handle: JobHandle) -> list[list[str]]:
+        """What an ended job used, as lines of accounting; none where the site keeps none, or is late."""
+        item = {"stamp": handle.stamp, "jobndx": handle.jobndx}
+        pause: float | None = USAGE_PAUSE_SECONDS
+        rows: list[list[str]] = []
+        with contextlib.suppress(PrefectPsikError, TimeoutError):  # no reason to withhold a result
+            async with asyncio.timeout(USAGE_SECONDS):
+                while pause is not None:
+                    await asyncio.sleep(pause)
+                    answer = await self._usages.add(item)
+                    rows, pause = answer["usage"] or rows, answer["wait"]
+        return rows
 
     async def look(self, handle: JobHandle) -> JobStatus:
         """Look once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prefect_psik.exceptions import FailureCause
@@ -34,23 +34,23 @@ class SlurmRow(NamedTuple):
 _KILLED: dict[str, tuple[FailureCause, str]] = {
     "TIMEOUT": (
         FailureCause.walltime,
-        "Slurm stopped it at its time limit{limit}; ask for a longer duration",
+        "Slurm stopped it at its time limit{limit}",
     ),
     "OUT_OF_MEMORY": (
         FailureCause.out_of_memory,
-        "it went over its memory limit{on}; ask for more memory",
+        "it went over its memory limit{on}",
     ),
     "NODE_FAIL": (
         FailureCause.node_failure,
-        "its node{nodes} failed, which is not the script's fault; it can be tried again",
+        "its node{nodes} failed, which is not the script's fault",
     ),
     "BOOT_FAIL": (
         FailureCause.node_failure,
-        "its node{nodes} failed to boot, which is not the script's fault; it can be tried again",
+        "its node{nodes} failed to boot, which is not the script's fault",
     ),
     "PREEMPTED": (
         FailureCause.preempted,
-        "a job of higher priority took its nodes{nodes}; it can be tried again",
+        "a job of higher priority took its nodes{nodes}",
     ),
     "DEADLINE": (FailureCause.deadline, "Slurm removed it, because it could not finish before its deadline"),
     "REVOKED": (FailureCause.lost, "it was moved to another cluster of the federation, where nobody looks"),
@@ -277,3 +277,53 @@ def ended(
 ) -> JobStatus:
     """A final status."""
     return JobStatus(handle=handle, state=state, cause=cause, message=text, exit_code=exit_code)
+
+
+class Usage(NamedTuple):
+    """What a job used, as far as accounting tells; memory in bytes, efficiency from 0 to 1."""
+
+    state: str = ""
+    elapsed: float | None = None
+    nodes: int | None = None
+    node_list: str | None = None
+    peak_memory: int | None = None
+    cpu_efficiency: float | None = None
+
+
+def usage_of(rows: Sequence[Sequence[str]]) -> Usage:
+    """Read sacct's lines of a job and its steps: id, state, elapsed, CPU time, used CPU time, memory, nodes."""
+    jobs = [row for row in rows if len(row) == 8 and "." not in row[0]]
+    if not jobs:
+        return Usage()
+    _, state, elapsed, cpu_seconds, used, _, nodes, node_list = jobs[-1]
+    peaks = [size for row in rows if len(row) == 8 and (size := _bytes(row[5])) is not None]
+    used_seconds = _seconds(used)
+    efficiency = None
+    if used_seconds is not None and cpu_seconds.isdigit() and int(cpu_seconds) > 0:
+        efficiency = min(1.0, used_seconds / int(cpu_seconds))
+    return Usage(
+        state=state,
+        elapsed=float(elapsed) if elapsed.isdigit() else None,
+        nodes=int(nodes) if nodes.isdigit() and int(nodes) > 0 else None,
+        node_list=node_list if node_list not in ("", "None assigned") else None,
+        # Slurm looks at the memory every 30 s or so: a short job has none, or too little to tell.
+        peak_memory=max(peaks, default=0) or None,
+        cpu_efficiency=efficiency,
+    )
+
+
+def _bytes(text: str) -> int | None:
+    found = re.fullmatch(r"([0-9.]+)([KMGT]?)", text)
+    try:
+        return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2) or " ")) if found else None
+    except ValueError:
+        return None
+
+
+def _seconds(text: str) -> float | None:
+    """Read `[days-][hours:]minutes:seconds[.fraction]`."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text)
+    if not found:
+        return None
+    days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -18,7 +18,7 @@ A job directory is psik's, with one directory of ours in it::
                            vanished.N                     Slurm's queue was first seen without run N
                            end.N                          how Slurm ended run N, where psik recorded no end
     PREFIX/.locks/STAMP                                   held while a job is created and submitted
-    PREFIX/.locks/squeue.json sacct.json                  what Slurm said last, shared by all callers
+    PREFIX/.locks/squeue.json sacct.json usage.json       what Slurm said last, shared by all callers
     PREFIX/audit.jsonl                                    who submitted and canceled what
 """
 
@@ -37,6 +37,7 @@ PARTS = (
     "processes",
     "slurm",
     "outputs",
+    "usage",
     "facts",
     "launch",
     "submission",

@@ -15,6 +15,7 @@ from prefect_psik.remote.outputs import fetch
 from prefect_psik.remote.payload import DEFECTS, PROTOCOL, Trouble, _defect, _os_trouble
 from prefect_psik.remote.preflight import preflight
 from prefect_psik.remote.submission import submit
+from prefect_psik.remote.usage import usage
 
 
 def call(name: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -53,6 +54,7 @@ OPERATIONS = {
     "status": status,
     "cancel": cancel,
     "fetch": fetch,
+    "usage": usage,
     "preflight": preflight,
     "hello": hello,
 }

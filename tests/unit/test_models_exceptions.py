@@ -151,7 +151,7 @@ ERRORS = [
 EXTRA: dict[str, dict[str, Any]] = {
     "KeyConflict": {"stored": '{"version":1}'},
     "RemoteCodeError": {"remote_traceback": "Traceback …"},
-    **{name: {"result": RESULT} for name in ("JobError", "JobFailed", "MissingOutput", "JobCanceled")},
+    **{error.__name__: {"result": RESULT} for error in ERRORS if issubclass(error, JobError)},
 }
 
 

@@ -1,0 +1,71 @@
+"""What ended jobs used, by Slurm's accounting: the operation `usage`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from prefect_psik.remote.directory import _last_run, _native_id
+from prefect_psik.remote.files import _lock_file, _read_json, _try_lock, _write_whole
+from prefect_psik.remote.payload import _existing_prefix, _jobs
+from prefect_psik.remote.slurm import NO_ACCOUNTING, SLURM_FINAL, _slurm
+
+#: sacct is asked for all callers at once, and only while jobs end.
+USAGE_SECONDS = 5.0
+USAGE_ROWS = 1000
+USAGE_FIELDS = "JobID,State,ElapsedRaw,CPUTimeRAW,TotalCPU,MaxRSS,NNodes,NodeList"
+
+
+def usage(payload: dict[str, Any]) -> dict[str, Any]:
+    """Tell what ended jobs used, as far as accounting knows by now.
+
+    Payload:
+        prefix, and jobs: each with stamp and jobndx.
+
+    Returns:
+        `{"jobs": {stamp: {"usage", "wait"}}}`: lines of sacct, of the job and its steps; where they are not
+        all there yet, the seconds after which to ask again, or None if that is of no use.
+    """
+    prefix = _existing_prefix(payload)
+    ids: dict[str, str | None] = {}
+    for job in _jobs(payload):
+        base = os.path.join(prefix, job["stamp"])
+        ids[job["stamp"]] = _native_id(base, job.get("jobndx") or _last_run(base) or 1)
+    known, wait = _shared_usage(prefix, [native_id for native_id in ids.values() if native_id])
+    answers = {}
+    for stamp, native_id in ids.items():
+        rows = known.get(native_id or "")
+        answers[stamp] = {"usage": rows, "wait": wait if native_id and not _is_whole(rows) else None}
+    return {"jobs": answers}
+
+
+def _shared_usage(prefix: str, wanted: list[str]) -> tuple[dict[str, list[list[str]]], float | None]:
+    """Rows by native id, and when to ask for those that are missing."""
+    path = os.path.join(prefix, ".locks", "usage.json")
+    with _lock_file(f"{path}.lock") as handle:
+        known = _read_json(path) or {"time": 0.0, "rows": {}}
+        missing = [native_id for native_id in wanted if not _is_whole(known["rows"].get(native_id))]
+        left = known["time"] + USAGE_SECONDS - time.time()
+        if not missing or left > 0:
+            return known["rows"], max(left, 0.1)
+        if not _try_lock(handle):
+            return known["rows"], 1.0
+        begin = time.time()
+        ok, text = _slurm("sacct", "-n", "-P", "--noconvert", "-j", ",".join(missing), "-o", USAGE_FIELDS)
+        if not ok:
+            return known["rows"], None if NO_ACCOUNTING.search(text) else USAGE_SECONDS
+        rows = {native_id: rows for native_id, rows in known["rows"].items() if native_id not in missing}
+        for line in text.splitlines():
+            fields = line.split("|")
+            rows.setdefault(fields[0].split(".")[0], []).append(fields)
+        rows = dict(list(rows.items())[-USAGE_ROWS:])
+        _write_whole(path, json.dumps({"time": begin, "rows": rows}).encode())
+        return rows, USAGE_SECONDS
+
+
+def _is_whole(rows: list[list[str]] | None) -> bool:
+    """Whether accounting has the end of the job, and of its batch step."""
+    states = {row[0].partition(".")[2]: row[1].split()[0] for row in rows or []}
+    return states.get("") in SLURM_FINAL and states.get("batch") in SLURM_FINAL
