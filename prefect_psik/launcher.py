@@ -6,6 +6,8 @@ import shlex
 
 #: Where the facility keeps the user's script, relative to psik's job directory.
 SCRIPT_FILE = "prefect/script"
+#: What an endpoint may have in its environment, which psik's local backend passes on; Slurm jobs get none of it.
+SECRETS = ("GLOBUS_COMPUTE_CLIENT_ID", "GLOBUS_COMPUTE_CLIENT_SECRET")
 #: Exit code of a launcher that found another Slurm job of the same run at work (sysexits' EX_TEMPFAIL).
 NOT_THE_OWNER = 75
 #: Exit code of a launcher that cannot write to the job's directory (sysexits' EX_CANTCREAT).
@@ -66,7 +68,7 @@ def launcher_script(interpreter: list[str], *, umask: str, scheduler: str) -> st
     return _LAUNCHER.format(
         not_the_owner=NOT_THE_OWNER,
         not_writable=NOT_WRITABLE,
-        exports="export SLURM_EXPORT_ENV=ALL\n" if scheduler == "slurm" else "",
+        exports="export SLURM_EXPORT_ENV=ALL\n" if scheduler == "slurm" else f"unset {' '.join(SECRETS)}\n",
         umask=umask,
         interpreter=shlex.join(interpreter),
         script_file=SCRIPT_FILE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getopt
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -305,3 +306,13 @@ def test_a_preflight_tells_what_the_site_rules_out_and_touches_nothing(site: Pat
     checks = judge_preflight(remote.call("preflight", payload), **ONE)
     assert [check.message for check in checks if check.name == "site"] == [f"{site} allows it."]
     assert all(check.verdict is Verdict.ok for check in checks)
+
+
+def test_the_documents_example_is_a_psik_json_that_pins(site: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert psik.config.Config.model_validate_json(example).backends["batch"].project_name == "als123"
+    site.write_text(example)
+    rules = remote._site_rules()
+    assert rules["prefix"] == "/lustre/als"
+    assert rules["backends"]["debug"]["--qos"] == "debug"

@@ -55,6 +55,12 @@ class Auth:
             },
         )
 
+    def identities(self, request: Request) -> Reply:
+        """Answer `GET /v2/api/identities?ids=`, for the clients that are known."""
+        self.caller(request, server=AUTH)
+        found = [self._clients[key] for key in request.query.get("ids", "").split(",") if key in self._clients]
+        return Reply(200, {"identities": [_describe(client) for client in found]})
+
     def caller(self, request: Request, *, server: str) -> KnownClient:
         """Return the client whose token this request bears.
 
@@ -94,3 +100,13 @@ class Auth:
 
     def _sign(self, payload: str) -> str:
         return hmac.new(self._key, payload.encode(), hashlib.sha256).hexdigest()
+
+
+def _describe(client: KnownClient) -> Json:
+    return {
+        "id": client.client_id,
+        "username": client.username,
+        "name": "a client",
+        "email": None,
+        "status": "used",
+    }

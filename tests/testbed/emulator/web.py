@@ -61,6 +61,8 @@ class App:
                 return self._auth.token(request)
             if request.path == "/v2/oauth2/userinfo":
                 return self._auth.userinfo(request)
+            if request.path == "/v2/api/identities":
+                return self._auth.identities(request)
             caller = self._auth.caller(request, server=COMPUTE)
         except Refusal as refusal:
             return refusal.reply()
