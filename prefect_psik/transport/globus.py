@@ -288,6 +288,12 @@ class GlobusTransport:
         last = _last_line(text)
         if "MaxResultSizeExceeded" in text:
             return PayloadTooLarge(f"The answer to {name!r} from {self.place} is larger than Globus carries.")
+        if "Failed validating" in text:
+            reason = _last_line(text.partition("Failed validating")[0])
+            return FacilitySetupError(
+                f"The {self.place} does not accept user_endpoint_config of the block: {reason}. Take out what it "
+                "does not know."
+            )
         if re.search(r"[Nn]ot permitted|not allowed", text):
             return FacilitySetupError(
                 f"The {self.place} does not run our function: {last}. Put the id of an allowed function into "

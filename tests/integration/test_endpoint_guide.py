@@ -168,6 +168,7 @@ def test_the_guide_from_its_first_command_to_its_last(facility: Facility, node: 
     block.model_copy(update={"user_endpoint_config": options}).save("myfacility-options", overwrite=True)
     refused = prefect_psik(facility, f"{run} --backend myfacility-options", tmp_path)
     assert refused.returncode == 1
+    assert "does not accept user_endpoint_config of the block" in refused.stderr
     assert "Additional properties are not allowed" in refused.stderr
     assert not proof.exists()
 
