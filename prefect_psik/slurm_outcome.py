@@ -172,7 +172,7 @@ def presence(facts: Mapping[str, Any], *, has_end: bool) -> tuple[bool, str | No
             return True, "it was canceled; Slurm's accounting is asked by whom"
         return False, None
     if facts.get("vanished") is None:
-        return facts.get("native_id") is not None or not has_end, facts.get("squeue_error")
+        return alive is True or facts.get("native_id") is not None or not has_end, facts.get("squeue_error")
     if alive is not True and (has_end or console_state(facts)):
         return False, None
     age = float(facts.get("now", 0.0)) - float(facts["vanished"])

@@ -12,9 +12,26 @@ from tests.outcomes.site import Site
 TAIL_BYTES = 4096
 
 
+#: Two seconds of a processor, and 200 MB.
+BUSY = """#!/usr/bin/python3
+import time
+held = bytearray(200_000_000)
+while time.process_time() < 2:
+    pass
+"""
+
+
 @case("success", "completed", exit_code=0, says="^completed$")
 def success(site: Site) -> Seen:
-    return site.run("echo fine")
+    result = site.wait(site.submit(BUSY))
+    assert result.nodes == 1, result
+    assert result.node_list in ("n1", "n2"), result
+    assert result.node_hours is not None
+    assert 1.5 / 3600 < result.node_hours < 120 / 3600, result
+    if site.accounting and result.cpu_efficiency is not None:  # accounting was in time
+        assert 0.1 < result.cpu_efficiency <= 1, result
+        assert result.peak_memory is None or result.peak_memory > 150_000_000, result
+    return site.seen(result)
 
 
 @case("exit 3", "failed", "script", 3, says="exit code 3")

@@ -156,20 +156,26 @@ class Site:
         """The state of a job in accounting, and its exit code."""
         if handle.type != "slurm":
             return "–"
-        if not self.accounting:
-            row = self.slurm.run("squeue", "-h", "-t", "all", "-j", f"{handle.native_id},1", "-o", "%i|%T").stdout
-            found = [line.split("|")[1] for line in row.splitlines() if line.startswith(f"{handle.native_id}|")]
-            return found[0].strip() if found else "nothing"
         deadline = time.monotonic() + ACCOUNTING_SECONDS
         state = "nothing"
         while time.monotonic() < deadline:
-            fields = ("-n", "-P", "-X", "-j", str(handle.native_id), "-o", "State,ExitCode")
-            rows = self.slurm.run("sacct", *fields).stdout.splitlines()
-            state = rows[-1].replace("|", " ") if rows else "nothing"
-            if rows and (not ended or not state.startswith(("PENDING", "RUNNING"))):
+            state = self._accounted(handle) if self.accounting else self._queued(handle)
+            if state != "nothing" and (not ended or not state.startswith(("PENDING", "RUNNING", "COMPLETING"))):
+                break
+            if state == "nothing" and not self.accounting:
                 break
             time.sleep(LOOK_SECONDS)
         return state
+
+    def _accounted(self, handle: JobHandle) -> str:
+        fields = ("-n", "-P", "-X", "-j", str(handle.native_id), "-o", "State,ExitCode")
+        rows = self.slurm.run("sacct", *fields).stdout.splitlines()
+        return rows[-1].replace("|", " ") if rows else "nothing"
+
+    def _queued(self, handle: JobHandle) -> str:
+        which = ("-h", "-t", "all", "-j", f"{handle.native_id},999999", "-o", "%i|%T")
+        rows = [line.strip().split("|") for line in self.slurm.run("squeue", *which).stdout.splitlines()]
+        return next((state for native_id, state in rows if native_id == handle.native_id), "nothing")
 
     def ask(self, *command: str) -> str:
         """Run one of Slurm's commands."""

@@ -53,6 +53,11 @@ class Globus:
         return self._state.need("owner_id", lambda: str(uuid.uuid4()))
 
     @property
+    def crowd_id(self) -> str:
+        """Return the id of a second client of the beamline, with a request limit of its own."""
+        return self._state.need("crowd_id", lambda: str(uuid.uuid4()))
+
+    @property
     def site_id(self) -> str:
         """Return the id of the site's client, linked to nobody: it owns endpoints that root runs."""
         return self._state.need("site_id", lambda: str(uuid.uuid4()))
@@ -108,6 +113,14 @@ class Globus:
             "GLOBUS_COMPUTE_CLIENT_SECRET": self._owner_secret,
         }
 
+    def crowd_env(self) -> dict[str, str]:
+        """Return the environment that points the SDK here, as the client of many processes."""
+        return {
+            **self._where(),
+            "GLOBUS_COMPUTE_CLIENT_ID": self.crowd_id,
+            "GLOBUS_COMPUTE_CLIENT_SECRET": self._crowd_secret,
+        }
+
     def site_env(self) -> dict[str, str]:
         """Return the environment that points an endpoint of the site here."""
         return {
@@ -158,11 +171,15 @@ class Globus:
         return self._state.need("owner_secret", lambda: secrets.token_hex(24))
 
     @property
+    def _crowd_secret(self) -> str:
+        return self._state.need("crowd_secret", lambda: secrets.token_hex(24))
+
+    @property
     def _site_secret(self) -> str:
         return self._state.need("site_secret", lambda: secrets.token_hex(24))
 
     def _config(self) -> Config:
-        user, owner = self.client_id, self.owner_id
+        user, owner, crowd = self.client_id, self.owner_id, self.crowd_id
         alone = ((self.site_id, self._site_secret), (self.stranger_id, self.stranger_secret))
         return Config(
             port=self._port,
@@ -171,7 +188,8 @@ class Globus:
             token_key=self._state.need("token_key", lambda: secrets.token_hex(32)),
             clients=(
                 KnownClient(user, self.client_secret, f"{user}@clients.auth.globus.org", (user, owner)),
-                KnownClient(owner, self._owner_secret, f"{owner}@clients.auth.globus.org", (owner, user)),
+                KnownClient(crowd, self._crowd_secret, f"{crowd}@clients.auth.globus.org", (crowd, owner)),
+                KnownClient(owner, self._owner_secret, f"{owner}@clients.auth.globus.org", (owner, user, crowd)),
                 *(KnownClient(who, secret, f"{who}@clients.auth.globus.org", (who,)) for who, secret in alone),
             ),
         )

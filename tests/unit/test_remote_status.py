@@ -1,0 +1,370 @@
+"""Tests of the facts of jobs on Slurm: with commands that answer, fail, hang, and are counted."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_psik.exceptions import FailureCause
+from prefect_psik.models import JobHandle, JobState
+from prefect_psik.outcome import judge
+from prefect_psik.transport.base import MAX_CALL_BYTES
+from tests.unit.test_remote import make_job, remote
+
+_COMMAND = """\
+#!/bin/sh
+echo "{name} $*" >> "{calls}"
+sleep "$(cat "{directory}/{name}.seconds" 2> /dev/null || echo 0)"
+cat "{directory}/{name}.err" >&2 2> /dev/null
+cat "{directory}/{name}.out" 2> /dev/null
+exit "$(cat "{directory}/{name}.code" 2> /dev/null || echo 0)"
+"""
+NO_ACCOUNTING = "Slurm accounting storage is disabled"
+NO_DATABASE = "sacct: error: Problem talking to the database: Connection refused"
+QUEUED, ACTIVE = "1,queued,77", "1,active,"
+
+
+class Commands:
+    """squeue and sacct, as a test wants them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        for name in ("squeue", "sacct"):
+            path = directory / name
+            path.write_text(_COMMAND.format(name=name, directory=directory, calls=directory / "calls"))
+            path.chmod(0o755)
+
+    def say(self, name: str, *lines: str, code: int = 0, error: str = "", seconds: float = 0.0) -> None:
+        """Have a command answer so from now on."""
+        (self.directory / f"{name}.out").write_text("".join(f"{line}\n" for line in lines))
+        (self.directory / f"{name}.err").write_text(error)
+        (self.directory / f"{name}.code").write_text(str(code))
+        (self.directory / f"{name}.seconds").write_text(str(seconds))
+
+    def calls(self, name: str) -> list[str]:
+        """How a command was called."""
+        path = self.directory / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in lines if line.startswith(name)]
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """The commands, first on the PATH."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    monkeypatch.setenv("PATH", str(directory), prepend=":")
+    return Commands(directory)
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    """A prefix that was submitted to."""
+    place = tmp_path / "psik jobs é"
+    (place / ".locks").mkdir(parents=True)
+    return place
+
+
+def slurm_job(prefix: Path, number: int = 1, *rows: str, **record: Any) -> str:
+    """A job of Slurm, submitted an hour ago, with native id 76 + number."""
+    stamp = f"{number:020}"
+    lines = rows or (f"1,queued,{76 + number}",)
+    base = make_job(prefix, stamp, rows=("0,new,{}", *lines), type="slurm", **record)
+    (base / "prefect" / "intent.1").write_text(json.dumps({"time": time.time() - 3600, "attempt": [1]}))
+    return stamp
+
+
+def item(stamp: str, **more: Any) -> dict[str, Any]:
+    native_id = str(76 + int(stamp))
+    return {"stamp": stamp, "jobndx": 1, "type": "slurm", "native_id": native_id, **more}
+
+
+def look(prefix: Path, *stamps: str, **more: Any) -> dict[str, dict[str, Any]]:
+    """One call."""
+    answer = remote.call("status", {"prefix": str(prefix), "jobs": [item(stamp, **more) for stamp in stamps]})
+    assert "error" not in answer, answer
+    assert len(json.dumps(answer)) < MAX_CALL_BYTES
+    return dict(answer["jobs"])
+
+
+def judged(prefix: Path, stamp: str, facts: dict[str, Any]) -> Any:
+    handle = JobHandle(prefix=str(prefix), stamp=stamp, key="k", native_id=item(stamp)["native_id"], type="slurm")
+    return judge(facts, handle)
+
+
+def age(prefix: Path, name: str, seconds: float) -> None:
+    """Have an answer of Slurm be older."""
+    path = prefix / ".locks" / f"{name}.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps(known | {"time": known["time"] - seconds}))
+
+
+def test_many_looks_and_callers_share_one_squeue(commands: Commands, prefix: Path) -> None:
+    commands.say("squeue", *(f"{77 + n}|RUNNING|1|Unknown||n1|None" for n in range(8)))
+    stamps = [slurm_job(prefix, n + 1) for n in range(8)]
+    threads = [threading.Thread(target=look, args=(prefix, stamp)) for stamp in stamps for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(commands.calls("squeue")) == 1
+    assert commands.calls("sacct") == []
+    age(prefix, "squeue", remote.SQUEUE_SECONDS - 2)
+    look(prefix, *stamps)
+    assert len(commands.calls("squeue")) == 1
+    age(prefix, "squeue", 2)
+    look(prefix, *stamps)
+    assert len(commands.calls("squeue")) == 2
+
+
+def test_a_thousand_jobs_fit_into_one_call_and_come_again_only_if_they_change(
+    commands: Commands, prefix: Path
+) -> None:
+    number = 1000
+    commands.say("squeue", *(f"{77 + n}|RUNNING|1|Unknown||n1|None" for n in range(number)))
+    stamps = [slurm_job(prefix, n + 1, f"1,queued,{77 + n}", ACTIVE) for n in range(number)]
+    begin = time.monotonic()
+    first = look(prefix, *stamps, offsets={})
+    assert time.monotonic() - begin < 30
+    assert len(first) == number
+    assert all(facts["alive"] for facts in first.values())
+    jobs = [item(stamp, seen=first[stamp]["token"], offsets={}) for stamp in stamps]
+    (prefix / stamps[3] / "log" / "stdout.1").write_text("news")
+    again = remote.call("status", {"prefix": str(prefix), "jobs": jobs})["jobs"]
+    assert [stamp for stamp, facts in again.items() if facts != {"same": True}] == [stamps[3]]
+    assert again[stamps[3]]["logs"]["stdout"]["text"] == "news"
+    assert len(json.dumps(again)) < 60 * number
+
+
+def test_what_does_not_fit_into_an_answer_comes_with_the_next(commands: Commands, prefix: Path) -> None:
+    number = 600
+    stamps = [slurm_job(prefix, n + 1, ACTIVE, "1,failed,3") for n in range(number)]
+    for stamp in stamps:
+        for stream in ("stdout.1", "stderr.1", "console"):
+            (prefix / stamp / "log" / stream).write_text("x" * 8192)
+    left, calls = set(stamps), 0
+    while left:
+        calls += 1
+        answers = look(prefix, *sorted(left))  # refuses an answer that is too large
+        told = {stamp for stamp, facts in answers.items() if not facts.get("same")}
+        assert told
+        assert all(answers[stamp] == {"same": True, "later": True} for stamp in left - told)
+        left -= told
+    assert 1 < calls < 5
+
+
+@pytest.mark.parametrize("error", ["slurm_load_jobs error: Socket timed out on send/recv operation", ""])
+def test_squeue_that_fails_is_told_and_ends_no_job(commands: Commands, prefix: Path, error: str) -> None:
+    stamp = slurm_job(prefix, 1, QUEUED, ACTIVE)
+    commands.say("squeue", code=1, error=error)
+    facts = look(prefix, stamp)[stamp]
+    assert facts["squeue_error"] == (error or "squeue ended with 1")
+    assert facts["alive"] is None
+    assert judged(prefix, stamp, facts).state is JobState.active
+    assert commands.calls("sacct") == []
+
+
+def test_rows_of_the_last_answer_stay_while_squeue_fails(commands: Commands, prefix: Path) -> None:
+    stamp = slurm_job(prefix)
+    commands.say("squeue", "77|PENDING|Unknown|Unknown|||JobHeldUser")
+    look(prefix, stamp)
+    age(prefix, "squeue", 60)
+    commands.say("squeue", code=1, error="Unable to contact slurm controller")
+    facts = look(prefix, stamp)[stamp]
+    assert facts["squeue"][0] == "PENDING"
+    assert judged(prefix, stamp, facts).state is JobState.queued
+
+
+def test_site_without_slurms_commands_is_told(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    stamp = slurm_job(prefix)
+    assert "squeue is not on the PATH" in look(prefix, stamp)[stamp]["squeue_error"]
+
+
+def test_job_that_left_the_queue_is_looked_for_in_accounting(commands: Commands, prefix: Path) -> None:
+    stamp = slurm_job(prefix, 1, QUEUED, ACTIVE)
+    commands.say("squeue")
+    commands.say("sacct", "77|TIMEOUT|1000|1060|0:0|n1|None")
+    facts = look(prefix, stamp)[stamp]
+    assert facts["accounting"] == "answers"
+    assert judged(prefix, stamp, facts).cause is FailureCause.walltime
+    look(prefix, stamp)
+    assert len(commands.calls("sacct")) == 1
+
+
+def test_end_that_slurm_told_is_kept_when_it_forgets_and_an_orphan_writes(
+    commands: Commands, prefix: Path
+) -> None:
+    stamp = slurm_job(prefix, 1, QUEUED, ACTIVE)
+    now = int(time.time())
+    commands.say("squeue", f"77|NODE_FAIL|{now - 60}|{now - 20}||n1|NodeDown")
+    first = judged(prefix, stamp, look(prefix, stamp)[stamp])
+    with (prefix / stamp / "status.csv").open("a") as file:
+        file.write(f"{time.time()},1,completed,\n")
+    commands.say("squeue", code=1, error="down")
+    commands.say("sacct", code=1, error=NO_DATABASE)
+    age(prefix, "squeue", 60)
+    later = judged(prefix, stamp, look(prefix, stamp)[stamp])
+    assert (first.state, first.cause) == (later.state, later.cause) == (JobState.failed, FailureCause.node_failure)
+
+
+def test_job_that_may_be_requeued_keeps_no_end(commands: Commands, prefix: Path) -> None:
+    stamp = slurm_job(prefix, 1, QUEUED, ACTIVE, requeue=True)
+    commands.say("squeue", "77|NODE_FAIL|1000|1060||n1|NodeDown")
+    look(prefix, stamp)
+    commands.say("squeue", "77|PENDING|Unknown|Unknown|||BeginTime")
+    age(prefix, "squeue", 60)
+    status = judged(prefix, stamp, look(prefix, stamp)[stamp])
+    assert status.state is JobState.queued
+    assert "start it again" in (status.reason or "")
+
+
+def test_site_without_accounting_is_told_apart_from_a_database_that_is_down(
+    commands: Commands, prefix: Path
+) -> None:
+    stamp = slurm_job(prefix)
+    commands.say("squeue")
+    commands.say("sacct", code=1, error=NO_DATABASE)
+    facts = look(prefix, stamp)[stamp]
+    assert (facts["accounting"], facts["sacct_error"]) == ("silent", NO_DATABASE)
+    assert not judged(prefix, stamp, facts).state.is_final
+    assert not judged(prefix, stamp, facts | {"now": time.time() + 1e6}).state.is_final
+    age(prefix, "sacct", 60)
+    commands.say("sacct", code=1, error=NO_ACCOUNTING)
+    facts = look(prefix, stamp)[stamp]
+    assert facts["accounting"] == "none"
+    assert not judged(prefix, stamp, facts).state.is_final
+    assert judged(prefix, stamp, facts | {"now": time.time() + 100}).cause is FailureCause.lost
+
+
+def test_accounting_that_is_behind_is_asked_again_and_not_believed_to_be_done(
+    commands: Commands, prefix: Path
+) -> None:
+    stamp = slurm_job(prefix)
+    commands.say("squeue")
+    commands.say("sacct")
+    facts = look(prefix, stamp)[stamp]
+    assert not judged(prefix, stamp, facts).state.is_final
+    assert facts["token"] is None
+    commands.say("sacct", "77|CANCELLED by 1001|Unknown|1060|0:0|None assigned|None")
+    look(prefix, stamp)
+    assert len(commands.calls("sacct")) == 1
+    age(prefix, "sacct", 60)
+    assert "user id 1001" in judged(prefix, stamp, look(prefix, stamp)[stamp]).message
+    assert len(commands.calls("sacct")) == 2
+
+
+def test_callers_that_come_between_are_asked_for_together(commands: Commands, prefix: Path) -> None:
+    stamps = [slurm_job(prefix, n + 1) for n in range(5)]
+    commands.say("squeue")
+    commands.say("sacct")
+    for stamp in stamps:
+        look(prefix, stamp)
+    assert len(commands.calls("sacct")) == 1
+    age(prefix, "sacct", remote.SQUEUE_SECONDS)
+    commands.say("sacct", *(f"{77 + n}|TIMEOUT|1000|1060|0:0|n1|None" for n in range(5)))
+    look(prefix, stamps[4])
+    [_, call] = commands.calls("sacct")
+    assert all(str(77 + n) in call for n in range(1, 5))
+    for stamp in stamps[1:]:
+        assert judged(prefix, stamp, look(prefix, stamp)[stamp]).cause is FailureCause.walltime
+    assert len(commands.calls("sacct")) == 2
+
+
+def test_list_that_is_older_than_the_submission_says_nothing(commands: Commands, prefix: Path) -> None:
+    stamp = slurm_job(prefix)
+    (prefix / stamp / "prefect" / "intent.1").write_text(json.dumps({"time": time.time(), "attempt": [1]}))
+    commands.say("squeue")
+    facts = look(prefix, stamp)[stamp]
+    assert "vanished" not in facts
+    assert judged(prefix, stamp, facts).state is JobState.queued
+
+
+def test_directory_that_is_gone_does_not_hide_that_slurm_has_the_job(commands: Commands, prefix: Path) -> None:
+    stamp = f"{1:020}"
+    commands.say("squeue", "77|PENDING|Unknown|Unknown|||Priority")
+    facts = look(prefix, stamp)[stamp]
+    assert facts["missing"]
+    assert judged(prefix, stamp, facts).state is JobState.queued
+    commands.say("squeue")
+    commands.say("sacct", "77|FAILED|1000|1060|0:53|n1|None")
+    age(prefix, "squeue", 60)
+    assert judged(prefix, stamp, look(prefix, stamp)[stamp]).cause is FailureCause.lost
+
+
+def test_end_of_psik_needs_no_command_but_a_kill_does(commands: Commands, prefix: Path) -> None:
+    commands.say("squeue", "78|COMPLETED|1000|1060||n1|None")
+    plain = slurm_job(prefix, 1, QUEUED, ACTIVE, "1,failed,3")
+    assert "alive" not in look(prefix, plain)[plain]
+    assert commands.calls("squeue") == []
+    killed = slurm_job(prefix, 2, "1,queued,78", ACTIVE, "1,failed,-9")
+    assert judged(prefix, killed, look(prefix, killed)[killed]).exit_code == -9
+    assert len(commands.calls("squeue")) == 1
+
+
+@pytest.mark.parametrize("rest", ["123.4,1,completed", "123.4,1,completed,", "123.4,1,failed,1", "1"])
+def test_line_that_is_not_all_there_is_no_end(commands: Commands, prefix: Path, rest: str) -> None:
+    stamp = slurm_job(prefix, 1, QUEUED, ACTIVE)
+    with (prefix / stamp / "status.csv").open("a") as file:
+        file.write(rest)
+    commands.say("squeue", "77|RUNNING|1|Unknown||n1|None")
+    assert judged(prefix, stamp, look(prefix, stamp)[stamp]).state is JobState.active
+
+
+def test_lines_that_were_swapped_make_no_difference(commands: Commands, prefix: Path) -> None:
+    stamp = slurm_job(prefix, 1, ACTIVE, QUEUED, "1,completed,")
+    assert judged(prefix, stamp, look(prefix, stamp)[stamp]).state is JobState.completed
+
+
+def test_nodes_come_from_the_launcher(commands: Commands, prefix: Path) -> None:
+    stamp = slurm_job(prefix, 1, QUEUED, ACTIVE)
+    ours = prefix / stamp / "prefect"
+    (ours / "owner.1").symlink_to("77")
+    (ours / "process.1.77").write_text("12 (bash) S 1 12 12")
+    (ours / "nodes.1.77").write_text("2 n[1-2]\n")
+    commands.say("squeue", "77|RUNNING|1|Unknown||n[1-2]|None")
+    status = judged(prefix, stamp, look(prefix, stamp)[stamp])
+    assert (status.nodes, status.node_list) == (2, "n[1-2]")
+
+
+# ----------------------------------------------------------------------------------------------------- usage
+
+
+def used(prefix: Path, *stamps: str) -> dict[str, dict[str, Any]]:
+    answer = remote.call("usage", {"prefix": str(prefix), "jobs": [{"stamp": s, "jobndx": 1} for s in stamps]})
+    assert "error" not in answer, answer
+    return dict(answer["jobs"])
+
+
+def test_usage_is_asked_for_all_and_kept(commands: Commands, prefix: Path) -> None:
+    stamps = [slurm_job(prefix, n + 1) for n in range(3)]
+    lines = []
+    for n in range(3):
+        lines += [f"{77 + n}|COMPLETED|10|20|00:05|||1|n1", f"{77 + n}.batch|COMPLETED|10|20|00:05|2048K|1|n1"]
+    commands.say("sacct", *lines)
+    first = used(prefix, *stamps)
+    assert all(found["wait"] is None for found in first.values())
+    assert [row[0] for row in first[stamps[1]]["usage"]] == ["78", "78.batch"]
+    used(prefix, *stamps)
+    assert len(commands.calls("sacct")) == 1
+
+
+def test_usage_that_is_not_all_there_is_asked_for_again_in_a_while(commands: Commands, prefix: Path) -> None:
+    stamp = slurm_job(prefix)
+    commands.say("sacct", "77|COMPLETED|10|20|00:05||1|n1", "77.batch|RUNNING|10|20|00:05||1|n1")
+    assert 0 < used(prefix, stamp)[stamp]["wait"] <= remote.USAGE_SECONDS
+    assert 0 < used(prefix, stamp)[stamp]["wait"] <= remote.USAGE_SECONDS
+    assert len(commands.calls("sacct")) == 1
+
+
+def test_site_without_accounting_is_not_asked_for_usage_again(commands: Commands, prefix: Path) -> None:
+    stamp = slurm_job(prefix)
+    commands.say("sacct", code=1, error=NO_ACCOUNTING)
+    assert used(prefix, stamp)[stamp] == {"usage": None, "wait": None}
