@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from prefect_psik import JobHandle
+from prefect_psik import JobHandle, ResourceSpec
 from tests.outcomes.case import Seen, case
 from tests.outcomes.site import Site
 from tests.testbed.facility import Facility
@@ -31,7 +31,9 @@ _START_SECONDS = 150.0
 @case("20 flow processes wait for 5 minutes", "completed", exit_code=0, says="completed")
 def crowd(site: Site) -> Seen:
     go = site.data / f"go-{time.time_ns()}"
-    handles = [site.submit(f"until [ -e {go} ]; do sleep 1; done; echo {n}") for n in range(PROCESSES)]
+    script = f"until [ -e {go} ]; do sleep 1; done; echo "
+    long = ResourceSpec(duration=20, exclusive_node_use=False)
+    handles = [site.submit(f"{script}{n}", resources=long) for n in range(PROCESSES)]
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="prefect-psik-crowd-")))
         stack.callback(go.touch)
