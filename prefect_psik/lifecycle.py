@@ -145,7 +145,7 @@ async def finish(channel: Channel, update: Update) -> JobResult:
     ran = _between(status.started, status.ended)
     usage = await _usage(channel, status)
     elapsed, nodes = usage.elapsed or ran, usage.nodes or status.nodes
-    odd = odd_state(usage.state) if status.state is JobState.completed else None
+    odd = odd_state(usage.state) if status.exit_code is not None else None
     if odd and f"{odd}." not in warnings:
         warnings.append(f"{odd}.")
     return JobResult(
@@ -189,6 +189,7 @@ def error_of(result: JobResult) -> JobError | None:
     kind = ERRORS.get(result.cause, JobFailed)
     handle = result.handle
     text = f"{str(handle)[0].upper()}{str(handle)[1:]} {result.state.value} on {handle.place}: {result.message}."
+    text += "".join(f" {warning}" for warning in result.warnings)
     if result.cause in NEXT_STEPS:
         text += f" {NEXT_STEPS[result.cause]}"
     for stream in ("stderr", "console", "stdout"):

@@ -82,7 +82,9 @@ class JobStatus(_Stored):
     handle: JobHandle
     state: JobState
     cause: FailureCause | None = Field(default=None, description="Why it did not complete, once final.")
-    reason: str | None = Field(default=None, description="Why it is still pending, in the scheduler's words.")
+    reason: str | None = Field(
+        default=None, description="Why it has not started, or is not final: the scheduler's words."
+    )
     stuck: bool = Field(default=False, description="Whether it is pending and will never start by itself.")
     exit_code: int | None = Field(default=None, description="Of the script; negative: killed by that signal.")
     submitted: float | None = Field(default=None, description="Unix time at the facility.")

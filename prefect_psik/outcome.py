@@ -120,12 +120,15 @@ def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
 
 def _without_directory(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
     gone = f"its directory {handle.path} is gone"
-    row = row_of(facts)
-    if facts.get("alive"):
-        state = JobState.queued if is_waiting(facts) else JobState.active
-        return JobStatus(handle=handle, state=state, reason=f"{gone}, but Slurm still has it: cancel it")
-    if row is not None and facts.get("alive") is False and (status := judge_slurm(facts, handle)) is not None:
-        return status.model_copy(update={"ended": slurm_end(facts), "warnings": [f"Also {gone}."]})
+    row, alive = row_of(facts), facts.get("alive", False)
+    unheard = alive is None and (facts.get("vanished") is None or facts.get("accounting") in ("silent", "unasked"))
+    if alive or unheard:
+        state = JobState.active if row and not is_waiting(facts) else JobState.queued
+        still = "Slurm still has it: cancel it" if alive else "Slurm does not tell whether it has it"
+        return JobStatus(handle=handle, state=state, reason=f"{gone}, but {still}")
+    killed = judge_slurm(facts, handle) if row else None
+    if killed is not None:
+        return killed.model_copy(update={"ended": slurm_end(facts), "warnings": [f"Also {gone}."]})
     says = f" (Slurm calls it {row.state})" if row else ""
     text = f"{gone}, so nothing is known of its end{says}"
     return ended(handle, JobState.failed, FailureCause.lost, text)
@@ -151,7 +154,7 @@ def _remarks(status: JobStatus, facts: Mapping[str, Any], rows: list[Row]) -> li
     """What a person should know beside the outcome."""
     remarks = list(status.warnings)
     starts = sum(row.state is JobState.active for row in rows)
-    if starts > 1:
+    if starts > 1 and facts.get("type") == "slurm":
         remarks.append(f"Slurm started it {starts} times; logs are those of the last start alone.")
     row = row_of(facts)
     odd = odd_state(row.state) if row and status.state is JobState.completed else None

@@ -346,7 +346,8 @@ class Channel:
         changed = status != watch.status or bool(logs)
         watch.status = status
         # A scheduler that does not answer is trouble on the way, as an endpoint that does not.
-        watch.trouble = None if status.state.is_final else facts.get("squeue_error")
+        silent = facts.get("sacct_error") if facts.get("accounting") == "silent" else None
+        watch.trouble = None if status.state.is_final else facts.get("squeue_error") or silent
         watch.silent = False
         update = Update(
             status=status,

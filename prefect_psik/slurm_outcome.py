@@ -237,13 +237,11 @@ def outlived(facts: Mapping[str, Any], time: float) -> bool:
 
 
 def odd_state(state: str) -> str | None:
-    """What to think of a state of Slurm that is not the one of a script that ended well."""
+    """What to think of a state of Slurm for a job whose script ended by itself, well or not."""
     word = state.split()[0] if state else ""
     if word == "OUT_OF_MEMORY":
-        return (
-            "Slurm calls it OUT_OF_MEMORY: a process of it was killed, and its script went on; look at its results"
-        )
-    return f"Slurm calls it {word}, although its script ended well" if word in _KILLED else None
+        return "Slurm calls it OUT_OF_MEMORY: a process of it was killed, and its script went on for a while"
+    return f"Slurm calls it {word}, although its script ended by itself" if word in _KILLED else None
 
 
 def no_record(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> JobStatus:

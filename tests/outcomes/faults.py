@@ -173,6 +173,17 @@ def memory_child(site: Site) -> Seen:
     return seen
 
 
+@case(
+    "out of memory: a child, the script fails", "failed", "script", 1, says="exit code 1", site="faults", phase=1
+)
+def memory_child_fails(site: Site) -> Seen:
+    if not can_limit_memory():
+        return Seen("failed", "script", 1, "exit code 1", notes=["not run: this machine cannot limit memory"])
+    seen = _memory_case(site, f"/usr/bin/python3 -c '{GREEDY}' || exit 1", "150M")
+    assert any("OUT_OF_MEMORY" in note for note in seen.notes), seen.notes
+    return seen
+
+
 @case("no accounting: exit 3", "failed", "script", 3, says="exit code 3", site="bare")
 def bare_exit(site: Site) -> Seen:
     return site.run("exit 3")

@@ -343,6 +343,11 @@ LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
         JobState.queued,
         "cancel it",
     ),
+    "directory gone, and squeue fails": (
+        facts(missing=True, alive=None, squeue=None, squeue_error="Socket timed out"),
+        JobState.queued,
+        "does not tell",
+    ),
     "not confirmed yet": (facts(alive=None) | {"native_id": None}, JobState.new, ""),
 }
 
@@ -545,7 +550,7 @@ def story(kind: str, *, requeue: bool = False) -> list[dict[str, Any]]:
             *[facts(QUEUED, ACTIVE, end, now=n) for n in (1063.0, 9999.0)],
         ]
     late = "1073.0,1,completed,"
-    gone = {"squeue": None, "vanished": 1200.0}
+    gone: dict[str, Any] = {"squeue": None, "vanished": 1200.0}
     return [
         *begin,
         facts(QUEUED, ACTIVE, squeue=row, accounting="unasked", now=1062.0),
@@ -586,7 +591,7 @@ LATER_LINES = st.lists(
 def test_lines_after_slurms_end_change_no_outcome(
     kind: str, before: tuple[str, ...], later: list[str], now: float
 ) -> None:
-    known = {"squeue": slurm(kind), "now": now}
+    known: dict[str, Any] = {"squeue": slurm(kind), "now": now}
     first = judge(facts(QUEUED, ACTIVE, *before, **known), HANDLE)
     assert first.state.is_final
     after = judge(facts(QUEUED, ACTIVE, *before, *later, **known), HANDLE)
