@@ -10,12 +10,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from prefect_psik import JobHandle, ResourceSpec
+from prefect_psik import ResourceSpec
 from tests.outcomes.case import Seen, case
 from tests.outcomes.site import Site
 from tests.testbed.facility import Facility
@@ -26,6 +25,7 @@ SQUEUES = 20
 #: What `squeue -u USER` asks of slurmctld; nothing else here asks it.
 _REQUEST = re.compile(r"REQUEST_JOB_USER_INFO\s*\(\s*\d+\) count:(\d+)")
 _START_SECONDS = 150.0
+_END_SECONDS = 150.0
 
 
 @case("20 flow processes wait for 5 minutes", "completed", exit_code=0, says="completed")
@@ -34,26 +34,36 @@ def crowd(site: Site) -> Seen:
     script = f"until [ -e {go} ]; do sleep 1; done; echo "
     long = ResourceSpec(duration=20, exclusive_node_use=False)
     handles = [site.submit(f"{script}{n}", resources=long) for n in range(PROCESSES)]
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(TemporaryDirectory(prefix="prefect-psik-crowd-")))
-        stack.callback(go.touch)
-        environment = stack.enter_context(_prefect_server(directory))
-        waiters = [_start(stack, handle, directory, n, environment) for n, handle in enumerate(handles)]
-        _until(lambda: len(list(directory.glob("ready-*"))) == PROCESSES, "all flows wait")
-        before = _squeues(site)
-        time.sleep(WAIT_SECONDS)
-        calls = _squeues(site) - before
-        alive = sum(waiter.poll() is None for waiter in waiters)
-        assert alive == PROCESSES, f"only {alive} of them waited for all this time"
-        go.touch()
-        codes = [waiter.wait(120) for waiter in waiters]
-        answers = {_output(directory, n).rpartition("stdout: ")[2].strip() for n in range(PROCESSES)}
-    assert codes == [0] * PROCESSES, codes
-    assert answers == {str(n) for n in range(PROCESSES)}, answers
-    assert calls <= SQUEUES, f"squeue was run {calls} times"
+    with TemporaryDirectory(prefix="prefect-psik-crowd-") as name:
+        directory = Path(name)
+        (directory / "handles").write_text("".join(f"{handle.model_dump_json()}\n" for handle in handles))
+        try:
+            calls = _wait_and_count(site, directory, go)
+        finally:
+            go.touch()
+            site.end_children()
     seen = site.end(handles[0])
     seen.notes.append(f"{calls} squeue calls in {WAIT_SECONDS:.0f} s, by all that looked at this facility")
     return seen
+
+
+def _wait_and_count(site: Site, directory: Path, go: Path) -> int:
+    """Have all of them wait, and count squeue; then the jobs end."""
+    server, environment = _prefect_server(site, directory)
+    _until(lambda: _answers(f"{environment['PREFECT_API_URL']}/health"), "the Prefect server answers")
+    crowd = _start(site, directory, "crowd", environment, "-m", "tests.outcomes.waiter", str(directory))
+    _until(lambda: len(list(directory.glob("ready-*"))) == PROCESSES, "all flows wait")
+    before = _squeues(site)
+    time.sleep(WAIT_SECONDS)
+    calls = _squeues(site) - before
+    assert not list(directory.glob("answer-*")), "not all of them waited for all this time"
+    assert server.poll() is None
+    go.touch()
+    failed = crowd.wait(_END_SECONDS)
+    assert failed == 0, "".join((directory / f"out-{n}").read_text()[-500:] for n in range(PROCESSES))[-3000:]
+    answers = {(directory / f"answer-{n}").read_text().strip() for n in range(PROCESSES)}
+    assert answers == {str(n) for n in range(PROCESSES)}, answers
+    return calls
 
 
 def _squeues(site: Site) -> int:
@@ -61,52 +71,34 @@ def _squeues(site: Site) -> int:
     return int(found.group(1)) if found else 0
 
 
-@contextmanager
-def _prefect_server(directory: Path) -> Iterator[dict[str, str]]:
-    """A Prefect server for all of them; yields the environment of a flow process."""
+def _prefect_server(site: Site, directory: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
+    """Start a Prefect server for all of them; returns it and the environment of a flow process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(directory / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (directory / "server").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        url = f"http://127.0.0.1:{port}/api"
-        _until(lambda: _answers(f"{url}/health"), "the Prefect server answers")
-        yield {**environment, **Facility.at().globus.crowd_env(), "PREFECT_API_URL": url}
-    finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
+        port = str(probe.getsockname()[1])
+    own = {"PREFECT_HOME": str(directory / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    environment = {**os.environ, **own}
+    command = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port)
+    server = _start(site, directory, "server", environment, *command)
+    url = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    return server, {**environment, **Facility.at().globus.crowd_env(), **url}
 
 
 def _start(
-    stack: ExitStack, handle: JobHandle, directory: Path, number: int, environment: dict[str, str]
+    site: Site, directory: Path, name: str, environment: dict[str, str], *arguments: str
 ) -> subprocess.Popen[bytes]:
-    """Start a process whose flow waits for a job; it is ended with the stack."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.outcomes.waiter",
-        handle.model_dump_json(),
-        str(directory / f"ready-{number}"),
-    ]
-    with (directory / f"out-{number}").open("wb") as log:
-        waiter = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    stack.callback(waiter.wait)
-    stack.callback(waiter.kill)
-    return waiter
-
-
-def _output(directory: Path, number: int) -> str:
-    return (directory / f"out-{number}").read_text(errors="replace")
+    """Start a Python that ends with the site."""
+    with (directory / name).open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    site.children.append(process)
+    return process
 
 
 def _answers(url: str) -> bool:

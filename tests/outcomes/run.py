@@ -27,7 +27,7 @@ from tests.testbed.state import TestbedError
 MODULES = (scripts, cancels, starts, preemption, faults, crowd)
 PARALLEL = 40
 #: What is not done then has failed.
-LIMIT_SECONDS = 500.0
+LIMIT_SECONDS = 560.0
 #: What may go wrong in a case; it fails that case alone.
 FAILURES = (
     AssertionError,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +58,7 @@ class Site:
     chosen: frozenset[str] = frozenset()
     together: dict[str, threading.Barrier] = field(default_factory=dict)
     handles: list[JobHandle] = field(default_factory=list)
+    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
     def at(self, *, prefix: str | None = None, **attributes: Any) -> PsikBackend:
@@ -201,8 +206,17 @@ class Site:
             barrier = self.together.setdefault(name, threading.Barrier(parties, action, timeout=120))
         barrier.wait()
 
+    def end_children(self) -> None:
+        """End the processes that cases started, with all that descend from them."""
+        while self.children:
+            child = self.children.pop()
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
     def tidy(self) -> None:
         """Cancel what is left."""
+        self.end_children()
         left = [str(handle.native_id) for handle in self.handles if handle.type == "slurm" and handle.native_id]
         try:
             self.slurm.run("scancel", "--quiet", *left)

@@ -21,7 +21,9 @@ from pydantic import BaseModel
 import prefect_psik
 from prefect_psik import exceptions
 from prefect_psik.exceptions import FailureCause, JobError, PrefectPsikError
+from prefect_psik.lifecycle import error_of
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
+from prefect_psik.progress import job_card
 
 ENDPOINT = UUID("11111111-2222-3333-4444-555555555555")
 HANDLE = JobHandle(
@@ -240,3 +242,54 @@ def test_every_task_has_its_async_twin_with_the_same_parameters() -> None:
         assert inspect.signature(ours).parameters == inspect.signature(theirs).parameters
         assert inspect.iscoroutinefunction(theirs)
         assert not inspect.iscoroutinefunction(ours)
+
+
+# -------------------------------------------------------------------------------------------- a job's own end
+
+
+@pytest.mark.parametrize("cause", [cause for cause in FailureCause if cause is not FailureCause.rejected])
+def test_error_of_a_job_says_what_where_and_what_next(cause: FailureCause) -> None:
+    canceled = cause in (FailureCause.canceled_by_us, FailureCause.canceled_outside)
+    ended = RESULT.model_copy(
+        update={
+            "state": JobState.canceled if canceled else JobState.failed,
+            "cause": cause,
+            "message": "this happened",
+            "stderr": "first\nlast words\n",
+            "warnings": ["It is odd."],
+        }
+    )
+    error = error_of(ended)
+    assert error is not None
+    assert type(error) is exceptions.ERRORS.get(cause, exceptions.JobFailed)
+    assert isinstance(error, exceptions.JobCanceled) is canceled
+    for words in ("recon", HANDLE.stamp, "4412", "frontier", "this happened", "last words", HANDLE.path, "odd"):
+        assert words in str(error)
+    assert error.next_step in str(error)
+    assert bool(error.next_step) == (cause is not FailureCause.canceled_by_us)
+    assert (error.stamp, error.native_id, error.path) == (HANDLE.stamp, "4412", HANDLE.path)
+    assert "frontier" in (error.backend or "")
+    assert error.transient == (cause in (FailureCause.node_failure, FailureCause.preempted))
+    copied = pickle.loads(pickle.dumps(error))
+    assert (str(copied), copied.cause, copied.result) == (str(error), cause, ended)
+
+
+def test_completed_job_has_no_error() -> None:
+    assert error_of(RESULT) is None
+
+
+def test_job_card_tells_what_is_known_of_the_use_of_nodes() -> None:
+    used = RESULT.model_copy(
+        update={
+            "nodes": 2,
+            "node_list": "n[1-2]",
+            "node_hours": 1.5,
+            "peak_memory": 3 * 1024**3,
+            "cpu_efficiency": 0.42,
+        }
+    )
+    card = job_card(used)
+    for words in ("| nodes | 2 (n[1-2]) |", "| node-hours | 1.5 |", "3,072 MiB", "| CPU efficiency | 42% |"):
+        assert words in card
+    for words in ("node-hours", "peak memory", "CPU efficiency", "None"):
+        assert words not in job_card(RESULT)
