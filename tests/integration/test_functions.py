@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +68,27 @@ def register(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
         main(["functions", "register", *arguments])
     out, err = capsys.readouterr()
     return int(end.value.code or 0), out.strip(), " ".join(err.split())
+
+
+def forget_allowed_functions(facility: Facility, endpoint_id: str) -> None:
+    """Register an endpoint again, as its owner, without a list of functions; the endpoint itself goes on."""
+    login = facility.globus.owner_env()
+    basic = base64.b64encode(":".join(login[name] for name in LOGIN).encode()).decode()
+    grant = urllib.request.Request(
+        f"{facility.globus.url}/v2/oauth2/token",
+        data=b"grant_type=client_credentials",
+        headers={"Authorization": f"Basic {basic}"},
+    )
+    with urllib.request.urlopen(grant, timeout=10) as reply:
+        token = json.load(reply)["access_token"]
+    again = urllib.request.Request(
+        f"{facility.globus.url}/v3/endpoints/{endpoint_id}",
+        data=b'{"endpoint_name": "again"}',
+        headers={"Authorization": f"Bearer {token}"},
+        method="PUT",
+    )
+    urllib.request.urlopen(again, timeout=10).close()
+    assert get(facility, f"/v3/endpoints/{endpoint_id}/allowed_functions")["restricted"] is False
 
 
 def known_function(facility: Facility, function_id: str) -> Any:
@@ -194,4 +218,10 @@ def test_an_endpoint_that_allows_only_our_function(
         with pytest.raises(FacilitySetupError, match=r"put the id of an allowed one into function_id") as err:
             submit_job(pinned.model_copy(update={"function_id": None}), JOB)
         assert "prefect-psik functions register" in str(err.value)
+        assert sorted(os.listdir(facility.prefix)) == before
+
+        # the same with the service told that anything goes, as somebody with the owner's secret could
+        forget_allowed_functions(facility, endpoint.endpoint_id)
+        with pytest.raises(FacilitySetupError, match=r"does not run our function: .*not permitted"):
+            submit_job(pinned.model_copy(update={"function_id": None}), JOB)
         assert sorted(os.listdir(facility.prefix)) == before
