@@ -14,6 +14,7 @@ from prefect_psik.exceptions import FacilityError, PreflightFailed
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import Check, PreflightReport, Verdict
+from prefect_psik.remote import letter
 from prefect_psik.session import Channel
 
 PSIK_OLDEST = (3, 1, 1)
@@ -85,6 +86,7 @@ def judge_preflight(facts: Mapping[str, Any], *, duration: int, nodes: int) -> l
     """
     checks = [
         _check("call", Verdict.ok, f"{facts['user']} on {facts['host']} answers."),
+        *_function(facts.get("letter")),
         _versions(facts),
         _psik(facts),
         *_site(facts["site"]),
@@ -164,6 +166,16 @@ def _psik_python(facts: Mapping[str, Any]) -> Check:
         Verdict.warning,
         f"{facts['path']} cannot be executed on the login node; jobs fail unless compute nodes have it.",
     )
+
+
+def _function(answering: str | None) -> Iterator[Check]:
+    if not letter().endswith(f'\nLETTER = "{answering}"\n'):
+        yield _check(
+            "function",
+            Verdict.warning,
+            "The function that answers is of another release. Register this one's with `prefect-psik functions "
+            "register`, and put its id into function_id of the block and allowed_functions of the endpoint.",
+        )
 
 
 def _site(facts: Mapping[str, Any]) -> Iterator[Check]:

@@ -25,6 +25,7 @@ A job directory is psik's, with one directory of ours in it::
 from __future__ import annotations
 
 import ast
+import hashlib
 from functools import cache
 from importlib import resources
 
@@ -59,4 +60,5 @@ def letter() -> str:
                 for number in range(node.lineno - 1, node.end_lineno or node.lineno):
                     lines[number] = ""
         texts.append(f"# {part}\n{''.join(lines)}")
-    return "\n".join(texts)
+    text = "\n".join(texts)
+    return f'{text}\nLETTER = "{hashlib.sha256(text.encode()).hexdigest()}"\n'

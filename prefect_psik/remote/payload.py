@@ -12,6 +12,8 @@ from typing import Any
 from prefect_psik.remote.files import _user, _write
 
 PROTOCOL = 1
+#: Which text answers; the joined letter ends with its own.
+LETTER = ""
 STAMP = re.compile(r"[0-9]+(\.[0-9]+)?")
 #: What a malformed payload or a defect of this file raises; never the whole of Exception.
 DEFECTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from prefect_psik.remote.files import _lock_file, _try_lock, _user, _write
-from prefect_psik.remote.payload import PROTOCOL, Trouble, _prefix, _writable_prefix
+from prefect_psik.remote.payload import LETTER, PROTOCOL, Trouble, _prefix, _writable_prefix
 from prefect_psik.remote.site import _check_backend, _check_prefix, _site_rules
 from prefect_psik.remote.slurm import _slurm
 
@@ -37,6 +37,7 @@ def preflight(payload: dict[str, Any]) -> dict[str, Any]:
     """
     facts: dict[str, Any] = {
         "protocol": PROTOCOL,
+        "letter": LETTER,
         "host": socket.gethostname(),
         "user": _user(),
         "python": platform.python_version(),

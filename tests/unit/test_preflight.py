@@ -11,8 +11,10 @@ import pytest
 from prefect_psik.exceptions import PreflightFailed
 from prefect_psik.models import PreflightReport, Verdict
 from prefect_psik.preflight import failure_of, judge_preflight, slurm_minutes
+from prefect_psik.remote import letter
 
 GOOD: dict[str, Any] = {
+    "letter": letter().rsplit('"', 2)[1],
     "host": "login1",
     "user": "beam",
     "python": "3.11.2",
@@ -115,3 +117,11 @@ def test_a_failure_carries_the_report() -> None:
 )
 def test_time_limits_of_slurm(text: str, minutes: int | None) -> None:
     assert slurm_minutes(text) == minutes
+
+
+@pytest.mark.parametrize("answering", ["0" * 64, "", None])
+def test_a_function_of_another_release_is_told(answering: str | None) -> None:
+    checks = judge_preflight(GOOD | {"letter": answering}, duration=1, nodes=1)
+    found = [check for check in checks if check.name == "function"]
+    assert [check.verdict for check in found] == [Verdict.warning]
+    assert "prefect-psik functions register" in found[0].message
