@@ -33,9 +33,10 @@ def main() -> int:
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page of the documentation")
     parser.add_argument("--list", action="store_true", help="only name the cases")
     given = parser.parse_args()
-    chosen = [name for name in CASES if not given.cases or any(part in name for part in given.cases)]
+    names = [case.name for case in run.ordered_cases()]
+    chosen = [name for name in names if not given.cases or any(part in name for part in given.cases)]
     if given.list or not chosen:
-        print("\n".join(chosen or CASES))
+        print("\n".join(chosen or names))
         return 0 if chosen else 2
     begin = time.monotonic()
     facility = Facility.at()

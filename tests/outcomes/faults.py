@@ -16,7 +16,7 @@ from tests.outcomes.site import Site
 from tests.testbed.slurm import can_limit_memory
 
 HANG_SECONDS = 30.0
-HANGS = ("slurmctld hangs for 30 s during submit", "… during status", "… during cancel")
+HANGS = tuple(f"slurmctld stopped for 30 s during {what}" for what in ("submit", "status", "cancel"))
 MEMORY_NODE = "n4"
 #: Python that takes more memory than its job has.
 GREEDY = "bytearray(400_000_000)"

@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tests.outcomes.case import CASES, Result, Seen
+from tests.outcomes.case import Result, Seen
 
 _INTRODUCTION = """\
 # How batch jobs end, and what is told of it
 
 Each row was provoked on a real Slurm {version}, with psik {psik}. psik alone is the last line of its `status.csv`,
-Slurm alone is what `sacct` says. A job whose state is not final was looked at while it waited.
+where `canceled` is ours; Slurm alone is what `sacct` says. A job whose state is not final was looked at while it
+waited, and `rejected` is what `SubmitRejected` says.
 `make outcomes ARGS="--write docs/reference/outcomes.md"` writes this page, from a run in which all rows passed.
 
 """
@@ -26,7 +27,7 @@ def show(console: Console, results: dict[str, Result]) -> None:
     table = Table(show_lines=False, header_style="bold", expand=True)
     table.add_column("", no_wrap=True)
     table.add_column("case", ratio=4)
-    table.add_column("told: state (cause) exit", ratio=3)
+    table.add_column("told", ratio=3)
     table.add_column("psik alone", ratio=2)
     table.add_column("Slurm alone", ratio=2)
     table.add_column("message", ratio=7)
@@ -47,8 +48,8 @@ def markdown(results: dict[str, Result], *, version: str, psik: str) -> str:
     """Write the page of the documentation."""
     rows = ["| Case | Told | psik alone | Slurm alone |", "|---|---|---|---|"]
     words = []
-    for name in CASES:
-        seen = results[name].seen or Seen("–")
+    for name, result in results.items():
+        seen = result.seen or Seen("–")
         cells = (_told(seen), plain(seen.psik), plain(seen.slurm))
         rows.append(f"| {name} | " + " | ".join(f"`{_cell(cell)}`" for cell in cells) + " |")
         notes = "".join(f" *{_cell(plain(note))}*" for note in seen.notes)
@@ -72,7 +73,7 @@ def plain(text: str) -> str:
 
 
 def _told(seen: Seen) -> str:
-    return seen.outcome + (f" {seen.exit_code}" if seen.exit_code is not None else "")
+    return seen.outcome + (f", exit {seen.exit_code}" if seen.exit_code is not None else "")
 
 
 def _cell(text: str) -> str:

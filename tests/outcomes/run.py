@@ -25,6 +25,7 @@ from tests.testbed.state import TestbedError
 
 #: The modules that enter cases into the table, in its order.
 MODULES = (scripts, cancels, starts, preemption, faults, crowd)
+_ORDER = [module.__name__ for module in MODULES]
 PARALLEL = 40
 #: What is not done then has failed.
 LIMIT_SECONDS = 560.0
@@ -39,6 +40,11 @@ FAILURES = (
     ValueError,
     RuntimeError,
 )
+
+
+def ordered_cases() -> list[Case]:
+    """All cases, in the order of the table."""
+    return sorted(CASES.values(), key=lambda case: _ORDER.index(case.act.__module__))
 
 
 @contextmanager
