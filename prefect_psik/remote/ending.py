@@ -50,6 +50,10 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
         elif not _has_end(base, jobndx) and (base in cancelled or base in runs["local"]):
             _append(os.path.join(base, "status.csv"), f"{time.time()},{jobndx},canceled,")
             _audit(prefix, "cancel", jobs[stamp], jobndx=jobndx)
+    if any(base not in remaining and base not in cancelled for base in runs["slurm"]):
+        # It ended by itself meanwhile: what Slurm said before that is of no use.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(prefix, ".locks", "squeue.json"))
     snapshot = _Snapshot(prefix, [])
     for stamp, job in jobs.items():
         if stamp not in answers:

@@ -207,7 +207,7 @@ def test_a_cancel_from_outside_names_who(facility: Facility, backend: PsikBacken
     poll_until(running, lambda status: status.state is JobState.active)
     facility.slurm.ask("scancel", str(running.native_id), str(pending.native_id))
     for handle in (running, pending):
-        with pytest.raises(JobCanceled, match="outside of Prefect") as canceled:
+        with pytest.raises(JobCanceled, match="by user id 0, outside of Prefect") as canceled:
             wait_for_job(handle, backend=backend)
         assert canceled.value.cause is FailureCause.canceled_outside
 
