@@ -128,6 +128,8 @@ def _shared_accounts(prefix: str, wanted: list[str]) -> dict[str, Any]:
         wishes = list(dict.fromkeys([*known["wanted"], *missing]))
         new = set(wishes) - set(known["asked"])
         if time.time() - known["time"] < (SQUEUE_SECONDS if new else SACCT_SECONDS):
+            if wishes == known["wanted"]:
+                return known
             fresh = {**known, "wanted": wishes}
         else:
             begin = time.time()
