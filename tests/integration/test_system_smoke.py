@@ -29,7 +29,7 @@ def verdicts(report: str) -> dict[str, str]:
 
 
 def test_all_steps_pass_on_the_testbed(facility: Facility, tmp_path: Path) -> None:
-    prefix = facility.prefix / "smoke"
+    prefix = facility.prefix / f"smoke-{os.urandom(4).hex()}"
     where = ("--endpoint", facility.endpoint_id, "--prefix", str(prefix), "--queue", "debug", "--account", "proj1")
     done = smoke(facility, tmp_path, *where)
     assert verdicts(done.stdout) == dict.fromkeys(STEPS, "ok"), done.stdout + done.stderr
