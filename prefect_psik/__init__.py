@@ -37,10 +37,12 @@ from prefect_psik.exceptions import (
     WalltimeExceeded,
 )
 from prefect_psik.jobspec import JobSpec, ResourceSpec
-from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus, PreflightReport
+from prefect_psik.models import JobHandle, JobRecord, JobResult, JobState, JobStatus, PreflightReport, RemovedJob
 from prefect_psik.retry import Growth
 
 if _typing.TYPE_CHECKING:
+    from prefect_psik.hooks import cancel_psik_jobs
+    from prefect_psik.housekeeping import aclean_jobs, alist_jobs, clean_jobs, list_jobs
     from prefect_psik.jobs import (
         acancel_job,
         apoll_job,
@@ -76,6 +78,7 @@ __all__ = [
     "JobHandle",
     "JobInterrupted",
     "JobLost",
+    "JobRecord",
     "JobResult",
     "JobSpec",
     "JobState",
@@ -91,6 +94,7 @@ __all__ = [
     "PsikBackend",
     "QueueLimitReached",
     "RemoteCodeError",
+    "RemovedJob",
     "ResourceSpec",
     "RunLimitReached",
     "ScriptFailed",
@@ -101,12 +105,17 @@ __all__ = [
     "WaitLimits",
     "WalltimeExceeded",
     "acancel_job",
+    "aclean_jobs",
+    "alist_jobs",
     "apoll_job",
     "arun_job",
     "arun_preflight",
     "asubmit_job",
     "await_for_job",
     "cancel_job",
+    "cancel_psik_jobs",
+    "clean_jobs",
+    "list_jobs",
     "poll_job",
     "run_job",
     "run_preflight",
@@ -115,7 +124,9 @@ __all__ = [
 ]
 
 #: What brings Prefect's whole engine along, 0.3 s, is loaded when first asked for: name -> module.
-_LAZY = {name: "jobs" for name in __all__ if name.endswith(("_job", "_preflight"))} | {"WaitLimits": "limits"}
+_LAZY = {name: "jobs" for name in __all__ if name.endswith(("_job", "_preflight"))}
+_LAZY |= dict.fromkeys(("aclean_jobs", "alist_jobs", "clean_jobs", "list_jobs"), "housekeeping")
+_LAZY |= {"WaitLimits": "limits", "cancel_psik_jobs": "hooks"}
 
 
 def __getattr__(name: str) -> _typing.Any:

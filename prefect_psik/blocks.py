@@ -175,7 +175,7 @@ class PsikBackend(Block):
         self,
         spec: JobSpec,
         identity: Identity,
-        owner: dict[str, str | None],
+        owner: dict[str, Any],
         *,
         asked: Asked | None = None,
     ) -> dict[str, Any]:

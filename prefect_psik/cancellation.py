@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException, TerminationSignal
+from prefect.states import Cancelled
 
 from prefect_psik.exceptions import FlowRunCancelling
 from prefect_psik.models import JobHandle
@@ -44,11 +45,15 @@ _waits: dict[tuple[str, ...], list[Wait]] = {}
 _watchers: dict[tuple[str, ...], asyncio.Task[None]] = {}
 
 
-def owner_of(flow_runs: list[str]) -> dict[str, str | None]:
-    """Who submits or cancels, for the facility's records: the root flow run and the innermost one."""
+def owner_of(flow_runs: list[str], on_cancel: OnCancel = "cancel") -> dict[str, Any]:
+    """Who submits or cancels, for the facility's records: the root flow run and the innermost one.
+
+    A job that a cancel is to leave alone is not noted under its flow runs.
+    """
     return {
         "flow_run": flow_runs[-1] if flow_runs else None,
         "root_flow_run": flow_runs[0] if flow_runs else None,
+        "flow_runs": flow_runs if on_cancel == "cancel" else [],
     }
 
 
@@ -112,7 +117,21 @@ async def _watch(flow_runs: tuple[str, ...]) -> None:
                     FlowRunCancelling(f"The flow run is being cancelled while waiting for {wait.handle}; {asked}.")
                 )
                 _forget(wait)
+            await _end_unsupervised(flow_runs[0])
         await asyncio.sleep(WATCH_SECONDS)
+
+
+async def _end_unsupervised(flow_run: str) -> None:
+    """Set a flow run to Cancelled that no runner supervises: a plain `python flow.py` would cancel for ever."""
+    try:
+        async with get_client() as client:
+            run = await client.read_flow_run(UUID(flow_run))
+            if run.deployment_id is None and run.state is not None and run.state.is_cancelling():
+                await client.set_flow_run_state(
+                    run.id, Cancelled(message="Its jobs were asked to stop."), force=True
+                )
+    except (PrefectException, httpx.HTTPError, OSError):
+        return
 
 
 async def _cancel(waits: list[Wait]) -> None:

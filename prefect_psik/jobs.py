@@ -52,6 +52,7 @@ def submit_job(
     *,
     key: str | None = None,
     rerun: Rerun = "on_retry",
+    on_cancel: OnCancel = "cancel",
 ) -> JobHandle:
     """Submit a job once, and return at once.
 
@@ -65,6 +66,7 @@ def submit_job(
             whoever submits it. Default: made from the flow run and the spec; random outside of a flow run.
         rerun: `on_retry`: a retry of the task or flow runs a failed or canceled job again, as the next
             run of the same job. `never`: it gets that job back.
+        on_cancel: `leave`: the hook `cancel_psik_jobs` of the flow run leaves it alone.
 
     Returns:
         The handle by which the job is found again, from any process.
@@ -80,7 +82,7 @@ def submit_job(
     refuse_running_loop("asubmit_job")
     spec = resolve_spec(spec)
     block = load_backend(backend_name(backend, spec))
-    return runs.submit(Submission.of(block, spec, key=key, rerun=rerun, on_cancel="cancel"))
+    return runs.submit(Submission.of(block, spec, key=key, rerun=rerun, on_cancel=on_cancel))
 
 
 @task(name="submit psik job", task_run_name=_submit_name, cache_policy=NO_CACHE)
@@ -90,11 +92,12 @@ async def asubmit_job(
     *,
     key: str | None = None,
     rerun: Rerun = "on_retry",
+    on_cancel: OnCancel = "cancel",
 ) -> JobHandle:
     """Async twin of `submit_job`."""
     spec = resolve_spec(spec)
     block = await aload_backend(backend_name(backend, spec))
-    return await runs.asubmit(Submission.of(block, spec, key=key, rerun=rerun, on_cancel="cancel"))
+    return await runs.asubmit(Submission.of(block, spec, key=key, rerun=rerun, on_cancel=on_cancel))
 
 
 @task(name="wait for psik job", cache_policy=NO_CACHE)

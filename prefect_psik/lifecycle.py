@@ -48,7 +48,7 @@ class Again:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of a submission: whether this call started a run, and what the scheduler remarked."""
+    """What became of a submission: whether this call started a run, and what is remarkable about it."""
 
     handle: JobHandle
     created: bool
@@ -62,7 +62,7 @@ async def submit(
     identity: Identity,
     *,
     rerun: bool,
-    owner: dict[str, str | None],
+    owner: dict[str, Any],
     again: Again | None = None,
 ) -> Submitted:
     """Create or get a job; a failed or canceled one runs again for a newer attempt.

@@ -141,6 +141,25 @@ class JobResult(_Stored):
         return Path(self.handle.path)
 
 
+class JobRecord(_Stored):
+    """A job as the facility's own records have it."""
+
+    handle: JobHandle
+    state: JobState = Field(description="psik's last word; a job that was killed may say `active` for ever.")
+    created: float | None = Field(default=None, description="Unix time at the facility.")
+    flow_run: str | None = Field(default=None, description="The flow run that submitted it.")
+    root_flow_run: str | None = Field(default=None, description="The outermost flow run around that one.")
+
+
+class RemovedJob(_Stored):
+    """A job whose directory was removed, or would be."""
+
+    handle: JobHandle
+    state: JobState
+    ended: float | None = Field(default=None, description="Unix time at the facility.")
+    kept: str | None = Field(default=None, description="Why it was not removed after all.")
+
+
 class Verdict(StrEnum):
     """What a check says."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from prefect_psik import cancellation, lifecycle
@@ -16,6 +16,7 @@ from prefect_psik.identity import Identity, current_caller, enclosing_flow_runs,
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.lifecycle import Again, Submitted
 from prefect_psik.limits import LimitWatch, WaitLimits
+from prefect_psik.marks import mark
 from prefect_psik.models import JobHandle, JobResult, JobStatus, PreflightReport
 from prefect_psik.preflight import failure_of, preflight
 from prefect_psik.progress import Reporter, run_logger
@@ -58,15 +59,17 @@ class Submission:
         """Start it on the session's loop."""
 
         async def work(channel: Channel) -> Submitted:
-            return await lifecycle.submit(
+            troubles = await mark(self.flow_runs, self.block) if self.on_cancel == "cancel" else []
+            submitted = await lifecycle.submit(
                 channel,
                 self.block,
                 self.spec,
                 self.identity,
                 rerun=self.rerun == "on_retry",
-                owner=owner_of(self.flow_runs),
+                owner=owner_of(self.flow_runs, self.on_cancel),
                 again=again,
             )
+            return replace(submitted, warnings=[*troubles, *submitted.warnings])
 
         return on_block(self.block, work)
 
@@ -108,7 +111,7 @@ def _told(submitted: Submitted) -> JobHandle:
     extra = {"psik_handle": handle.model_dump_json(exclude_defaults=True)}
     logger.info("%s %s on %s: %s", handle, how, handle.place, handle.path, extra=extra)
     for warning in submitted.warnings:
-        logger.warning("%s: the scheduler remarks: %s", handle, warning)
+        logger.warning("%s: %s", handle, warning)
     return handle
 
 

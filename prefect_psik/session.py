@@ -253,6 +253,11 @@ class Channel:
 
     async def call(self, operation: str, jobs: list[dict[str, Any]], *, repeat: bool = True) -> dict[str, Any]:
         """Call an operation for several jobs, again while the trouble is transient; answers by stamp."""
+        found: dict[str, Any] = (await self.ask(operation, {"jobs": jobs}, repeat=repeat))["jobs"]
+        return found
+
+    async def ask(self, operation: str, payload: dict[str, Any], *, repeat: bool = True) -> dict[str, Any]:
+        """Call an operation under this prefix, again while the trouble is transient."""
         retrying = AsyncRetrying(
             retry=retry_if_exception(is_transient),
             wait=wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5),
@@ -261,11 +266,10 @@ class Channel:
         )
         async for attempt in retrying:
             with attempt:
-                answer = await self.transport.call(operation, {"prefix": self.prefix, "jobs": jobs})
+                answer = await self.transport.call(operation, {"prefix": self.prefix, **payload})
                 if "error" in answer:
                     raise error_from(answer["error"], self.transport.place)
-        found: dict[str, Any] = answer["jobs"]
-        return found
+        return answer
 
     async def _poll(self) -> None:
         try:

@@ -1,6 +1,6 @@
 """The command line: `prefect-psik`. Each module adds its commands to `app`."""
 
-from prefect_psik.cli import backends, functions, jobs
+from prefect_psik.cli import backends, functions, jobs, records
 from prefect_psik.cli.app import app, main
 
-__all__ = ["app", "backends", "functions", "jobs", "main"]
+__all__ = ["app", "backends", "functions", "jobs", "main", "records"]

@@ -1,4 +1,4 @@
-"""Commands on jobs: run, cancel."""
+"""The command that runs a job: run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from rich.markup import escape
 
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.cli.app import FAILURE, INTERRUPTED, app, notes
-from prefect_psik.exceptions import FailureCause, JobError, SpecError
-from prefect_psik.jobs import cancel_job, run_job
-from prefect_psik.models import JobState
+from prefect_psik.exceptions import FailureCause, JobError
+from prefect_psik.jobs import run_job
 from prefect_psik.resolve import resolve_spec
 
 
@@ -65,20 +64,3 @@ def run(spec: Path, *, backend: str | None = None, key: str | None = None) -> in
         code = err.result.exit_code if err.result and err.cause is FailureCause.script else None
         return code if code is not None and 0 < code < 256 else FAILURE
     return 0
-
-
-@app.command
-def cancel(handle: str) -> int:
-    """Cancel a job and say how it ended.
-
-    Args:
-        handle: The job's handle as JSON, or the path of a file that holds it.
-    """
-    if not handle.lstrip().startswith("{"):
-        try:
-            handle = Path(handle).read_text(encoding="utf-8")
-        except OSError as err:
-            raise SpecError(f"Cannot read the handle from {handle}: {err.strerror}.") from None
-    status = cancel_job.fn(handle)
-    notes.print(f"{status.handle} is {status.state.value}: {status.message}.")
-    return 0 if status.state is JobState.canceled else FAILURE

@@ -17,6 +17,7 @@ A job directory is psik's, with one directory of ours in it::
                            cancel.N                       somebody asked us to cancel run N
                            vanished.N                     Slurm's queue was first seen without run N
                            end.N                          how Slurm ended run N, where psik recorded no end
+    PREFIX/.runs/FLOWRUN/STAMP                            which jobs a flow run submitted
     PREFIX/.locks/STAMP                                   held while a job is created and submitted
     PREFIX/.locks/squeue.json sacct.json usage.json       what Slurm said last, shared by all callers
     PREFIX/audit.jsonl                                    who submitted and canceled what
@@ -40,6 +41,7 @@ PARTS = (
     "outputs",
     "usage",
     "facts",
+    "records",
     "launch",
     "submission",
     "ending",

@@ -14,6 +14,7 @@ from prefect_psik.remote.files import _user
 from prefect_psik.remote.outputs import fetch
 from prefect_psik.remote.payload import DEFECTS, PROTOCOL, Trouble, _defect, _os_trouble
 from prefect_psik.remote.preflight import preflight
+from prefect_psik.remote.records import list_jobs, remove
 from prefect_psik.remote.submission import submit
 from prefect_psik.remote.usage import usage
 
@@ -55,6 +56,8 @@ OPERATIONS = {
     "cancel": cancel,
     "fetch": fetch,
     "usage": usage,
+    "list": list_jobs,
+    "remove": remove,
     "preflight": preflight,
     "hello": hello,
 }

@@ -84,11 +84,16 @@ async def _locked(prefix: str, stamp: str) -> Any:
     """
     import asyncio
 
-    with _lock_file(os.path.join(prefix, ".locks", stamp)) as handle:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while not (held := _try_lock(handle)) and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        yield held
+    path = os.path.join(prefix, ".locks", stamp)
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        with _lock_file(path) as handle:
+            while not (held := _try_lock(handle)) and time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+            if held and not _is_at(path, handle):
+                continue  # it was removed with its job: the lock is another file now
+            yield held
+            return
 
 
 @contextlib.contextmanager
@@ -100,6 +105,13 @@ def _lock_file(path: str) -> Iterator[int]:
     finally:
         fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
+
+
+def _is_at(path: str, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(handle: int) -> bool:

@@ -16,6 +16,7 @@ from prefect_psik.remote.directory import _launched, _log, _native_id
 from prefect_psik.remote.files import _append, _audit, _read_json, _size, _write_whole
 from prefect_psik.remote.payload import Trouble
 from prefect_psik.remote.processes import _note_process
+from prefect_psik.remote.records import _note_owner
 from prefect_psik.remote.slurm import _find_in_slurm, _slurm_message_seconds
 
 #: An intent without a trace of the job is believed to have died only after this time.
@@ -49,6 +50,7 @@ async def _launch(
     console = 0 if slurm else _size(_log(base, "console", jobndx))
     if slurm and jobndx > 1:
         _keep_console(base, jobndx - 1)
+    _note_owner(prefix, job)
     intended = {"time": time.time(), "attempt": job["attempt"], "asked": job.get("asked"), "console": console}
     _write_whole(intent, json.dumps(intended).encode())
     pid = os.getpid()

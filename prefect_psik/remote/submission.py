@@ -208,7 +208,12 @@ async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Any
         record = {name: job[name] for name in kept}
         requeue = any(option.startswith("--req") for option in spec["attributes"])
         record.update(
-            version=PROTOCOL, requeue=requeue, type=backend.type, directory=spec["directory"], created=time.time()
+            version=PROTOCOL,
+            name=spec.get("name"),
+            requeue=requeue,
+            type=backend.type,
+            directory=spec["directory"],
+            created=time.time(),
         )
         _write_whole(os.path.join(ours, "job.json"), json.dumps(record).encode())
         return created

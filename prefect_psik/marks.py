@@ -1,0 +1,78 @@
+"""Which backends a flow run has jobs at: kept as labels of the flow run, for its cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from prefect_psik.blocks import PsikBackend
+
+#: Labels of ours begin with this.
+LABEL = "psik.place."
+
+_marked: dict[tuple[str, str], asyncio.Task[str | None]] = {}
+
+
+class Place(BaseModel):
+    """Where jobs of a flow run are, whatever became of the block since."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    endpoint_id: UUID | None = None
+    prefix: str
+    backend: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The label's name: one for each endpoint and prefix."""
+        return LABEL + hashlib.sha256(f"{self.endpoint_id}|{self.prefix}".encode()).hexdigest()[:12]
+
+
+async def mark(flow_runs: list[str], block: PsikBackend) -> list[str]:
+    """Note on the flow runs that they may have jobs here; on the session's loop, once a process and place.
+
+    It happens before the submission, so that no crash lies between. Where Prefect's API does not answer, the
+    submission goes on: the waits of this process can still cancel.
+
+    Returns:
+        What went wrong, for the run's log.
+    """
+    troubles = []
+    place = Place(endpoint_id=block.endpoint_id, prefix=block.prefix, backend=block.document_name)
+    for flow_run in flow_runs:
+        key = (flow_run, place.label)
+        if key not in _marked:
+            _marked[key] = asyncio.create_task(_set_label(flow_run, place))
+        trouble = await asyncio.shield(_marked[key])
+        if trouble is not None:
+            _marked.pop(key, None)
+            troubles.append(trouble)
+    return troubles
+
+
+async def _set_label(flow_run: str, place: Place) -> str | None:
+    try:
+        async with get_client() as client:
+            await client.update_flow_run_labels(UUID(flow_run), {place.label: place.model_dump_json()})
+    except (PrefectException, httpx.HTTPError, OSError) as err:
+        return f"flow run {flow_run} could not be marked as having jobs below {place.prefix}: {err}"
+    return None
+
+
+def places_of(labels: Mapping[str, Any]) -> list[Place]:
+    """Read the places from a flow run's labels; what somebody else wrote under our names is left out."""
+    found = []
+    for name, value in labels.items():
+        if name.startswith(LABEL):
+            with contextlib.suppress(ValidationError):
+                found.append(Place.model_validate_json(str(value)))
+    return found

@@ -1,0 +1,146 @@
+"""The facility's own records of jobs: listed, judged, and removed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from prefect_psik.exceptions import PrefectPsikError
+from prefect_psik.models import JobHandle, JobRecord, JobState, JobStatus
+from prefect_psik.outcome import judge
+from prefect_psik.session import MAX_JOBS_PER_CALL, MAX_LOOKS_PER_CALL, Channel
+
+#: As many as the facility lists in one answer.
+PAGE = 500
+#: As much of a log as the facility gives in one answer.
+LOG_BYTES = 16 * 1024
+
+
+async def read_records(
+    channel: Channel,
+    endpoint_id: UUID | None,
+    backend: str | None,
+    *,
+    stamps: Sequence[str] = (),
+    flow_run: str | None = None,
+    limit: int | None = None,
+) -> list[JobRecord]:
+    """List jobs under a prefix, newest first.
+
+    Args:
+        channel: Of the backend.
+        endpoint_id: Of the backend, for the handles.
+        backend: The block's name, for the handles.
+        stamps: Only these.
+        flow_run: Only those that this flow run, or one within it, submitted.
+        limit: At most so many; None: all.
+    """
+    found: list[JobRecord] = []
+    skip, more = 0, True
+    while more and (limit is None or len(found) < limit):
+        page = PAGE if limit is None else min(PAGE, limit - len(found))
+        payload = {
+            "jobs": [{"stamp": stamp} for stamp in stamps],
+            "flow_run": flow_run,
+            "skip": skip,
+            "limit": page,
+        }
+        answer = await channel.ask("list", payload)
+        found += [_record(stamp, entry, endpoint_id, backend) for stamp, entry in answer["jobs"].items()]
+        skip, more = skip + page, bool(answer["more"])
+    return found
+
+
+def _record(stamp: str, entry: Mapping[str, Any], endpoint_id: UUID | None, backend: str | None) -> JobRecord:
+    owner = entry.get("owner") or {}
+    asked = entry.get("asked") or {}
+    handle = JobHandle(
+        endpoint_id=endpoint_id,
+        prefix=entry["prefix"],
+        stamp=stamp,
+        jobndx=entry["jobndx"],
+        native_id=entry["native_id"],
+        key=entry["key"],
+        type=entry["type"],
+        name=entry.get("name"),
+        backend=backend,
+        duration=asked.get("duration"),
+        memory=asked.get("memory"),
+    )
+    return JobRecord(
+        handle=handle,
+        state=JobState(entry["state"]),
+        created=entry.get("created"),
+        flow_run=owner.get("flow_run"),
+        root_flow_run=owner.get("root_flow_run"),
+    )
+
+
+async def read_statuses(channel: Channel, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
+    """Judge several jobs in as few calls as possible; by stamp."""
+    found: dict[str, JobStatus] = {}
+    for begin in range(0, len(handles), MAX_LOOKS_PER_CALL):
+        part = {handle.stamp: handle for handle in handles[begin : begin + MAX_LOOKS_PER_CALL]}
+        items = [{"stamp": handle.stamp, "jobndx": handle.jobndx} for handle in part.values()]
+        answers = await channel.call("status", items)
+        found |= {stamp: judge(facts, part[stamp]) for stamp, facts in answers.items()}
+    return found
+
+
+async def cancel_jobs(
+    channel: Channel, handles: Sequence[JobHandle], owner: dict[str, Any]
+) -> dict[str, JobStatus | PrefectPsikError]:
+    """Cancel several jobs, together; one that cannot be canceled stops no other. By stamp."""
+
+    async def one(handle: JobHandle) -> JobStatus | PrefectPsikError:
+        try:
+            return await channel.cancel(handle, owner)
+        except PrefectPsikError as err:
+            return err
+
+    outcomes = await asyncio.gather(*(one(handle) for handle in handles))
+    return {handle.stamp: outcome for handle, outcome in zip(handles, outcomes, strict=True)}
+
+
+async def cancel_flow_run(
+    channel: Channel, endpoint_id: UUID | None, backend: str | None, flow_run: str
+) -> dict[str, JobStatus | PrefectPsikError]:
+    """Cancel all jobs that a flow run submitted here and that have not ended; by stamp."""
+    records = await read_records(channel, endpoint_id, backend, flow_run=flow_run)
+    live = [record.handle for record in records if not record.state.is_final]
+    return await cancel_jobs(channel, live, {"flow_run": flow_run, "root_flow_run": flow_run})
+
+
+async def remove_jobs(channel: Channel, handles: Sequence[JobHandle]) -> dict[str, str | None]:
+    """Remove the directories of jobs that have ended; by stamp: None, or why it was kept."""
+    found: dict[str, str | None] = {}
+    for begin in range(0, len(handles), MAX_JOBS_PER_CALL):
+        part = handles[begin : begin + MAX_JOBS_PER_CALL]
+        items = [{"stamp": handle.stamp, "jobndx": handle.jobndx} for handle in part]
+        answers = await channel.call("remove", items)
+        found |= {stamp: answer.get("kept") for stamp, answer in answers.items()}
+    return found
+
+
+async def read_logs(channel: Channel, handle: JobHandle, stream: str, offset: int | None) -> tuple[str, int, bool]:
+    """Read some of a job's log.
+
+    Args:
+        channel: Of the backend.
+        handle: Which job.
+        stream: stdout, stderr or console.
+        offset: Byte to begin at; None: near the end.
+
+    Returns:
+        The text, the byte where the next one begins, and whether the job has ended.
+    """
+    item: dict[str, Any] = {"stamp": handle.stamp, "jobndx": handle.jobndx}
+    if offset is None:
+        facts = (await channel.call("status", [item]))[handle.stamp]
+        offset = max(0, int(facts.get("sizes", {}).get(stream, 0)) - LOG_BYTES)
+    facts = (await channel.call("status", [item | {"offsets": {stream: offset}}]))[handle.stamp]
+    status = judge(facts, handle)
+    log = facts.get("logs", {}).get(stream, {"text": "", "next": offset})
+    return log["text"], log["next"], status.state.is_final

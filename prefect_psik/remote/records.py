@@ -1,0 +1,138 @@
+"""What lies under a prefix: the operations `list` and `remove`."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+import shutil
+from typing import Any, Iterator
+
+from prefect_psik.remote.directory import _asked, _last_run, _native_id, _rows
+from prefect_psik.remote.facts import _facts, _Snapshot
+from prefect_psik.remote.files import _audit, _lock_file, _read_json, _try_lock, _write
+from prefect_psik.remote.payload import STAMP, Trouble, _existing_prefix, _jobs
+
+LIST_LIMIT = 500
+RUN_ID = re.compile(r"[0-9a-f-]{8,64}")
+
+
+def list_jobs(payload: dict[str, Any]) -> dict[str, Any]:
+    """List the jobs under a prefix, newest first.
+
+    Payload:
+        prefix, and optionally jobs (only these stamps), flow_run (only what it submitted), skip and limit.
+
+    Returns:
+        `{"jobs": {stamp: entry}, "more": bool}`.
+    """
+    prefix = _existing_prefix(payload)
+    skip, limit = int(payload.get("skip") or 0), min(int(payload.get("limit") or LIST_LIMIT), LIST_LIMIT)
+    stamps = [job["stamp"] for job in _jobs({"jobs": payload.get("jobs") or []})]
+    if payload.get("flow_run") is not None:
+        stamps = _stamps_of_run(prefix, payload["flow_run"])
+    elif not stamps:
+        stamps = _all_stamps(prefix)
+    wanted = stamps[skip : skip + limit]
+    entries = {stamp: _entry(os.path.join(prefix, stamp)) for stamp in wanted}
+    return {
+        "jobs": {stamp: entry for stamp, entry in entries.items() if entry is not None},
+        "more": len(stamps) > skip + limit,
+    }
+
+
+def _all_stamps(prefix: str) -> list[str]:
+    found = []
+    with os.scandir(prefix) as entries:
+        for entry in entries:
+            if STAMP.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    found.append((entry.stat().st_mtime, entry.name))
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def _run_directory(prefix: str, flow_run: Any) -> str:
+    if not isinstance(flow_run, str) or not RUN_ID.fullmatch(flow_run):
+        raise Trouble("payload", f"{flow_run!r} is no id of a flow run.")
+    return os.path.join(prefix, ".runs", flow_run)
+
+
+def _stamps_of_run(prefix: str, flow_run: Any) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(_run_directory(prefix, flow_run)) if STAMP.fullmatch(name))
+    except FileNotFoundError:
+        return []
+
+
+def _note_owner(prefix: str, job: dict[str, Any]) -> None:
+    """Remember under the flow runs that submit a job which job it is: their cancel must find it."""
+    owner = job.get("owner") or {}
+    for flow_run in owner.get("flow_runs") or []:
+        directory = _run_directory(prefix, flow_run)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        _write(os.path.join(directory, job["stamp"]), b"")
+
+
+def _entry(base: str) -> dict[str, Any] | None:
+    record = _read_json(os.path.join(base, "prefect", "job.json"))
+    if record is None:
+        return None
+    jobndx = _last_run(base) or 1
+    states = [row[2] for row in _rows(base) if row[1] in (jobndx, 0)]
+    return {
+        "key": record["key"],
+        "name": record.get("name"),
+        "type": record["type"],
+        "owner": record.get("owner"),
+        "created": record.get("created"),
+        "jobndx": jobndx,
+        "native_id": _native_id(base, jobndx),
+        "asked": _asked(base, jobndx),
+        "state": states[-1] if states else "new",
+        "prefix": os.path.dirname(base),
+    }
+
+
+def remove(payload: dict[str, Any]) -> dict[str, Any]:
+    """Remove job directories of jobs that have ended; one that may be alive stays.
+
+    Returns:
+        `{"jobs": {stamp: {"removed": true} or {"kept": why}}}`.
+    """
+    prefix = _existing_prefix(payload)
+    jobs = _jobs(payload)
+    snapshot = _Snapshot([_native_id(os.path.join(prefix, job["stamp"]), job.get("jobndx") or 1) for job in jobs])
+    return {"jobs": {job["stamp"]: _remove_one(prefix, job, snapshot) for job in jobs}}
+
+
+def _remove_one(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, Any]:
+    stamp = job["stamp"]
+    base = os.path.join(prefix, stamp)
+    lock = os.path.join(prefix, ".locks", stamp)
+    with _lock_file(lock) as handle:
+        if not _try_lock(handle):
+            return {"kept": "somebody works on it"}
+        facts = _facts(prefix, {"stamp": stamp}, snapshot)
+        if facts.get("missing"):
+            return {"kept": "it is no job of ours"}
+        if facts.get("alive", False) is not False:
+            return {"kept": "it may be alive"}
+        if facts["jobndx"] != job.get("jobndx", facts["jobndx"]):
+            return {"kept": "it has had another run since"}
+        # Out of the way first: nobody sees half a job directory.
+        away = os.path.join(prefix, ".locks", f"removed.{stamp}")
+        shutil.rmtree(away, ignore_errors=True)
+        os.rename(base, away)
+        shutil.rmtree(away, ignore_errors=True)
+        for path in _noted(prefix, stamp):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+                os.rmdir(os.path.dirname(path))
+        os.unlink(lock)
+    _audit(prefix, "remove", job)
+    return {"removed": True}
+
+
+def _noted(prefix: str, stamp: str) -> Iterator[str]:
+    yield from glob.iglob(os.path.join(glob.escape(prefix), ".runs", "*", stamp))
