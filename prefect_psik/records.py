@@ -81,11 +81,13 @@ def _record(stamp: str, entry: Mapping[str, Any], endpoint_id: UUID | None, back
 async def read_statuses(channel: Channel, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
     """Judge several jobs in as few calls as possible; by stamp."""
     found: dict[str, JobStatus] = {}
-    for begin in range(0, len(handles), MAX_LOOKS_PER_CALL):
-        part = {handle.stamp: handle for handle in handles[begin : begin + MAX_LOOKS_PER_CALL]}
+    left = {handle.stamp: handle for handle in handles}
+    while left:
+        part = dict(list(left.items())[:MAX_LOOKS_PER_CALL])
         items = [{"stamp": handle.stamp, "jobndx": handle.jobndx} for handle in part.values()]
-        answers = await channel.call("status", items)
-        found |= {stamp: judge(facts, part[stamp]) for stamp, facts in answers.items()}
+        for stamp, facts in (await channel.call("status", items)).items():
+            if not facts.get("later"):
+                found[stamp] = judge(facts, left.pop(stamp))
     return found
 
 

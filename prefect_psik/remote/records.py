@@ -102,7 +102,8 @@ def remove(payload: dict[str, Any]) -> dict[str, Any]:
     """
     prefix = _existing_prefix(payload)
     jobs = _jobs(payload)
-    snapshot = _Snapshot([_native_id(os.path.join(prefix, job["stamp"]), job.get("jobndx") or 1) for job in jobs])
+    native_ids = [_native_id(os.path.join(prefix, job["stamp"]), job.get("jobndx") or 1) for job in jobs]
+    snapshot = _Snapshot(prefix, native_ids)
     return {"jobs": {job["stamp"]: _remove_one(prefix, job, snapshot) for job in jobs}}
 
 
