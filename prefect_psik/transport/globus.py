@@ -8,9 +8,11 @@ only: nothing pickled is sent, and nothing pickled is accepted.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
+import os
+import platform
+import random
 import re
 import threading
 import time
@@ -18,12 +20,15 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, repeat
 from typing import Any, TypeVar
 from uuid import UUID
 
+import globus_compute_sdk
 from globus_compute_sdk import Client
 from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
 from globus_sdk import (
+    AuthAPIError,
     ClientApp,
     ComputeClientV2,
     ComputeClientV3,
@@ -46,12 +51,10 @@ from prefect_psik.exceptions import (
 )
 from prefect_psik.remote import letter
 from prefect_psik.transport.base import CALL_SECONDS, MAX_CALL_BYTES
-from prefect_psik.transport.limiter import RequestBudget
+from prefect_psik.transport.limiter import RequestBudget, ledger_of
 
 T = TypeVar("T")
 
-#: Globus Compute allows 20 requests in 10 s for one identity; other processes need some, too.
-REQUESTS_PER_WINDOW, WINDOW_SECONDS = 18, 10.1
 #: When the result of a call is asked for, seconds after it was sent and its work can have been done. On the
 #: testbed a warm answer is there after 0.3 s (decision record 5).
 ASK_AFTER_SECONDS = (0.4, 0.55, 0.8, 1.2, 1.8, 2.7, 4.0)
@@ -59,11 +62,17 @@ ASK_EVERY_SECONDS = 2.5
 #: What one submission takes at the facility, at the least.
 SUBMIT_SECONDS = 0.012
 RETRY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-HTTP_SECONDS = 30.0
+#: Pauses before a request is repeated that Globus could not answer, within the call's own time limit.
+PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+HTTP_SECONDS = 20.0
+#: How long a call that got no answer asks for the reason, after its time limit.
+REASON_SECONDS = 5.0
+
+STORED_LOGIN = "the stored login"
 
 _SERIALIZER_PATH = "globus_compute_sdk.serialize.JSONData"
-_budgets: dict[str, RequestBudget] = {}
-_functions: dict[tuple[str, str], asyncio.Future[str]] = {}
+#: Functions that this process has registered, by login and text.
+_functions: dict[tuple[str, str], str] = {}
 
 
 class GlobusTransport:
@@ -91,9 +100,13 @@ class GlobusTransport:
         self._credentials = credentials
         self._function_id = str(function_id) if function_id else None
         self._user_endpoint_config = user_endpoint_config
-        self._login = credentials.identity if credentials else "worker"
+        given = str(credentials.client_id) if credentials and credentials.client_id else None
+        #: Who asks, as Globus sees it: what it allows is counted for this login.
+        self._login = given or os.environ.get("GLOBUS_COMPUTE_CLIENT_ID") or STORED_LOGIN
         self._connection: _Connection | None = None
-        self._waiting: dict[str, _Pending] = {}
+        self._budget: RequestBudget | None = None
+        self._registering: asyncio.Task[str] | None = None
+        self._waiting: dict[str, _Way] = {}
         self._collector: asyncio.Task[None] | None = None
 
     @property
@@ -115,103 +128,129 @@ class GlobusTransport:
                 f"The call {name!r} has {size:,} bytes, over the limit of {MAX_CALL_BYTES:,}. Use Globus Transfer "
                 "for large inputs."
             )
-        task_id: str | None = None
+        way = _Way()
         try:
             async with asyncio.timeout(timeout):
-                task_id = await self._send(name, payload)
+                await self._send(name, payload, way)
                 work = SUBMIT_SECONDS * len(payload["jobs"]) if name == "submit" else 0.0
-                answer = await self._result_of(task_id, work)
+                answer = await self._result_of(way, work)
         except TimeoutError:
-            raise await self._silence(name, timeout) from None
+            raise await self._silence(name, timeout, way.trouble) from None
         finally:
-            if task_id is not None:
-                self._waiting.pop(task_id, None)
+            self._waiting.pop(way.task_id, None)
         if answer.get("status") == "success" and "result" in answer:
             return self._unpack(answer["result"])
         raise self._failure(name, str(answer.get("exception") or answer.get("reason") or answer))
 
     async def aclose(self) -> None:
-        """Let go of the connection."""
-        if self._collector:
-            self._collector.cancel()
-        if self._connection:
-            self._connection.close()
-            self._connection = None
+        """Let go of the connection, and of what belongs to this event loop."""
+        for task in (self._collector, self._registering):
+            if task:
+                task.cancel()
+        self._collector = self._registering = self._budget = None
+        self._disconnect()
 
     async def endpoint_status(self) -> str:
         """Ask the service for the endpoint's status: online, offline, or what it says."""
-        answer = await self._request(lambda connection: connection.v2.get_endpoint_status(self.endpoint_id))
+        answer = await self._request(
+            _Way(), lambda connection: connection.v2.get_endpoint_status(self.endpoint_id)
+        )
         return str(answer.get("status", "unknown"))
 
     # ------------------------------------------------------------------------------------- sending
 
-    async def _send(self, name: str, payload: dict[str, Any]) -> str:
-        function_id = self._function_id or await self._register()
+    async def _send(self, name: str, payload: dict[str, Any], way: _Way) -> None:
+        known = self._function_id or _functions.get(self._function_key)
+        try:
+            await self._submit(known or await self._register(way), name, payload, way)
+        except FacilitySetupError as err:
+            if known is None or known == self._function_id or known not in str(err):
+                raise
+            # The service has forgotten what this process registered long ago.
+            _functions.pop(self._function_key, None)
+            await self._submit(await self._register(way), name, payload, way)
 
-        def submit(connection: _Connection) -> Any:
+    async def _submit(self, function_id: str, name: str, payload: dict[str, Any], way: _Way) -> None:
+        def submit(connection: _Connection) -> str:
             batch = connection.client.create_batch(
                 user_endpoint_config=self._user_endpoint_config, result_serializers=[_SERIALIZER_PATH]
             )
             batch.add(function_id, args=(name, payload))
-            return connection.v3.submit(self.endpoint_id, batch.prepare())
+            answer = connection.v3.submit(self.endpoint_id, batch.prepare())
+            return str(answer["tasks"][function_id][0])
 
-        answer = await self._request(submit)
-        return str(answer["tasks"][function_id][0])
+        way.task_id = await self._request(way, submit)
 
-    async def _register(self) -> str:
+    @property
+    def _function_key(self) -> tuple[str, str]:
+        return self._login, hashlib.sha256(letter().encode()).hexdigest()
+
+    async def _register(self, way: _Way) -> str:
         """Register the remote code, once for each login and process: the service never deduplicates."""
-        source = letter()
-        key = (self._login, hashlib.sha256(source.encode()).hexdigest())
-        known = _functions.get(key)
-        if known is None or (known.done() and (known.cancelled() or known.exception())):
-            known = _functions[key] = asyncio.get_running_loop().create_future()
-            try:
-                answer = await self._request(
-                    lambda connection: connection.client.register_source_code(source, "call")
-                )
-                known.set_result(str(answer))
-            except (PrefectPsikError, asyncio.CancelledError):
-                del _functions[key]
-                known.cancel()
-                raise
-        return await asyncio.shield(known)
+        if self._registering is None or self._registering.done():
+            self._registering = asyncio.create_task(self._register_now(way))
+            # Whoever waits has it too; if nobody waits any more, nobody is to be told.
+            self._registering.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(self._registering)
+
+    async def _register_now(self, way: _Way) -> str:
+        # The client's own method would repeat requests by itself, past the budget.
+        function = {
+            "function_name": "call",
+            "function_code": letter(),
+            "serialized": False,
+            "meta": {"python_version": platform.python_version(), "sdk_version": globus_compute_sdk.__version__},
+        }
+        async with asyncio.timeout(CALL_SECONDS):
+            answer = await self._request(
+                way, lambda connection: connection.v3.register_function(function)["function_uuid"]
+            )
+        _functions[self._function_key] = str(answer)
+        return str(answer)
 
     # ----------------------------------------------------------------------------------- collecting
 
-    async def _result_of(self, task_id: str, work: float) -> dict[str, Any]:
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._waiting[task_id] = _Pending(future, time.monotonic() + work)
+    async def _result_of(self, way: _Way, work: float) -> dict[str, Any]:
+        way.earliest = time.monotonic() + work
+        way.future = asyncio.get_running_loop().create_future()
+        self._waiting[way.task_id] = way
         if self._collector is None or self._collector.done():
             self._collector = asyncio.create_task(self._collect())
-        return await future
+        return await way.future
 
     async def _collect(self) -> None:
         """Ask for the results of all calls under way, in one request each time."""
         while self._waiting:
             await asyncio.sleep(self._until_next_look())
-            task_ids = list(self._waiting)
-            if not task_ids:
+            asked = dict(self._waiting)
+            if not asked:
                 return
             try:
-                answer = await self._request(partial(_look, task_ids=task_ids))
+                results = await self._once(partial(_look, task_ids=list(asked)))
             except PrefectPsikError as err:
-                if not err.transient:
-                    self._fail(task_ids, err)
+                for way in asked.values():
+                    way.trouble = str(err)
+                    if not err.transient:
+                        self._settle(way, err)
                 continue
-            for task_id, result in answer["results"].items():
+            for way in asked.values():
+                way.trouble = None
+                result = results.get(way.task_id) or {}
                 status = str(result.get("status", "")).lower()
-                pending = self._waiting.pop(task_id, None) if status in ("success", "failed") else None
-                if pending and not pending.future.done():
-                    pending.future.set_result({**result, "status": status})
+                if status in ("success", "failed"):
+                    self._settle(way, {**result, "status": status})
 
-    def _fail(self, task_ids: list[str], error: PrefectPsikError) -> None:
-        for task_id in task_ids:
-            pending = self._waiting.pop(task_id, None)
-            if pending and not pending.future.done():
-                pending.future.set_exception(error)
+    def _settle(self, way: _Way, outcome: dict[str, Any] | PrefectPsikError) -> None:
+        self._waiting.pop(way.task_id, None)
+        if way.future is None or way.future.done():
+            return
+        if isinstance(outcome, PrefectPsikError):
+            way.future.set_exception(outcome)
+        else:
+            way.future.set_result(outcome)
 
     def _until_next_look(self) -> float:
-        return min((pending.until_next_look() for pending in self._waiting.values()), default=0.0)
+        return min((way.until_next_look() for way in self._waiting.values()), default=0.0)
 
     def _unpack(self, text: str) -> dict[str, Any]:
         connection = self._connected()
@@ -227,30 +266,63 @@ class GlobusTransport:
 
     # ----------------------------------------------------------------------------------- requests
 
-    async def _request(self, work: Callable[[_Connection], T]) -> T:
+    async def _request(self, way: _Way, work: Callable[[_Connection], T]) -> T:
+        """Make a request, again while Globus cannot answer it; the time limit of the call ends that."""
+        pauses = chain(PAUSES_SECONDS, repeat(PAUSES_SECONDS[-1]))
+        while True:
+            try:
+                answer = await self._once(work)
+            except PrefectPsikError as err:
+                if not err.transient:
+                    raise
+                way.trouble = str(err)
+            else:
+                way.trouble = None
+                return answer
+            await asyncio.sleep(next(pauses) * random.uniform(0.75, 1.25))  # noqa: S311 - to part callers
+
+    async def _once(self, work: Callable[[_Connection], T], *, renewed: bool = False) -> T:
         """Make one HTTP request within the login's budget, in a thread that dies with the process."""
-        budget = _budgets.setdefault(self._login, RequestBudget(REQUESTS_PER_WINDOW, WINDOW_SECONDS))
-        await budget.take()
+        if self._budget is None:
+            self._budget = RequestBudget(ledger_of(self._login))
         try:
-            return await _in_daemon_thread(lambda: work(self._connected()))
+            return await self._in_budget(self._budget, lambda: work(self._connected()))
         except GlobusAPIError as err:
-            raise self._api_error(err, budget) from None
+            if err.http_status == 401:
+                # The token was revoked, or the login is made anew: what is kept of it is of no use.
+                self._disconnect()
+                if not renewed and not isinstance(err, AuthAPIError):
+                    return await self._once(work, renewed=True)
+            raise self._api_error(err) from None
         except NetworkError as err:
             raise FacilityError(f"Globus does not answer: {err}.", transient=True) from None
         except (GlobusError, GlobusSDKUsageError, ValueError) as err:
             raise FacilitySetupError(f"Globus cannot be used for {self.place}: {err}") from None
+        except (LookupError, TypeError, AttributeError) as err:
+            raise FacilityError(
+                f"Globus answered for {self.place} what this version does not understand: {err!r}.", transient=True
+            ) from None
+
+    async def _in_budget(self, budget: RequestBudget, work: Callable[[], T]) -> T:
+        place = await budget.take()
+        return await _in_daemon_thread(
+            work, lambda failure: budget.answered(place, silence=_silence_asked(failure))
+        )
 
     def _connected(self) -> _Connection:
         if self._connection is None:
             self._connection = _Connection(self._credentials)
         return self._connection
 
-    def _api_error(self, err: GlobusAPIError, budget: RequestBudget) -> FacilityError:
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            connection.close()
+
+    def _api_error(self, err: GlobusAPIError) -> FacilityError:
         text = str(err.message or err.code or "no reason given").rstrip(".")
         status = err.http_status
         if status in RETRY_STATUSES:
-            with contextlib.suppress(ValueError, TypeError):
-                budget.hold(min(float(err.headers.get("Retry-After", 0)), 60.0) if err.headers else 0.0)
             return FacilityError(f"Globus answered {status} for {self.place}: {text}.", transient=True)
         if status == 413:
             return PayloadTooLarge(f"Globus refused a call to {self.place} as too large: {text}.")
@@ -270,14 +342,16 @@ class GlobusTransport:
         return FacilitySetupError(f"Globus answered {status} for {self.place}: {text}.")
 
     def _who(self) -> str:
-        return f"the client {self._login}" if self._login != "worker" else "the worker's own login"
+        return f"the client {self._login}" if self._login != STORED_LOGIN else "the worker's own login"
 
-    async def _silence(self, name: str, timeout: float) -> FacilityTimeout:
+    async def _silence(self, name: str, timeout: float, trouble: str | None) -> FacilityTimeout:
+        if trouble:
+            return FacilityTimeout(f"No answer to {name!r} from {self.place} within {timeout:.0f} s. {trouble}")
         try:
-            async with asyncio.timeout(HTTP_SECONDS):
+            async with asyncio.timeout(REASON_SECONDS):
                 status = await self.endpoint_status()
         except (PrefectPsikError, TimeoutError) as err:
-            status = f"unknown ({err})"
+            status = f"unknown ({str(err).rstrip('.') or 'no answer'})"
         return FacilityTimeout(
             f"No answer to {name!r} from {self.place} within {timeout:.0f} s; its status is {status}. If it is "
             "offline, start it at the facility: globus-compute-endpoint start NAME."
@@ -312,12 +386,14 @@ class GlobusTransport:
         )
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """A call under way: its answer, and when it can be there at the earliest."""
+@dataclass
+class _Way:
+    """A call's way: its Compute task, its answer, when that can be there, and what is in the way just now."""
 
-    future: asyncio.Future[dict[str, Any]]
-    earliest: float
+    task_id: str = ""
+    future: asyncio.Future[dict[str, Any]] | None = None
+    earliest: float = 0.0
+    trouble: str | None = None
 
     def until_next_look(self) -> float:
         """Seconds until its result should be asked for again."""
@@ -330,7 +406,6 @@ class _Connection:
     """The SDK's clients of one login. Opens nothing before the first request."""
 
     def __init__(self, credentials: GlobusCredentials | None) -> None:
-        retry = RetryConfig(max_retries=0)
         self.serializer = ComputeSerializer(
             strategy_code=PureSourceTextInspect(),
             strategy_data=JSONData(),  # type: ignore[no-untyped-call]
@@ -349,8 +424,11 @@ class _Connection:
                 "globus-compute-endpoint login."
             )
         where = self.client.web_service_address
-        self.v2 = ComputeClientV2(app=app, base_url=where, retry_config=retry)
-        self.v3 = ComputeClientV3(app=app, base_url=where, retry_config=retry)
+        # One request is one request: what is repeated is decided here, within the budget.
+        self.v2 = ComputeClientV2(app=app, base_url=where, retry_config=RetryConfig(max_retries=0))
+        self.v3 = ComputeClientV3(app=app, base_url=where, retry_config=RetryConfig(max_retries=0))
+        for client in (self.v2, self.v3):
+            client.transport.http_timeout = HTTP_SECONDS
 
     def close(self) -> None:
         """Close the HTTP connections."""
@@ -358,24 +436,38 @@ class _Connection:
         self.v3.close()
 
 
-def _look(connection: _Connection, task_ids: list[str]) -> Any:
-    return connection.v2.get_task_batch(task_ids)
+def _look(connection: _Connection, task_ids: list[str]) -> dict[str, Any]:
+    return dict(connection.v2.get_task_batch(task_ids)["results"])
 
 
-async def _in_daemon_thread(work: Callable[[], T]) -> T:
-    """Run blocking work without keeping the interpreter from ending."""
+async def _in_daemon_thread(work: Callable[[], T], afterwards: Callable[[BaseException | None], None]) -> T:
+    """Run blocking work without keeping the interpreter from ending; `afterwards` is told how it went."""
     future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # a waiter that goes away does not end the work
 
     def run() -> None:
+        failure: BaseException | None = None
         try:
             result = work()
         except BaseException as err:  # noqa: BLE001 - handed to whoever waits
-            future.set_exception(err)
-        else:
+            failure = err
+        if failure is None:
             future.set_result(result)
+        else:
+            future.set_exception(failure)
+        afterwards(failure)
 
     threading.Thread(target=run, name="prefect-psik-http", daemon=True).start()
-    return await asyncio.shield(asyncio.wrap_future(future))
+    return await asyncio.wrap_future(future)
+
+
+def _silence_asked(failure: BaseException | None) -> float:
+    """Seconds for which Globus asks to be left alone."""
+    headers = failure.headers if isinstance(failure, GlobusAPIError) else None
+    try:
+        return max(0.0, float((headers or {}).get("Retry-After", 0)))
+    except ValueError:
+        return 0.0
 
 
 def _last_line(text: str) -> str:

@@ -11,14 +11,12 @@ from uuid import UUID, uuid4
 import pytest
 
 from prefect_psik import (
-    FacilityError,
     FacilitySetupError,
     FacilityTimeout,
     GlobusCredentials,
     PayloadTooLarge,
     RemoteCodeError,
 )
-from prefect_psik.transport import globus
 from prefect_psik.transport.globus import GlobusTransport
 from tests.integration.local import wait_until
 from tests.testbed.facility import Facility
@@ -33,9 +31,7 @@ def client(facility: Facility) -> Iterator[None]:
 
 
 def call(transport: GlobusTransport, name: str = "hello", payload: Any = None, *, timeout: float = 60) -> Any:
-    """One call in a loop of its own, with what belongs to loops made anew."""
-    globus._budgets.clear()
-    globus._functions.clear()
+    """One call in a loop of its own."""
 
     async def once() -> Any:
         try:
@@ -81,13 +77,32 @@ def test_an_unknown_function_is_told(facility: Facility) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_passing_error_of_the_service_is_transient(facility: Facility, status: int) -> None:
+def test_a_passing_error_of_the_service_is_passed_over(facility: Facility, status: int) -> None:
+    facility.globus.order_fault("error", match="POST /v3/endpoints/*/submit", status=status, times=2)
+    assert call(GlobusTransport(UUID(facility.endpoint_id)))["user"] == facility.user
+
+
+def test_an_error_of_the_service_that_lasts_is_told_at_the_time_limit(facility: Facility) -> None:
     transport = GlobusTransport(UUID(facility.endpoint_id))
-    facility.globus.order_fault("error", match="POST /v3/endpoints/*/submit", status=status)
-    with pytest.raises(FacilityError, match=str(status)) as err:
-        call(transport)
+    facility.globus.order_fault("error", match="POST /v3/endpoints/*/submit", status=503, times=100)
+    with pytest.raises(FacilityTimeout, match=r"within 4 s.*Globus answered 503") as err:
+        call(transport, timeout=4)
     assert err.value.transient
+    facility.globus.clear_faults()
     assert call(transport)["user"] == facility.user, "usable again"
+
+
+def test_a_revoked_token_is_fetched_anew(facility: Facility) -> None:
+    transport = GlobusTransport(UUID(facility.endpoint_id))
+    facility.globus.order_fault("error", match="POST /v3/endpoints/*/submit", status=401)
+    assert call(transport)["user"] == facility.user
+
+
+def test_a_function_that_the_service_has_forgotten_is_registered_anew(facility: Facility) -> None:
+    transport = GlobusTransport(UUID(facility.endpoint_id))
+    call(transport)
+    facility.globus.forget_functions()
+    assert call(transport)["user"] == facility.user
 
 
 def test_a_result_that_is_lost_ends_at_the_time_limit(facility: Facility) -> None:

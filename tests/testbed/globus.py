@@ -146,6 +146,10 @@ class Globus:
         """Drop all ordered faults."""
         self._admin("DELETE", "faults")
 
+    def forget_functions(self) -> None:
+        """Have the service forget all registered functions."""
+        self._admin("DELETE", "functions")
+
     def is_online(self, endpoint_id: str) -> bool:
         """Say whether the emulator hears this endpoint's heartbeat."""
         return bool(self._admin("GET", f"online/{endpoint_id}")["online"])

@@ -67,6 +67,11 @@ class Tasks:
         self._store.delete("function", function_id)
         return {"result": 302}
 
+    def forget_functions(self) -> None:
+        """Forget all functions."""
+        for key in self._store.all("function"):
+            self._store.delete("function", key)
+
     def submit(self, endpoints: Endpoints, caller: KnownClient, endpoint_id: str, body: Json) -> Json:
         """Queue calls for an endpoint, online or not, and answer with their ids."""
         calls: dict[str, list[str]] = body.get("tasks") or {}

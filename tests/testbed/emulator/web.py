@@ -46,6 +46,7 @@ class App:
         self._meter = meter
         self._faults = faults
         self._endpoints = endpoints
+        self._tasks = tasks
         self._routes = _routes(endpoints, tasks, wire)
 
     def answer(self, request: Request) -> Reply:
@@ -113,6 +114,8 @@ class App:
             self._faults.order(request.json())
         elif name == "DELETE /_emulator/faults":
             self._faults.clear()
+        elif name == "DELETE /_emulator/functions":
+            self._tasks.forget_functions()
         elif name.startswith("GET /_emulator/online/"):
             return Reply(200, {"online": self._endpoints.is_online(name.rpartition("/")[2])})
         elif name.startswith("DELETE /_emulator/online/"):
