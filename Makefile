@@ -75,6 +75,10 @@ bench: .venv  ## Measure speed and memory; the limits are printed with the figur
 outcomes: .venv  ## Provoke every way a job can end on real Slurms (Debian, as root; at most 10 min), print the table
 	@$(call with_prefect_home,$(call with_path,.venv) -m tests.outcomes $(ARGS))
 
+.PHONY: conformance
+conformance: .venv  ## Both transports, client Pythons 3.11 to 3.13, three engines (Debian, as root): a table
+	@$(call with_prefect_home,$(call with_path,.venv) -m tests.conformance $(ARGS))
+
 .PHONY: facility
 facility: .venv  ## Run a facility on this machine (Debian, as root) until Ctrl-C: Slurm, broker, endpoint
 	$(BIN)/python -m tests.testbed run

@@ -364,7 +364,10 @@ class Channel:
         for subscription in list(watch.subscriptions):
             subscription.put(update)
         if status.state.is_final:
-            self._watches.pop((watch.handle.stamp, watch.handle.jobndx), None)
+            key = (watch.handle.stamp, watch.handle.jobndx)
+            # While the answer was under way, somebody else may have begun to watch the same job anew.
+            if self._watches.get(key) is watch:
+                del self._watches[key]
         return changed
 
 

@@ -23,6 +23,23 @@ _SERIALIZERS = (
 )
 #: With the value 1 the endpoint accepts pickles, too: to measure what other clients send.
 PICKLE_VARIABLE = "PREFECT_PSIK_TESTBED_PICKLE"
+#: Another engine than the usual one, for what depends on it.
+ENGINE_VARIABLE = "PREFECT_PSIK_TESTBED_ENGINE"
+_ENGINES = {
+    "ThreadPoolEngine": f"  max_workers: {_MAX_WORKERS}\n",
+    "ProcessPoolEngine": f"  max_workers: {_MAX_WORKERS}\n",
+    "GlobusComputeEngine": f"""\
+  max_workers_per_node: {_MAX_WORKERS}
+  address:
+    type: address_by_interface
+    ifname: lo
+  provider:
+    type: LocalProvider
+    init_blocks: 1
+    min_blocks: 1
+    max_blocks: 1
+""",
+}
 _CONFIG = f"""\
 display_name: {_NAME}
 heartbeat_period: {_HEARTBEAT_SECONDS}
@@ -114,13 +131,13 @@ class Endpoint:
         """Return the template of its user endpoints' configuration; it has no variables."""
         names = "\n".join(f"    - {name}" for name in _SERIALIZERS)
         allowed = "" if os.environ.get(PICKLE_VARIABLE) == "1" else f"  allowed_serializers:\n{names}\n"
+        engine = os.environ.get(ENGINE_VARIABLE, "ThreadPoolEngine")
         return f"""\
 heartbeat_period: {_HEARTBEAT_SECONDS}
 idle_heartbeats_soft: 0
 engine:
-  type: ThreadPoolEngine
-  max_workers: {_MAX_WORKERS}
-{allowed}"""
+  type: {engine}
+{_ENGINES[engine]}{allowed}"""
 
     def _environment(self) -> dict[str, str]:
         """Return the endpoint's own environment; user endpoints look for their program on PATH."""

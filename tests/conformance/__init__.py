@@ -1,0 +1,1 @@
+"""One suite for both transports, on every client Python and every engine: `make conformance`."""

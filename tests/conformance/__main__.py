@@ -1,0 +1,145 @@
+"""The matrix: starts the places, runs every column in its own process, prints the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.conformance.cases import names
+from tests.testbed import packages
+from tests.testbed.endpoint import ENGINE_VARIABLE
+from tests.testbed.facility import Facility
+from tests.testbed.state import STATE_VARIABLE
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_COLUMN_SECONDS = 900.0
+ENGINES = ("ThreadPoolEngine", "ProcessPoolEngine", "GlobusComputeEngine")
+PYTHONS = ("3.11", "3.12", "3.13")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One configuration: the client's Python, and the engine of the endpoint, if there is one."""
+
+    python: str
+    engine: str | None
+
+    @property
+    def title(self) -> str:
+        """For the head of the table."""
+        return f"{self.python} {(self.engine or 'local').removesuffix('Engine')}"
+
+
+def columns() -> list[Column]:
+    """Each Python on both transports, and the other engines once."""
+    pythons = [Column(python, engine) for python in PYTHONS for engine in (None, ENGINES[0])]
+    return pythons + [Column(PYTHONS[0], engine) for engine in ENGINES[1:]]
+
+
+def interpreter(python: str, directory: Path) -> Path | str:
+    """An environment of this Python with the package, or why there is none."""
+    if sys.version.startswith(f"{python}."):
+        return Path(sys.executable)
+    known = sorted(Path.home().glob(f".pyenv/versions/{python}.*/bin/python3"))
+    base = next((str(path) for path in known), shutil.which(f"python{python}"))
+    if base is None:
+        return f"no Python {python} here, so its columns are missing"
+    environment = directory / f"venv-{python}"
+    uv = [sys.executable, "-m", "uv"]
+    install = ["pip", "install", "--quiet", "--python", str(environment / "bin" / "python")]
+    commands = (
+        [*uv, "venv", "--quiet", "--allow-existing", "--python", base, str(environment)],
+        [*uv, *install, "-r", "requirements/pinned.txt", "-e", ".[dev]"],
+    )
+    for command in commands:
+        done = subprocess.run(command, cwd=_REPOSITORY, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return f"no environment of Python {python}: {done.stderr.strip()[-300:]}"
+    return environment / "bin" / "python"
+
+
+def run_column(column: Column, python: Path, state: Path | None) -> dict[str, tuple[float, str]]:
+    """Run one column; what its process did not answer is a failure of all its cases."""
+    env = dict(os.environ) | {"PYTHONPATH": str(_REPOSITORY)}
+    if state is not None:
+        env[STATE_VARIABLE] = str(state)
+    command = [str(python), "-m", "tests.conformance.client", "globus" if column.engine else "local"]
+    try:
+        done = subprocess.run(
+            command, cwd=_REPOSITORY, env=env, capture_output=True, text=True, timeout=_COLUMN_SECONDS, check=False
+        )
+        found: dict[str, tuple[float, str]] = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.TimeoutExpired, ValueError, IndexError) as err:
+        return dict.fromkeys(names(), (0.0, f"the column did not end well: {err!r}"))
+    return found
+
+
+def main() -> int:
+    """Run the matrix, or the columns whose title holds the first argument."""
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    packages.install()
+    results: dict[Column, dict[str, tuple[float, str]]] = {}
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="conformance-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        for engine in (None, *ENGINES):
+            chosen = [column for column in columns() if column.engine == engine and wanted in column.title]
+            facility = Facility.at(directory / engine) if engine and chosen else None
+            try:
+                if facility is not None:
+                    os.environ[ENGINE_VARIABLE] = str(engine)
+                    facility.start()
+                for column in chosen:
+                    python = interpreter(column.python, directory)
+                    if isinstance(python, str):
+                        notes.append(python)
+                        continue
+                    results[column] = run_column(column, python, facility.state.root if facility else None)
+                if facility is not None:
+                    most = facility.meter()["most_in_10_s"]
+                    notes.append(f"{engine}: at most {most} requests of the client in 10 s")
+            finally:
+                if facility is not None:
+                    facility.stop()
+                    shutil.rmtree(facility.state.root, ignore_errors=True)
+    return show(results, notes)
+
+
+def show(results: dict[Column, dict[str, tuple[float, str]]], notes: list[str]) -> int:
+    """Print the table and its last line."""
+    table = Table("case", *(column.title for column in results))
+    passed, failures = 0, []
+    for name in names():
+        cells = []
+        for column, found in results.items():
+            seconds, failure = found.get(name, (0.0, None))
+            if failure is None:
+                cells.append("·")
+            elif failure:
+                failures.append(f"{name}, {column.title}: {failure}")
+                cells.append("[red]failed[/]")
+            else:
+                passed += 1
+                cells.append(f"[green]{seconds:.1f} s[/]")
+        table.add_row(name, *cells)
+    console = Console(width=160)
+    console.print(table)
+    for line in (*notes, *failures):
+        console.print(line, markup=False, highlight=False)
+    console.print("· this transport cannot show it", highlight=False)
+    print(f"{passed} passed, {len(failures)} failed")
+    return 1 if failures or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The session with a transport whose answers a test holds back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from prefect_psik.models import JobHandle, JobState
+from prefect_psik.session import Channel, Session, Subscription, Update
+
+HANDLE = JobHandle(prefix="/p", stamp="1", key="k", native_id="7")
+
+
+class HeldTransport:
+    """Answers every look with a job that completed, once the test lets it."""
+
+    key = place = "test"
+    poll_floor_seconds = gather_seconds = 0.0
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Semaphore(0)
+        self.answer = asyncio.Semaphore(0)
+
+    async def call(self, name: str, payload: dict[str, Any], *, timeout: float = 60) -> dict[str, Any]:
+        assert name == "status"
+        self.asked.release()
+        await self.answer.acquire()
+        now = time.time()
+        facts = {
+            "type": "local",
+            "native_id": "7",
+            "status": f"{now},1,queued,7\n{now},1,active,\n{now},1,completed,\n",
+            "token": "t",
+            "now": now,
+        }
+        return {"jobs": {job["stamp"]: facts for job in payload["jobs"]}}
+
+    async def endpoint_status(self) -> str:
+        return "online"
+
+    async def aclose(self) -> None:
+        return None
+
+
+async def updated(subscription: Subscription) -> Update:
+    async with asyncio.timeout(10):
+        return await asyncio.wrap_future(subscription.next())
+
+
+async def test_an_answer_to_a_watch_that_ended_does_not_end_the_next_one() -> None:
+    transport = HeldTransport()
+    channel = Channel(Session.current(), transport, "/p", 1.0)
+    first = channel.subscribe(HANDLE)
+    await transport.asked.acquire()  # the first look is under way
+    channel.unsubscribe(HANDLE, first)
+    second = channel.subscribe(HANDLE)
+    transport.answer.release()
+    await transport.asked.acquire()
+    transport.answer.release()
+    update = await updated(second)
+    assert update.status is not None
+    assert update.status.state is JobState.completed
