@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from prefect_psik.models import JobHandle, JobState
-from prefect_psik.session import Channel, Session, Subscription, Update
+from prefect_psik.session import Channel, Session
 
 HANDLE = JobHandle(prefix="/p", stamp="1", key="k", native_id="7")
 
@@ -43,21 +43,17 @@ class HeldTransport:
         return None
 
 
-async def updated(subscription: Subscription) -> Update:
-    async with asyncio.timeout(10):
-        return await asyncio.wrap_future(subscription.next())
-
-
 async def test_an_answer_to_a_watch_that_ended_does_not_end_the_next_one() -> None:
     transport = HeldTransport()
     channel = Channel(Session.current(), transport, "/p", 1.0)
-    first = channel.subscribe(HANDLE)
-    await transport.asked.acquire()  # the first look is under way
-    channel.unsubscribe(HANDLE, first)
-    second = channel.subscribe(HANDLE)
-    transport.answer.release()
-    await transport.asked.acquire()
-    transport.answer.release()
-    update = await updated(second)
+    async with asyncio.timeout(20):
+        first = channel.subscribe(HANDLE)
+        await transport.asked.acquire()  # the first look is under way
+        channel.unsubscribe(HANDLE, first)
+        second = channel.subscribe(HANDLE)
+        transport.answer.release()
+        await transport.asked.acquire()
+        transport.answer.release()
+        update = await asyncio.wrap_future(second.next())
     assert update.status is not None
     assert update.status.state is JobState.completed
