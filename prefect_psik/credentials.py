@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -12,6 +14,9 @@ from prefect_psik.exceptions import SpecError
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp
+
+#: Keeps fingerprints from being compared with those of any other process.
+_SALT = secrets.token_bytes(16)
 
 
 class GlobusCredentials(CredentialsBlock):
@@ -43,6 +48,12 @@ class GlobusCredentials(CredentialsBlock):
     def is_empty(self) -> bool:
         """Whether the worker's own login is meant."""
         return self.client_id is None and self.client_secret is None
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells logins and their secrets apart within this process, without telling the secret."""
+        secret = self.client_secret.get_secret_value() if self.client_secret else ""
+        return hashlib.blake2b(f"{self.client_id} {secret}".encode(), key=_SALT, digest_size=16).hexdigest()
 
     @property
     def identity(self) -> str:

@@ -113,7 +113,9 @@ class GlobusTransport:
     def key(self) -> str:
         """Two transports of equal keys reach the same place as the same user."""
         config = json.dumps(self._user_endpoint_config, sort_keys=True, default=str)
-        return f"{self.endpoint_id} {self._login} {self._function_id} {config}"
+        # A changed secret is another way: a process that lives long must not go on with the old one.
+        secret = self._credentials.fingerprint if self._credentials else ""
+        return f"{self.endpoint_id} {self._login} {secret} {self._function_id} {config}"
 
     @property
     def place(self) -> str:
