@@ -3,9 +3,10 @@
     python blocks/register.py blocks/local.yaml blocks/perlmutter.yaml [--overwrite]
 
 A file holds one facility: `name`, `backend` (fields of PsikBackend) and optionally `collections` (fields of
-GlobusCollection by the block's name). `${NAME}` is replaced by the variable of this machine; `$NAME` is left to
-the facility. A login is not written here: save a Globus Credentials block in Prefect's UI and give its name as
-`credentials`. Nothing is saved unless all files are good.
+GlobusCollection by the block's name) and `variables` (Prefect Variables, which are only set if they are not
+there: operators edit them in Prefect's UI). `${NAME}` is replaced by the variable of this machine; `$NAME` is
+left to the facility. A login is not written here: save a Globus Credentials block in Prefect's UI, and name it
+as `credentials`. Nothing is saved unless all files are good.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ import yaml
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
+from prefect.variables import Variable
 from pydantic import BaseModel, ValidationError
 
 from prefect_psik import BackendAttributes, GlobusCollection, GlobusCredentials, PsikBackend, ResourceSpec
-from prefect_psik.jobspec import explain
+from prefect_psik.resolve import load_backend
+from prefect_psik.typed import explain
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -39,8 +42,8 @@ class BadFile(Exception):
     """A facility file cannot be used; the message says why, where, and what to do."""
 
 
-def read_file(path: Path) -> list[tuple[str, Block]]:
-    """Read the blocks of one facility file, by name; saves nothing.
+def read_file(path: Path) -> tuple[list[tuple[str, Block]], dict[str, Any]]:
+    """Read the blocks of one facility file, by name, and its variables; saves nothing.
 
     Raises:
         BadFile: It cannot be used.
@@ -52,13 +55,13 @@ def read_file(path: Path) -> list[tuple[str, Block]]:
     except yaml.YAMLError as err:
         raise BadFile(f"{path} is not YAML: {err}.") from None
     document = _expanded(_mapping(document, f"{path}"), path)
-    _known(document, ["name", "backend", "collections"], f"{path}")
+    _known(document, ["name", "backend", "collections", "variables"], f"{path}")
     if missing := [field for field in ("name", "backend") if field not in document]:
         raise BadFile(f"{path} has no '{missing[0]}:'. Write it, as in blocks/local.yaml.")
     found: list[tuple[str, Block]] = [_block(PsikBackend, document["name"], document["backend"], path)]
     collections = _mapping(document.get("collections") or {}, f"'collections' of {path}")
     found += [_block(GlobusCollection, name, fields, path) for name, fields in collections.items()]
-    return found
+    return found, _mapping(document.get("variables") or {}, f"'variables' of {path}")
 
 
 def _expanded(value: Any, path: Path) -> Any:
@@ -121,6 +124,22 @@ def _credentials(name: Any, where: str) -> GlobusCredentials:
     return found
 
 
+def _keep_closed(name: str, block: Block) -> None:
+    """Leave a backend closed that operators have closed, whatever the file says."""
+    if isinstance(block, PsikBackend) and _exists(block.get_block_type_slug(), name):
+        saved = load_backend(name)
+        if not saved.accept_jobs:
+            block.accept_jobs, block.note = saved.accept_jobs, saved.note
+
+
+def set_variables(variables: dict[str, Any]) -> None:
+    """Set the variables that are not there."""
+    for name, value in variables.items():
+        if Variable.get(name) is None:
+            Variable.set(name, value)
+            print(f"set variable {name}")  # noqa: T201
+
+
 def save(blocks: list[tuple[str, Block]], *, overwrite: bool) -> None:
     """Register the block types and save the blocks; refuses before the first if a name is taken.
 
@@ -135,6 +154,7 @@ def save(blocks: list[tuple[str, Block]], *, overwrite: bool) -> None:
     for kind in (GlobusCredentials, PsikBackend, GlobusCollection):
         kind.register_type_and_schema()
     for name, block in blocks:
+        _keep_closed(name, block)
         block.save(name, overwrite=overwrite)
         print(f"saved {block.get_block_type_slug()}/{name}")  # noqa: T201
 
@@ -155,8 +175,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace blocks of the same name")
     options = parser.parse_args(arguments)
     try:
-        blocks = [block for path in options.files for block in read_file(path)]
-        save(blocks, overwrite=options.overwrite)
+        files = [read_file(path) for path in options.files]
+        save([block for blocks, _ in files for block in blocks], overwrite=options.overwrite)
+        for _, variables in files:
+            set_variables(variables)
     except BadFile as err:
         print(err, file=sys.stderr)  # noqa: T201
         return 2

@@ -1,0 +1,201 @@
+"""Failover: run a job at the first facility that can, or at the one that starts it first.
+
+`in order` tries one facility after the other: the next only after trouble of the facility, never after a failed
+script. `race` submits to all of them, keeps the job that is seen to start first, and cancels the others. A table
+artifact says what became of it at each facility.
+
+What is guaranteed: one job's result is used, and the table proves what the other jobs did. `canceled before it
+started` is the scheduler's own word. The facilities share no disk, so nothing can keep two jobs of a race from
+starting within one look at their queues, or stop a job at a facility that does not answer: such a job is named,
+and its result is not used. So the script must not write to a place that the facilities share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from prefect import flow
+from prefect.artifacts import acreate_table_artifact
+from prefect.runtime import flow_run
+
+from prefect_psik import (
+    BackendClosed,
+    ContactLost,
+    FacilityError,
+    JobHandle,
+    JobInterrupted,
+    JobLost,
+    JobResult,
+    JobSpec,
+    JobState,
+    LaunchFailed,
+    PrefectPsikError,
+    PsikBackend,
+    QueueLimitReached,
+    SubmitRejected,
+    WaitLimits,
+    acancel_job,
+    alist_jobs,
+    arun_preflight,
+    asubmit_job,
+    await_for_job,
+    await_for_start,
+    cancel_psik_jobs,
+)
+
+#: What is wrong with the facility and not with the job, so that another one may do better.
+TROUBLE = (
+    BackendClosed,
+    FacilityError,
+    SubmitRejected,
+    QueueLimitReached,
+    ContactLost,
+    JobInterrupted,
+    LaunchFailed,
+    JobLost,
+)
+
+
+@flow(name="failover", flow_run_name="{mode}: {facilities}", on_cancellation=[cancel_psik_jobs])
+async def failover(
+    job: JobSpec | Path,
+    facilities: list[str],
+    mode: Literal["in order", "race"] = "in order",
+    patience: timedelta = timedelta(minutes=30),
+    silence: timedelta = timedelta(minutes=15),
+    key: str | None = None,
+) -> JobResult:
+    """Run a job at one of several facilities.
+
+    Args:
+        job: The job, or the path of its `job.yaml`.
+        facilities: Names of `psik-backend` blocks; `in order` tries them in this order.
+        mode: `in order`: the next one after trouble. `race`: submit to all, keep what starts first.
+        patience: Longest time in the queue of a facility.
+        silence: Longest time without an answer of a facility.
+        key: What makes two runs of this flow the same one, such as a scan number. Empty: each run is its own.
+    """
+    key = key or str(flow_run.id)
+    spec = job if isinstance(job, JobSpec) else JobSpec.from_file(job)
+    places = [await PsikBackend.aload(name) for name in facilities]
+    limits = WaitLimits(queue=patience, trouble=silence)
+    found = dict.fromkeys(facilities, "not tried")
+    try:
+        earlier = await with_a_job_already(places, key)
+        if mode == "race":
+            return await race(earlier or places, spec, key, limits, found)
+        others = [place for place in places if place not in earlier]
+        return await in_order([*earlier, *others], spec, key, limits, found)
+    finally:
+        table = [{"facility": name, "outcome": outcome} for name, outcome in found.items()]
+        await acreate_table_artifact(table, key="failover", description=f"{spec.name or 'The job'}, {mode}")
+
+
+async def in_order(
+    places: Sequence[PsikBackend], spec: JobSpec, key: str, limits: WaitLimits, found: dict[str, str]
+) -> JobResult:
+    """Try one facility after the other."""
+    for place in places:
+        name = str(place.document_name)
+        try:
+            await arun_preflight(place, spec)
+            handle = await asubmit_job(place, spec, key=key_at(place, key))
+            found[name] = f"{handle} was submitted"
+            result = await await_for_job(handle, limits=limits)
+        except (QueueLimitReached, ContactLost) as err:
+            found[name] = f"{err} {await withdraw(handle)}"
+        except TROUBLE as err:
+            found[name] = str(err)
+        except PrefectPsikError as err:
+            found[name] = f"no other facility is tried: {err}"
+            raise
+        else:
+            found[name] = f"{result.handle} completed: this result is used"
+            return result
+    raise nowhere(found)
+
+
+async def race(
+    places: Sequence[PsikBackend], spec: JobSpec, key: str, limits: WaitLimits, found: dict[str, str]
+) -> JobResult:
+    """Submit everywhere, keep the job that starts first."""
+
+    async def enter(place: PsikBackend) -> JobHandle | None:
+        try:
+            await arun_preflight(place, spec)
+            return await asubmit_job(place, spec, key=key_at(place, key))
+        except TROUBLE as err:
+            found[str(place.document_name)] = str(err)
+            return None
+
+    async def until_start(handle: JobHandle) -> JobHandle | None:
+        try:
+            status = await await_for_start(handle, limits=limits)
+        except TROUBLE as err:
+            found[str(handle.backend)] = f"{err} {await withdraw(handle)}"
+            return None
+        # A job that is canceled while it waits has lost the race; any other end is the end of the race.
+        return None if status.state is JobState.canceled else handle
+
+    handles = [handle for handle in await asyncio.gather(*map(enter, places)) if handle]
+    starts = [asyncio.create_task(until_start(handle)) for handle in handles]
+    for start in asyncio.as_completed(starts):
+        if winner := await start:
+            break
+    else:
+        raise nowhere(found)
+
+    async def lose(handle: JobHandle) -> None:
+        found[str(handle.backend)] = await withdraw(handle)
+
+    await asyncio.gather(*(lose(handle) for handle in handles if handle != winner))
+    await asyncio.gather(*starts)
+    found[str(winner.backend)] = f"{winner} started first"
+    result = await await_for_job(winner, limits=limits)
+    found[str(winner.backend)] += " and completed: this result is used"
+    return result
+
+
+async def withdraw(handle: JobHandle) -> str:
+    """Cancel a job that is not needed, and say what it had done by then."""
+    try:
+        status = await acancel_job(handle)
+    except FacilityError as err:
+        return f"{handle} may still run, since it could not be canceled: {err}"
+    if status.state is not JobState.canceled:
+        return f"{handle} {status.state.value} meanwhile; its result is not used"
+    if status.started is not None:
+        return f"{handle} had started as well and was canceled; its result is not used"
+    return f"{handle} was canceled before it started"
+
+
+async def with_a_job_already(places: Sequence[PsikBackend], key: str) -> list[PsikBackend]:
+    """After a crash, the facilities where an earlier attempt left a job that may still do the work."""
+    if flow_run.run_count <= 1:
+        return []
+
+    async def has_one(place: PsikBackend) -> bool:
+        try:
+            records = await alist_jobs(place, flow_run=flow_run.id)
+        except FacilityError:
+            return False
+        over = (JobState.failed, JobState.canceled)
+        return any(record.handle.key == key_at(place, key) and record.state not in over for record in records)
+
+    having = await asyncio.gather(*map(has_one, places))
+    return [place for place, has in zip(places, having, strict=True) if has]
+
+
+def key_at(place: PsikBackend, key: str) -> str:
+    """The key of the job at one facility; two blocks may be two queues of one."""
+    return f"{key} at {place.document_name}"
+
+
+def nowhere(found: dict[str, str]) -> FacilityError:
+    """The error when all facilities had trouble."""
+    tried = "\n".join(f"{name}: {outcome}" for name, outcome in found.items())
+    return FacilityError(f"No facility could run the job. Mend one of them, and retry.\n{tried}")

@@ -1,0 +1,83 @@
+"""The ingest hook: a catalogue learns of a scan after its raw data is stored, and again after its results are.
+
+A hook is a plain callable that takes a `Stored` and returns what the catalogue calls it. A flow names it as
+`path/of/file.py:function` or `module:function`. `scicat` is one, for SciCat; it needs the `scicat` extra, and
+`SCICAT_URL` and `SCICAT_TOKEN` in the environment of the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.utilities.importtools import import_object
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is in the data store now, and has not been told to a catalogue.
+
+    Args:
+        scan: Name of the scan.
+        stage: Its raw data, or its results.
+        directory: The data store, as people see it.
+        files: Their sizes in bytes, by the path below the directory.
+        made_of: What the hook returned for the raw data, when these are the results.
+        facts: Further facts, such as the error of a reconstruction.
+    """
+
+    scan: str
+    stage: Literal["raw", "results"]
+    directory: str
+    files: dict[str, int]
+    made_of: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@task(name="ingest", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
+async def ingest(hook: str, stored: Stored) -> str:
+    """Call a hook; a catalogue that is away is tried again."""
+    return str(await asyncio.to_thread(import_object(hook), stored))
+
+
+def scicat(stored: Stored) -> str:
+    """Tell SciCat of a scan, once; returns the dataset's persistent identifier."""
+    from pyscicat.client import from_token
+    from pyscicat.model import CreateDatasetOrigDatablockDto, DataFile, DerivedDataset, RawDataset
+
+    client = from_token(os.environ["SCICAT_URL"], os.environ["SCICAT_TOKEN"])
+    name = f"{stored.scan} {stored.stage}"
+    size = sum(stored.files.values())
+    common: dict[str, Any] = {
+        "datasetName": name,
+        "owner": "beamline",
+        "ownerGroup": "beamline",
+        "contactEmail": "beamline@example.org",
+        "creationTime": datetime.now(UTC).isoformat(),
+        "sourceFolder": stored.directory,
+        "numberOfFiles": len(stored.files),
+        "size": size,
+        "scientificMetadata": stored.facts,
+    }
+    known = client.datasets_get_many({"datasetName": name, "sourceFolder": stored.directory})
+    if known:  # a retry, after trouble half-way
+        pid = str(known[0]["pid"])
+    elif stored.stage == "raw":
+        raw = RawDataset(**common, creationLocation="beamline", principalInvestigator="beamline")
+        pid = str(client.datasets_create(raw))
+    else:
+        made_of = [stored.made_of] if stored.made_of else []
+        results = DerivedDataset(
+            **common, investigator="beamline", inputDatasets=made_of, usedSoftware=["scikit-image"]
+        )
+        pid = str(client.datasets_create(results))
+    if known and client.datasets_origdatablocks_get_one(pid):
+        return pid
+    files = [DataFile(path=path, size=bytes_) for path, bytes_ in stored.files.items()]
+    client.datasets_origdatablock_create(pid, CreateDatasetOrigDatablockDto(size=size, dataFileList=files))
+    return pid

@@ -1,0 +1,122 @@
+"""Sweep: one job for each row of a table of parameters, a few in the queue at a time, restartable.
+
+Each value of a row is a variable of the job's script. The key of a row's job is made of the sweep's name and of
+the row, so a sweep that runs again under its name finds the rows that are done and waits for those that run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow
+from prefect.artifacts import acreate_table_artifact
+from prefect.logging import get_run_logger
+from pydantic import Field
+
+from prefect_psik import (
+    FlowRunCancelling,
+    JobSpec,
+    PrefectPsikError,
+    PsikBackend,
+    ResourceSpec,
+    WaitLimits,
+    arun_job,
+    cancel_psik_jobs,
+)
+
+Row = dict[str, str | int | float]
+
+EXAMPLE = Path(__file__).parent / "scripts" / "sweep.sh"
+
+
+@flow(name="sweep", flow_run_name="sweep {name}", on_cancellation=[cancel_psik_jobs])
+async def sweep(
+    name: str,
+    table: list[Row] | Path,
+    script: Path = EXAMPLE,
+    backend: str | None = None,
+    resources: ResourceSpec = ResourceSpec(duration=10, exclusive_node_use=False),  # noqa: B008 - a default of the form
+    at_once: Annotated[int, Field(ge=1)] = 10,
+    tries: Annotated[int, Field(ge=1, le=9)] = 1,
+    patience: timedelta | None = None,
+) -> list[Row]:
+    """Run a script once for each row of a table.
+
+    Args:
+        name: Name of the sweep. The same name again goes on where the sweep stopped.
+        table: Rows of names and values, or a CSV or JSON file of such rows. Names become variables of the script.
+        script: The script, on this machine. It writes its result, a mapping, into `result.json`.
+        backend: Name of a `psik-backend` block. Empty: this machine, without Globus or Slurm.
+        resources: What one row's job asks for.
+        at_once: How many jobs may be in the queue or running at the same time.
+        tries: How many jobs a row may have. A new run with a higher number runs failed rows again.
+        patience: Longest time of a job in the queue; then it is canceled. Empty: no limit.
+
+    Returns:
+        The rows with their results, in the order of the table.
+    """
+    rows = table if isinstance(table, list) else read_table(table)
+    if not rows:
+        raise ValueError(f"The table of the sweep {name} has no rows. Give at least one.")
+    where = await PsikBackend.aload(backend) if backend else PsikBackend()
+    limits = WaitLimits(queue=patience, on_limit="cancel")
+    room = asyncio.Semaphore(at_once)
+
+    async def one(row: Row) -> Row:
+        job = JobSpec.from_script(
+            script,
+            environment={key: str(value) for key, value in row.items()},
+            resources=resources,
+            outputs=["result.json"],
+        )
+        async with room:
+            for number in range(1, tries + 1):
+                try:
+                    done = await arun_job(where, job, key=key_of(name, job, number), limits=limits)
+                    return {**row, "state": "completed", **json.loads(done.outputs["result.json"])}
+                except FlowRunCancelling:
+                    raise
+                except PrefectPsikError as err:
+                    why = str(err)
+        return {**row, "state": "failed", "why": why.splitlines()[0]}
+
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(one(row)) for row in rows]
+    results = [task.result() for task in running]
+
+    failed = sum(row["state"] == "failed" for row in results)
+    await acreate_table_artifact(
+        results, key=f"sweep-{artifact_name(name)}", description=f"{len(rows) - failed} of {len(rows)} completed"
+    )
+    if failed:
+        raise RuntimeError(
+            f"{failed} of {len(rows)} rows of the sweep {name} failed; the table artifact says why. Retry this "
+            f"run, or run the sweep again with tries={tries + 1}: rows that are done are not run again."
+        )
+    get_run_logger().info("All %d rows of the sweep %s are completed", len(rows), name)
+    return results
+
+
+def read_table(path: Path) -> list[Row]:
+    """Read a table: JSON is a list of mappings, anything else is CSV with a line of names."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return json.load(file) if path.suffix == ".json" else list(csv.DictReader(file))
+
+
+def key_of(name: str, job: JobSpec, number: int) -> str:
+    """The key of a row's job: the same for the same row of the same sweep, whatever its place in the table."""
+    return f"sweep {name} {job.digest()[:16]} {number}"
+
+
+def artifact_name(name: str) -> str:
+    """What Prefect takes in the key of an artifact."""
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())
+
+
+if __name__ == "__main__":
+    asyncio.run(sweep("demo", [{"ANGLES": angles} for angles in (45, 90, 180)]))

@@ -1,0 +1,67 @@
+"""What a prune tells: each file with its verdict, and the run that is to prune later."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class PruneVerdict(StrEnum):
+    """What becomes of a file at the source."""
+
+    delete = "delete"
+    """The check is proven to hold it: it goes."""
+    deleted = "deleted"
+    young = "young"
+    """Not old enough yet."""
+    unproven = "unproven"
+    """The check is not proven to hold it: it stays."""
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class PruneFile(_Stored):
+    """One file at the source."""
+
+    path: str = Field(description="Below the base path, at both collections.")
+    size: int = Field(description="Bytes.")
+    modified: float = Field(description="Unix time of its last change, as the source tells it.")
+    verdict: PruneVerdict
+    reason: str = Field(default="", description="Why it stays.")
+
+
+class PruneReport(_Stored):
+    """All files below a path of the source. Directories stay."""
+
+    source: str
+    check: str
+    path: str
+    dry_run: bool = False
+    files: list[PruneFile] = Field(default_factory=list)
+
+    def having(self, *verdicts: PruneVerdict) -> list[PruneFile]:
+        """The files with one of these verdicts."""
+        return [file for file in self.files if file.verdict in verdicts]
+
+    @property
+    def unproven(self) -> list[PruneFile]:
+        """The files that stay because the check is not proven to hold them."""
+        return self.having(PruneVerdict.unproven)
+
+    def __str__(self) -> str:
+        counts = {verdict: self.having(verdict) for verdict in PruneVerdict}
+        told = ", ".join(f"{len(files)} {verdict.value}" for verdict, files in counts.items() if files)
+        return f"prune of {self.source}:{self.path}, checked by {self.check}: {told or 'no files'}"
+
+
+class ScheduledPrune(_Stored):
+    """A prune that Prefect knows of, and will start."""
+
+    flow_run_id: UUID
+    at: datetime
+    deployment: str

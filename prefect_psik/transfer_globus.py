@@ -1,0 +1,234 @@
+"""The carrier Globus Transfer; the only user of its client."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar
+
+from globus_sdk import DeleteData, GlobusAPIError, GlobusHTTPResponse, NetworkError, TransferClient, TransferData
+from globus_sdk.exc import GlobusError
+from globus_sdk.transport import RetryConfig
+
+from prefect_psik.credentials import GlobusCredentials
+from prefect_psik.exceptions import ConsentRequired, TransferCause, TransferError
+from prefect_psik.transfer_models import FileEntry, Order, TransferState, TransferStatus
+from prefect_psik.transport.threads import in_daemon_thread
+
+T = TypeVar("T")
+
+#: Entries of a directory that are asked for at once.
+PAGE = 10_000
+#: Globus's word for a fault or an end -> what it means. What is not here is `other`, and worth waiting for.
+CAUSES = {
+    "PERMISSION_DENIED": TransferCause.permission_denied,
+    "FILE_NOT_FOUND": TransferCause.not_found,
+    "QUOTA_EXCEEDED": TransferCause.quota,
+    "NO_SPACE_LEFT": TransferCause.quota,
+    "VERIFY_CHECKSUM": TransferCause.checksum,
+    "CANCELED": TransferCause.canceled,
+    "EXPIRED": TransferCause.deadline,
+    "GC_NOT_CONNECTED": TransferCause.away,
+    "GC_PAUSED": TransferCause.away,
+    "CONNECT_FAILED": TransferCause.away,
+    "ENDPOINT_ERROR": TransferCause.away,
+    "ENDPOINT_TOO_BUSY": TransferCause.away,
+    "TIMEOUT": TransferCause.away,
+}
+_KINDS: dict[str, Literal["file", "directory"]] = {"file": "file", "dir": "directory"}
+
+_carriers: dict[str, GlobusCarrier] = {}
+
+
+def globus_carrier(login: GlobusCredentials) -> GlobusCarrier:
+    """The carrier of a login; one a process."""
+    return _carriers.setdefault(login.fingerprint, GlobusCarrier(login))
+
+
+class GlobusCarrier:
+    """Globus Transfer under one login; see `Carrier` for what it guarantees."""
+
+    def __init__(self, login: GlobusCredentials) -> None:
+        self._login = login
+        self._lock = threading.Lock()
+        self._client: TransferClient | None = None
+        self._consents: set[str] = set()
+
+    async def reserve(self) -> str:
+        """See `Carrier`."""
+        return await self._call(lambda client: str(client.get_submission_id()["value"]))
+
+    async def submit(self, order: Order, submission_id: str) -> tuple[str, bool]:
+        """See `Carrier`."""
+        deadline = datetime.fromtimestamp(order.deadline, UTC).isoformat() if order.deadline else None
+        common: dict[str, Any] = {"label": order.label, "submission_id": submission_id}
+        common |= {"notify_on_succeeded": False, "notify_on_failed": False, "notify_on_inactive": False}
+        if deadline:
+            common["deadline"] = deadline
+
+        def transfer(client: TransferClient) -> GlobusHTTPResponse:
+            data = TransferData(
+                order.source, str(order.destination), sync_level=order.sync, verify_checksum=True, **common
+            )
+            for source, destination in order.items:
+                # Whether it is a directory is found out by the service, at the source.
+                data.add_item(source, destination)
+            return client.submit_transfer(data)
+
+        def delete(client: TransferClient) -> GlobusHTTPResponse:
+            data = DeleteData(order.source, recursive=order.recursive, ignore_missing=True, **common)
+            for path, _ in order.items:
+                data.add_item(path)
+            return client.submit_delete(data)
+
+        answer = await self._call(delete if order.destination is None else transfer)
+        return str(answer["task_id"]), answer["code"] != "Duplicate"
+
+    async def look(self, task_id: str) -> TransferStatus:
+        """See `Carrier`."""
+        return status_of(await self._call(lambda client: dict(client.get_task(task_id).data)))
+
+    async def cancel(self, task_id: str) -> None:
+        """See `Carrier`."""
+        await self._call(lambda client: client.cancel_task(task_id))
+
+    async def moved(self, task_id: str) -> set[str]:
+        """See `Carrier`."""
+        return await self._call(
+            lambda client: {
+                str(row["source_path"]) for row in client.paginated.task_successful_transfers(task_id).items()
+            }
+        )
+
+    async def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
+        """See `Carrier`."""
+        found = await self._call(lambda client: dict(client.operation_stat(collection, path=path).data))
+        if found["type"] != "dir":  # a link that is named itself is followed
+            yield _entry(path, found)
+            return
+        waiting = [path]
+        while waiting:
+            here, offset = waiting.pop(), 0
+            while True:
+                page = await self._page(collection, here, offset)
+                for row in page["DATA"]:
+                    entry = _entry(f"{here.rstrip('/')}/{row['name']}", row)
+                    yield entry
+                    if recursive and entry.kind == "directory":
+                        waiting.append(entry.path)
+                offset += len(page["DATA"])
+                if not page["DATA"] or offset >= page["total"]:
+                    break
+
+    async def _page(self, collection: str, path: str, offset: int) -> dict[str, Any]:
+        return await self._call(
+            lambda client: dict(client.operation_ls(collection, path=path, limit=PAGE, offset=offset).data)
+        )
+
+    async def _call(self, work: Callable[[TransferClient], T]) -> T:
+        """Do blocking work with the client; a consent that a client may give itself is given."""
+        try:
+            return await in_daemon_thread(lambda: work(self._connected()))
+        except GlobusAPIError as err:
+            wanted = collections_in(err.info.consent_required.required_scopes) - self._consents
+            if not wanted:
+                raise _error_of(err) from err
+        except GlobusError as err:
+            raise _error_of(err) from err
+        self._log_in_anew(self._consents | wanted)
+        try:
+            return await in_daemon_thread(lambda: work(self._connected()))
+        except GlobusError as err:
+            # What did not help here would hinder every other login.
+            self._log_in_anew(self._consents - wanted)
+            raise _error_of(err) from err
+
+    def _log_in_anew(self, consents: set[str]) -> None:
+        with self._lock:
+            self._client, self._consents = None, consents
+
+    def _connected(self) -> TransferClient:
+        with self._lock:
+            if self._client is None:
+                app = self._login.get_client()
+                # How long calls are repeated is decided where they are made.
+                client = TransferClient(app=app, retry_config=RetryConfig(max_retries=2))
+                if self._consents:
+                    client.add_app_data_access_scope(self._consents)
+                app.login()
+                self._client = client
+            return self._client
+
+
+def status_of(task: dict[str, Any]) -> TransferStatus:
+    """Read a task document; pure."""
+    fatal = task.get("fatal_error") or {}
+    word = fatal.get("code") or task.get("nice_status")
+    state = TransferState(str(task["status"]).lower())
+    active_and_well = state is TransferState.active and task.get("is_ok") is not False
+    is_ok = active_and_well or state is TransferState.succeeded
+    return TransferStatus(
+        state=state,
+        nice_status=word,
+        detail=fatal.get("description")
+        or task.get("nice_status_details")
+        or task.get("nice_status_short_description"),
+        is_ok=is_ok,
+        cause=None if is_ok else CAUSES.get(str(word), TransferCause.other),
+        files=task.get("files") or 0,
+        files_transferred=task.get("files_transferred") or 0,
+        files_skipped=task.get("files_skipped") or 0,
+        bytes_transferred=task.get("bytes_transferred") or 0,
+        bytes_per_second=task.get("effective_bytes_per_second") or 0,
+        faults=task.get("faults") or 0,
+    )
+
+
+def _entry(path: str, row: dict[str, Any]) -> FileEntry:
+    modified = row.get("last_modified")
+    return FileEntry(
+        path=path,
+        # Of a link Globus tells the type of what it leads to.
+        kind="link" if row.get("link_target") else _KINDS.get(str(row["type"]), "other"),
+        size=row.get("size") or 0,
+        modified=datetime.fromisoformat(modified).timestamp() if modified else 0.0,
+    )
+
+
+def collections_in(scopes: list[str]) -> set[str]:
+    """The collections whose `data_access` these scopes ask for."""
+    return set(re.findall(r"scopes/([0-9a-f-]{36})/data_access", " ".join(scopes)))
+
+
+def _error_of(err: GlobusError) -> TransferError:
+    """One of our errors for one of the SDK's."""
+    if isinstance(err, NetworkError):
+        return TransferError(
+            f"Globus Transfer cannot be reached: {err}. It is tried again; look at the network of this machine.",
+            transient=True,
+            cause=TransferCause.away,
+        )
+    if not isinstance(err, GlobusAPIError):
+        return TransferError(f"Globus Transfer was not asked: {err}.")
+    consent = err.info.consent_required
+    if consent:
+        scopes = tuple(consent.required_scopes)
+        command = "globus session consent " + " ".join(f"'{scope}'" for scope in scopes)
+        return ConsentRequired(
+            f"Globus Transfer wants a consent that this login does not have: {err.message} As the person whose "
+            f"login it is, run: {command}",
+            scopes=scopes,
+        )
+    said = f"Globus Transfer said {err.http_status} {err.code}: {err.message}"
+    if err.http_status == 401:
+        return TransferError(f"{said} Check client_id and client_secret.", cause=TransferCause.login)
+    if "PermissionDenied" in (err.code or "") or err.http_status == 403:
+        return TransferError(
+            f"{said} Ask the collection's administrator for access.", cause=TransferCause.permission_denied
+        )
+    if err.http_status == 404:
+        return TransferError(f"{said} Check the collection and the path.", cause=TransferCause.not_found)
+    away = err.http_status in (408, 425, 429) or err.http_status >= 500
+    return TransferError(said, transient=away, cause=TransferCause.away if away else TransferCause.other)

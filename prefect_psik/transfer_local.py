@@ -1,0 +1,214 @@
+"""The carrier of this machine: directories are copied by a thread, compared by checksum, and taken up again."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from prefect_psik.exceptions import TransferCause, TransferError
+from prefect_psik.transfer_models import FileEntry, Order, TransferState, TransferStatus
+
+LOCAL = "local"
+#: A file is written under this name beside its own until it is whole and verified.
+PART = ".prefect-psik-part"
+_CHUNK_BYTES = 8 * 1024**2
+_CAUSES = {
+    errno.ENOENT: TransferCause.not_found,
+    errno.EACCES: TransferCause.permission_denied,
+    errno.EPERM: TransferCause.permission_denied,
+    errno.EROFS: TransferCause.permission_denied,
+    errno.ENOSPC: TransferCause.quota,
+    errno.EDQUOT: TransferCause.quota,
+}
+
+#: Tasks that this process has begun.
+_tasks: dict[str, _Copy] = {}
+
+
+class _Stopped(Exception):
+    """The copy ends here, for this cause."""
+
+    def __init__(self, cause: TransferCause, detail: str) -> None:
+        super().__init__(detail)
+        self.cause = cause
+
+
+class _Copy:
+    """One task, done in a thread that does not keep the interpreter from ending."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.stop = threading.Event()
+        self.status = TransferStatus(state=TransferState.active, nice_status="OK")
+        self.moved: set[str] = set()
+        self._began = time.monotonic()
+        threading.Thread(target=self._run, name="prefect-psik-copy", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            for source, destination in self.order.items:
+                if self.order.destination is None:
+                    self._delete(Path(source))
+                else:
+                    self._transfer(Path(source), Path(destination))
+        except _Stopped as stopped:
+            self._note(state=TransferState.failed, is_ok=False, cause=stopped.cause, detail=str(stopped))
+        except OSError as err:
+            cause = _CAUSES.get(err.errno or 0, TransferCause.other)
+            self._note(state=TransferState.failed, is_ok=False, cause=cause, detail=str(err))
+        else:
+            self._note(state=TransferState.succeeded)
+        finally:
+            if not self.status.state.is_final:  # a defect ended the thread: whoever waits must learn of it
+                self._note(state=TransferState.failed, is_ok=False, cause=TransferCause.other, detail="a defect")
+
+    def _note(self, **changes: object) -> None:
+        spent = max(time.monotonic() - self._began, 1e-3)
+        status = self.status.model_copy(update=changes)
+        self.status = status.model_copy(update={"bytes_per_second": int(status.bytes_transferred / spent)})
+
+    def _check(self) -> None:
+        if self.stop.is_set():
+            raise _Stopped(TransferCause.canceled, "canceled")
+        if self.order.deadline is not None and time.time() > self.order.deadline:
+            raise _Stopped(TransferCause.deadline, "the deadline is reached")
+
+    def _transfer(self, source: Path, destination: Path) -> None:
+        pairs = tree(source, destination) if source.is_dir() else iter([(source, destination)])
+        for origin, target in pairs:
+            self._check()
+            self._note(files=self.status.files + 1)
+            if self._is_same(origin, target):
+                self._note(files_skipped=self.status.files_skipped + 1)
+                continue
+            self._copy(origin, target)
+            self.moved.add(str(origin))
+            self._note(files_transferred=self.status.files_transferred + 1)
+
+    def _is_same(self, source: Path, target: Path) -> bool:
+        if not target.is_file():
+            return False
+        one, other, level = source.stat(), target.stat(), self.order.sync
+        if os.path.samestat(one, other):
+            raise _Stopped(TransferCause.other, f"{source} and {target} are the same file")
+        if level == "exists":
+            return True
+        if one.st_size != other.st_size:
+            return False
+        if level == "mtime":
+            return one.st_mtime <= other.st_mtime
+        return level == "size" or digest(source) == digest(target)
+
+    def _copy(self, source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + PART)
+        hashed = hashlib.sha256()
+        with source.open("rb") as reader, part.open("wb") as writer:
+            while chunk := reader.read(_CHUNK_BYTES):
+                self._check()
+                hashed.update(chunk)
+                writer.write(chunk)
+                self._note(bytes_transferred=self.status.bytes_transferred + len(chunk))
+            writer.flush()
+            os.fsync(writer.fileno())
+        if digest(part) != hashed.hexdigest():
+            raise _Stopped(TransferCause.checksum, f"{part} does not have the checksum of {source}")
+        shutil.copystat(source, part)
+        part.replace(target)
+
+    def _delete(self, path: Path) -> None:
+        self._check()
+        self._note(files=self.status.files + 1)
+        if path.is_dir() and not path.is_symlink():
+            if not self.order.recursive:
+                raise _Stopped(TransferCause.other, f"{path} is a directory, and recursive is off")
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class LocalCarrier:
+    """This machine; see `Carrier` for what it guarantees. A copy ends with its process."""
+
+    async def reserve(self) -> str:
+        """See `Carrier`."""
+        return f"local-{uuid.uuid4()}"
+
+    async def submit(self, order: Order, submission_id: str) -> tuple[str, bool]:
+        """See `Carrier`."""
+        created = submission_id not in _tasks
+        if created:
+            _tasks[submission_id] = _Copy(order)
+        return submission_id, created
+
+    async def look(self, task_id: str) -> TransferStatus:
+        """See `Carrier`."""
+        return _task(task_id).status
+
+    async def cancel(self, task_id: str) -> None:
+        """See `Carrier`."""
+        _task(task_id).stop.set()
+
+    async def moved(self, task_id: str) -> set[str]:
+        """See `Carrier`."""
+        return _task(task_id).moved
+
+    async def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
+        """See `Carrier`."""
+        waiting = [Path(path)]
+        try:
+            if not waiting[0].is_dir():
+                yield _entry(waiting.pop())
+            while waiting:
+                for entry in await asyncio.to_thread(_entries, waiting.pop()):
+                    yield entry
+                    if recursive and entry.kind == "directory":
+                        waiting.append(Path(entry.path))
+        except OSError as err:
+            raise TransferError(
+                f"{err.filename or path} cannot be listed on this machine: {err.strerror}. Check the path.",
+                cause=_CAUSES.get(err.errno or 0, TransferCause.other),
+            ) from err
+
+
+def _task(task_id: str) -> _Copy:
+    if task_id not in _tasks:
+        raise TransferError(
+            f"The process that made the copy {task_id} has ended, and the copy with it. Run it again: files that "
+            "are whole are not copied twice."
+        )
+    return _tasks[task_id]
+
+
+def _entries(directory: Path) -> list[FileEntry]:
+    return [_entry(Path(path)) for path in sorted(directory.iterdir())]
+
+
+def _entry(path: Path) -> FileEntry:
+    found = path.lstat()
+    kind = "link" if path.is_symlink() else "directory" if path.is_dir() else "file" if path.is_file() else "other"
+    return FileEntry(path=str(path), kind=kind, size=found.st_size, modified=found.st_mtime)
+
+
+def tree(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the files of a directory tree beside where they go, one directory in memory; links are left out."""
+    with os.scandir(source) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir(follow_symlinks=False):
+                yield from tree(source / entry.name, target / entry.name)
+            elif entry.is_file(follow_symlinks=False) and not entry.name.endswith(PART):
+                yield source / entry.name, target / entry.name
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

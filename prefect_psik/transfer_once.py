@@ -1,0 +1,141 @@
+"""One transfer for one submission: its id is kept at the flow run before it is used, and found there again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
+
+from prefect_psik.batches import REPEAT_SECONDS, is_transient
+from prefect_psik.exceptions import TransferError
+from prefect_psik.marks import set_label
+from prefect_psik.transfer_models import Carrier, Order, TransferState
+
+T = TypeVar("T")
+
+#: Labels of ours begin with this; the key of the submission follows.
+LABEL = "psik.transfer."
+
+
+class Kept(BaseModel):
+    """What a flow run's label says of a transfer."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    submission_id: str
+    attempt: list[int]
+    task_id: str | None = None
+    collection: str | None = None
+    cancel: bool = True
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where the submission is kept.
+
+    Args:
+        key: Of the submission; None: it is kept nowhere, as outside of a flow.
+        flow_runs: Those that it stands in, root first: the root's label decides, the others are for cancels.
+        attempt: Which try of it this is.
+        collection: Name of the block that holds the login.
+        cancel: Whether a cancel of the flow run is one of the transfer.
+    """
+
+    key: str | None = None
+    flow_runs: tuple[str, ...] = ()
+    attempt: tuple[int, ...] = ()
+    collection: str | None = None
+    cancel: bool = True
+
+
+async def submit_once(carrier: Carrier, order: Order, keeping: Keeping) -> tuple[str, bool]:
+    """Begin a transfer, or find the one that an earlier try of this submission began.
+
+    A failed one is begun anew only for a newer attempt, as jobs are.
+
+    Returns:
+        The id of the task, and whether it is a new one.
+    """
+    kept = await _read(keeping)
+    if kept is not None:
+        task_id, created = await _submit(carrier, order, keeping, kept)
+        status = await repeated(lambda: carrier.look(task_id))
+        if status.state is not TransferState.failed or list(keeping.attempt) <= kept.attempt:
+            return task_id, created
+    kept = Kept(
+        submission_id=await repeated(carrier.reserve),
+        attempt=list(keeping.attempt),
+        collection=keeping.collection,
+        cancel=keeping.cancel,
+    )
+    await _write(keeping, kept)
+    return await _submit(carrier, order, keeping, kept)
+
+
+async def _submit(carrier: Carrier, order: Order, keeping: Keeping, kept: Kept) -> tuple[str, bool]:
+    task_id, created = await repeated(lambda: carrier.submit(order, kept.submission_id))
+    if kept.task_id is None:
+        # Only for cancels from outside; the submission id alone finds the task again.
+        with contextlib.suppress(TransferError):
+            await _write(keeping, kept.model_copy(update={"task_id": task_id}))
+    return task_id, created
+
+
+async def repeated(call: Callable[[], Awaitable[T]]) -> T:
+    """Make a call again while its errors are transient, for a while."""
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(is_transient),
+        wait=wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5),
+        stop=stop_after_delay(REPEAT_SECONDS),
+        reraise=True,
+    )
+    async for attempt in retrying:
+        with attempt:
+            found = await call()
+    return found
+
+
+async def _read(keeping: Keeping) -> Kept | None:
+    if keeping.key is None or not keeping.flow_runs:
+        return None
+    try:
+        async with get_client() as client:
+            labels = (await client.read_flow_run(UUID(keeping.flow_runs[0]))).labels
+    except (PrefectException, httpx.HTTPError, OSError) as err:
+        raise _not_kept(err) from err
+    return transfers_of(labels).get(keeping.key)
+
+
+async def _write(keeping: Keeping, kept: Kept) -> None:
+    if keeping.key is None:
+        return
+    try:
+        for flow_run in keeping.flow_runs:
+            await set_label(flow_run, LABEL + keeping.key, kept.model_dump_json())
+    except (PrefectException, httpx.HTTPError, OSError) as err:
+        raise _not_kept(err) from err
+
+
+def _not_kept(err: Exception) -> TransferError:
+    return TransferError(
+        f"Prefect's API did not take the note of a transfer, so it was not submitted: {err}. Retry.",
+        transient=True,
+    )
+
+
+def transfers_of(labels: Mapping[str, Any]) -> dict[str, Kept]:
+    """Read the transfers from a flow run's labels, by key; what somebody else wrote there is left out."""
+    found = {}
+    for name, value in labels.items():
+        if name.startswith(LABEL):
+            with contextlib.suppress(ValidationError):
+                found[name.removeprefix(LABEL)] = Kept.model_validate_json(str(value))
+    return found

@@ -1,0 +1,204 @@
+"""Waiting for a transfer: looks until it is final, gives up what no wait mends, and says how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from prefect_psik import cancellation
+from prefect_psik.cancellation import INTERRUPTS, OnCancel, Watched
+from prefect_psik.exceptions import TransferCause, TransferError
+from prefect_psik.identity import enclosing_flow_runs
+from prefect_psik.session import Session
+from prefect_psik.transfer_models import (
+    Carrier,
+    Order,
+    TransferHandle,
+    TransferResult,
+    TransferState,
+    TransferStatus,
+    TransferUpdate,
+)
+from prefect_psik.transfer_once import repeated
+from prefect_psik.transfer_progress import TransferReporter
+from prefect_psik.waiting import alinger, aresult, linger, result
+from prefect_psik.watches import Subscription
+
+#: What no wait mends: a transfer that shows it at two looks is given up.
+HOPELESS = frozenset({TransferCause.permission_denied, TransferCause.not_found, TransferCause.quota})
+#: The pause between two looks is this part of the time waited, between these seconds.
+PAUSE_PART = 0.05
+PAUSES_SECONDS = (0.5, 10.0)
+LOCAL_PAUSES_SECONDS = (0.1, 1.0)
+#: How long after its deadline the end of a transfer is awaited.
+GRACE_SECONDS = 120.0
+
+_NEXT_STEPS = {
+    TransferCause.permission_denied: "Ask the collection's administrator for access, then retry.",
+    TransferCause.not_found: "Check the path, then retry.",
+    TransferCause.quota: "Make room at the destination, then retry.",
+    TransferCause.away: "Retry when it is there again.",
+    TransferCause.checksum: "Look at the storage of both ends, then retry.",
+    TransferCause.deadline: "Give it a longer deadline, or look at what held it up, then retry.",
+    TransferCause.canceled: "If you did not cancel it, ask who did.",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TransferWait(Watched):
+    """One wait for a transfer."""
+
+    subscription: Subscription[TransferUpdate]
+
+
+def wait(carrier: Carrier, handle: TransferHandle, on_cancel: OnCancel) -> TransferResult:
+    """Wait until a transfer is final."""
+    session, reporter = Session.current(), TransferReporter(handle)
+    waiting = result(session.run(_begin_wait(carrier, handle, on_cancel, enclosing_flow_runs())))
+    try:
+        update = TransferUpdate()
+        while not update.is_final:
+            update = result(waiting.subscription.next())
+            reporter.tell(update)
+    except INTERRUPTS:
+        linger(session.run(cancellation.after_interrupt(waiting)))
+        raise
+    finally:
+        session.run(cancellation.end_wait(waiting))
+    return succeeded(handle, update.status)
+
+
+async def await_(carrier: Carrier, handle: TransferHandle, on_cancel: OnCancel) -> TransferResult:
+    """Async twin of `wait`."""
+    session, reporter = Session.current(), TransferReporter(handle)
+    waiting = await aresult(session.run(_begin_wait(carrier, handle, on_cancel, enclosing_flow_runs())))
+    try:
+        update = TransferUpdate()
+        while not update.is_final:
+            update = await aresult(waiting.subscription.next())
+            await reporter.atell(update)
+    except INTERRUPTS:
+        await alinger(session.run(cancellation.after_interrupt(waiting)))
+        raise
+    finally:
+        session.run(cancellation.end_wait(waiting))
+    return succeeded(handle, update.status)
+
+
+async def _begin_wait(
+    carrier: Carrier, handle: TransferHandle, on_cancel: OnCancel, flow_runs: list[str]
+) -> TransferWait:
+    subscription: Subscription[TransferUpdate] = Subscription()
+    looking = asyncio.create_task(follow(carrier, handle, subscription))
+
+    def leave() -> None:
+        looking.cancel()
+
+    waiting = TransferWait(
+        what=str(handle),
+        on_cancel=on_cancel,
+        flow_runs=tuple(flow_runs),
+        stop=lambda: repeated(lambda: carrier.cancel(handle.task_id)),
+        tell=subscription.put,
+        leave=leave,
+        subscription=subscription,
+    )
+    cancellation.watch(waiting)
+    return waiting
+
+
+async def follow(carrier: Carrier, handle: TransferHandle, subscription: Subscription[TransferUpdate]) -> None:
+    """Look at a transfer until it is final; what no wait mends, and what is too late, is canceled."""
+    try:
+        await _follow(carrier, handle, subscription)
+    except TransferError as err:
+        subscription.put(err)
+    except BaseException as err:  # a wait that nobody serves any more must end
+        subscription.put(TransferError(f"Looking at the {handle} failed: {err!r}."))
+        raise
+
+
+async def _follow(carrier: Carrier, handle: TransferHandle, subscription: Subscription[TransferUpdate]) -> None:
+    began, hopeless = time.monotonic(), 0
+    given_up: TransferCause | None = None
+    floor, ceiling = LOCAL_PAUSES_SECONDS if handle.is_local else PAUSES_SECONDS
+    while True:
+        over = time.time() - handle.deadline if handle.deadline is not None else 0.0
+        try:
+            status = await carrier.look(handle.task_id)
+            if given_up is not None and status.state is TransferState.failed:
+                status = status.model_copy(update={"cause": given_up})
+            subscription.put(TransferUpdate(status=status))
+            if status.state.is_final:
+                return
+            hopeless = hopeless + 1 if status.cause in HOPELESS else 0
+            if given_up is None and (over > 0 or hopeless > 1):
+                await carrier.cancel(handle.task_id)
+                given_up = TransferCause.deadline if over > 0 else status.cause
+        except TransferError as err:
+            if not err.transient:
+                raise
+            subscription.put(TransferUpdate(trouble=str(err)))
+        if over > GRACE_SECONDS:
+            raise TransferError(
+                f"The {handle} is past its deadline, and its end is not known. Look at it in Globus's web app.",
+                cause=TransferCause.deadline,
+            )
+        await asyncio.sleep(min(max((time.monotonic() - began) * PAUSE_PART, floor), ceiling))
+
+
+def succeeded(handle: TransferHandle, status: TransferStatus | None) -> TransferResult:
+    """Make the result of a transfer that succeeded.
+
+    Raises:
+        TransferError: It did not; says the cause.
+    """
+    if status is None or status.state is not TransferState.succeeded:
+        raise error_of(handle, status)
+    return TransferResult(
+        handle=handle,
+        files=status.files,
+        files_transferred=status.files_transferred,
+        files_skipped=status.files_skipped,
+        bytes_transferred=status.bytes_transferred,
+        bytes_per_second=status.bytes_per_second,
+        faults=status.faults,
+    )
+
+
+def error_of(handle: TransferHandle, status: TransferStatus | None) -> TransferError:
+    """The error that stands for a transfer's end."""
+    cause = (status.cause if status else None) or TransferCause.other
+    words = f"{status.nice_status or ''} {status.detail or ''}".strip() if status else ""
+    faults = f", after {status.faults} faults" if status and status.faults else ""
+    done = f"{status.files_transferred} of {status.files} files were moved" if status else "nothing is known of it"
+    return TransferError(
+        f"The {handle} failed ({cause.value}{faults}): {words or 'no reason is given'}; {done}. "
+        f"{_NEXT_STEPS.get(cause, 'Read its events in the web app of Globus.')}",
+        transient=cause is TransferCause.away,
+        cause=cause,
+    )
+
+
+async def carry_out(carrier: Carrier, order: Order, source: str, destination: str) -> tuple[str, TransferResult]:
+    """Do an order and wait for it, on the session's loop and unwatched; for steps of something larger.
+
+    Returns:
+        The task's id, and its result.
+
+    Raises:
+        TransferError: It did not succeed.
+    """
+    submission_id = await repeated(carrier.reserve)
+    task_id, _ = await repeated(lambda: carrier.submit(order, submission_id))
+    handle = TransferHandle(task_id=task_id, source=source, destination=destination, deadline=order.deadline)
+    subscription: Subscription[TransferUpdate] = Subscription()
+    looking = asyncio.create_task(follow(carrier, handle, subscription))
+    try:
+        update = TransferUpdate()
+        while not update.is_final:
+            update = await asyncio.wrap_future(subscription.next())
+    finally:
+        looking.cancel()
+    return task_id, succeeded(handle, update.status)

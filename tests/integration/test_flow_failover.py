@@ -1,0 +1,137 @@
+"""flows/failover.py on a real Slurm: who does the work, and what Slurm's accounting says of the others."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+import flows.failover
+from flows.failover import failover
+from prefect_psik import FacilityError, JobResult, PsikBackend, ScriptFailed, await_for_job
+from tests.integration.local import wait_until
+from tests.integration.test_slurm_jobs import backend, client, script, with_attributes
+from tests.testbed.facility import Facility
+
+__all__ = ["backend", "client"]
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+PATIENCE = timedelta(seconds=10)
+#: In the names of the jobs: Slurm's accounting remembers those of an earlier session, too.
+HERE = uuid4().hex[:8]
+
+
+@pytest.fixture
+def places(backend: PsikBackend) -> list[str]:
+    """Three facilities: a closed queue, a queue where nothing starts, and one that works."""
+    with_attributes(backend, queue_name="off").save("closed", overwrite=True)
+    with_attributes(backend, options={"--begin": "now+1hour"}).save("crowded", overwrite=True)
+    backend.save("works", overwrite=True)
+    with_attributes(backend, queue_name="batch").save("works-too", overwrite=True)
+    return ["closed", "crowded", "works"]
+
+
+def verdicts() -> dict[str, str]:
+    """The newest table artifact."""
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["failover"]))
+    with get_client(sync_client=True) as api:
+        newest = max(api.read_artifacts(artifact_filter=wanted), key=lambda one: str(one.created))
+    return {row["facility"]: row["outcome"] for row in json.loads(str(newest.data))}
+
+
+def states(facility: Facility, name: str) -> list[tuple[str, ...]]:
+    """State and start of all Slurm jobs of a name, once all are over."""
+    found: list[tuple[str, ...]] = []
+
+    def over() -> bool:
+        # A job that was to begin later is only listed with its time.
+        text = facility.sacct("-n", "-P", "-X", "-E", "now+2hours", f"--name={name}", "-o", "State,Start")
+        found[:] = sorted(tuple(line.split("|")) for line in text.splitlines())
+        return bool(found) and not any(state in ("RUNNING", "PENDING") for state, _ in found)
+
+    wait_until(over)
+    return found
+
+
+async def test_the_next_facility_after_trouble(facility: Facility, places: list[str]) -> None:
+    job = script("echo from $SLURM_JOB_PARTITION", f"in-order-{HERE}")
+    result = await failover(job, places, patience=PATIENCE)
+    assert isinstance(result, JobResult)
+    assert result.stdout == "from debug\n"
+    said = verdicts()
+    assert "DOWN" in said["closed"]
+    assert "in the queue for more than" in said["crowded"]
+    assert "canceled before it started" in said["crowded"]
+    assert "this result is used" in said["works"]
+    (canceled, start), (completed, _) = states(facility, f"in-order-{HERE}")
+    assert canceled.startswith("CANCELLED")
+    assert start in ("None", "Unknown")
+    assert completed == "COMPLETED"
+
+
+async def test_a_failed_script_is_not_tried_elsewhere(facility: Facility, places: list[str]) -> None:
+    with pytest.raises(ScriptFailed):
+        await failover(script("exit 3", f"fails-once-{HERE}"), ["works", "works-too"])
+    assert len(states(facility, f"fails-once-{HERE}")) == 1
+    assert verdicts()["works-too"] == "not tried"
+
+
+async def test_all_in_trouble_is_told(places: list[str]) -> None:
+    with pytest.raises(FacilityError, match=r"No facility could(.|\n)*closed: (.|\n)*DOWN"):
+        await failover(script("true", "nowhere"), ["closed"])
+
+
+async def test_a_race_keeps_the_first_and_cancels_the_others(facility: Facility, places: list[str]) -> None:
+    result = await failover(script("sleep 5; echo done", f"race-{HERE}"), ["crowded", "works"], mode="race")
+    assert result.stdout == "done\n"
+    assert "canceled before it started" in verdicts()["crowded"]
+    (canceled, start), (completed, _) = states(facility, f"race-{HERE}")
+    assert canceled.startswith("CANCELLED")
+    assert start in ("None", "Unknown")
+    assert completed == "COMPLETED"
+
+
+async def test_two_that_start_at_once_are_told_and_one_is_used(facility: Facility, places: list[str]) -> None:
+    result = await failover(script("sleep 25", f"tie-{HERE}"), ["works", "works-too"], mode="race")
+    said = verdicts()
+    winner = str(result.handle.backend)
+    (loser,) = said.keys() - {winner}
+    assert "this result is used" in said[winner]
+    assert "its result is not used" in said[loser] or "canceled before it started" in said[loser]
+    ended = [state for state, _ in states(facility, f"tie-{HERE}")]
+    assert sorted(state.split()[0] for state in ended) == ["CANCELLED", "COMPLETED"]
+
+
+async def test_a_retry_goes_on_with_the_job_that_is_there(
+    facility: Facility, places: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt dies while the job of the second facility runs; that job does the work, once."""
+    calls = 0
+
+    async def dies_once(*args: Any, **options: Any) -> JobResult:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("the flow run died here")
+        result: JobResult = await await_for_job(*args, **options)
+        return result
+
+    monkeypatch.setattr(flows.failover, "await_for_job", dies_once)
+    job = script("sleep 10; echo once", f"retried-{HERE}")
+    result = await failover.with_options(retries=1)(job, ["closed", "works", "works-too"])
+    assert result.stdout == "once\n"
+    assert verdicts()["closed"] == "not tried"
+    assert [state for state, _ in states(facility, f"retried-{HERE}")] == ["COMPLETED"]
+
+
+def test_a_job_may_be_a_file(tmp_path: Path) -> None:
+    form = failover.parameters.model_dump()["properties"]
+    assert form["mode"]["enum"] == ["in order", "race"]
+    assert "job.yaml" in form["job"]["description"]

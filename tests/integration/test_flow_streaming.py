@@ -1,0 +1,84 @@
+"""flows/streaming.py: a service is used while it runs, and no node is left idle."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.context import get_run_context
+from prefect.states import Cancelling
+
+import flows.streaming
+from flows.streaming import Connections, streaming
+from prefect_psik import PsikBackend
+from tests.conftest import job_processes
+from tests.integration.local import backend_at, job_directories, rows, wait_until
+from tests.integration.test_slurm_jobs import backend, client
+from tests.testbed.facility import Facility
+
+__all__ = ["backend", "client"]
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+async def test_the_service_on_a_compute_node_works_on_the_scan_and_ends_with_it(
+    facility: Facility, backend: PsikBackend
+) -> None:
+    await backend.asave("streams", overwrite=True)
+    results = await streaming("first", "streams", frames=5)
+    expected = [sum(math.sin(number + column) for column in range(256)) / 256 for number in range(5)]
+    assert results == pytest.approx(expected)
+    assert facility.squeue("-h", "-n", "frame_service", "-t", "R,PD") == ""
+
+
+async def test_a_scan_that_fails_frees_the_node(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await backend_at(prefix).asave("streams-here", overwrite=True)
+
+    async def breaks(frames: int, connections: Connections) -> list[float]:
+        await connections.get()
+        raise ValueError("The shutter is stuck.")
+
+    monkeypatch.setattr(flows.streaming, "take_scan", breaks)
+    with pytest.raises(RuntimeError, match="The shutter is stuck"):
+        await streaming("broken", "streams-here")
+    (directory,) = job_directories(prefix)
+    assert rows(directory)[-1].state == "canceled"
+    assert job_processes(prefix) == []
+
+
+async def test_a_service_that_leaves_is_told_in_its_own_words(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    await backend_at(prefix).asave("streams-here", overwrite=True)
+    service = tmp_path / "frame_service.py"
+    shutil.copy(flows.streaming.SERVICE, service)
+    service.write_text(service.read_text().replace("done += 1", "sys.exit(7)"))
+    monkeypatch.setattr(flows.streaming, "SERVICE", service)
+    with pytest.raises(RuntimeError, match=r"leaves was given up: .*exit code 7"):
+        await streaming("leaves", "streams-here")
+
+
+async def test_a_cancel_in_prefect_frees_the_node(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the job while the scan runs: the flow's own hook finds it."""
+    await backend_at(prefix).asave("streams-here", overwrite=True)
+
+    async def cancelled(frames: int, connections: Connections) -> list[float]:
+        await connections.get()
+        flow_run = get_run_context().flow_run  # type: ignore[union-attr]
+        assert flow_run is not None
+        async with get_client() as api:
+            await api.set_flow_run_state(flow_run.id, Cancelling(), force=True)
+        (hook,) = streaming.on_cancellation_hooks
+        await asyncio.to_thread(hook, streaming, flow_run, Cancelling())
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(flows.streaming, "take_scan", cancelled)
+    with pytest.raises(asyncio.CancelledError):
+        await streaming("cancelled", "streams-here")
+    (directory,) = job_directories(prefix)
+    assert rows(directory)[-1].state == "canceled"
+    wait_until(lambda: job_processes(prefix) == [])

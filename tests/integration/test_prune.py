@@ -1,0 +1,326 @@
+"""Prunes: what is left on disk at the source and at the check, on emulated Transfer and on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+import uuid
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+from flows.prune import prune_data
+from prefect_psik import (
+    GlobusCollection,
+    PruneIncomplete,
+    PruneVerdict,
+    ScheduleError,
+    SpecError,
+    TransferError,
+    aprune,
+    prune,
+    schedule_prune,
+)
+from tests.integration.local import wait_until
+from tests.integration.transfer_places import Place, emulated, local
+from tests.testbed.globus import Globus
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture(params=["emulated", "local"])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Place, Place]:
+    """Where files are pruned, and the check."""
+    if request.param == "local":
+        return local(tmp_path / "away é"), local(tmp_path / "home")
+    globus: Globus = request.getfixturevalue("globus")
+    base = uuid.uuid4().hex
+    return emulated(globus, "scratch", f"{base} é"), emulated(globus, "home", base)
+
+
+def test_only_what_the_check_is_proven_to_hold_goes(places: tuple[Place, Place]) -> None:
+    away, home = places
+    for name in ("held", "sub/held too", "lacking", "truncated", "changed"):
+        away.write(f"rec/{name}", b"0123456789")
+        home.write(f"rec/{name}", b"0123456789")
+    (home.root / "rec/lacking").unlink()
+    home.write("rec/truncated", b"01234")
+    changed = away.root / "rec/changed"
+    home.write("rec/changed", b"012345678X")
+    os.utime(home.root / "rec/changed", (changed.stat().st_atime, changed.stat().st_mtime))  # only the byte tells
+    before = home.files()
+
+    with pytest.raises(PruneIncomplete) as caught:
+        prune(away.block, "rec", check=home.block)
+
+    stay = dict.fromkeys(("changed", "lacking", "truncated"), b"0123456789")
+    assert away.files("rec") == stay
+    assert home.files() == before, "nothing is written on the check, and nothing is left there"
+    report = caught.value.report
+    assert report is not None
+    assert {file.path: file.reason for file in report.unproven} == {
+        "rec/lacking": "is not there at the check",
+        "rec/truncated": "has 10 bytes, and 5 at the check",
+        "rec/changed": "has another checksum at the check",
+    }
+    for name in stay:
+        assert f"rec/{name}" in str(caught.value)
+    assert [file.path for file in report.having(PruneVerdict.deleted)] == ["rec/held", "rec/sub/held too"]
+
+
+async def test_twice_and_a_single_file(places: tuple[Place, Place]) -> None:
+    away, home = places
+    for place in places:
+        place.write("raw/scan.h5", b"raw")
+        place.write("raw/other.h5", b"other")
+    report = await aprune(away.block, "raw/scan.h5", check=home.block)
+    assert [file.path for file in report.having(PruneVerdict.deleted)] == ["raw/scan.h5"]
+    assert (await aprune(away.block, "raw/scan.h5", check=home.block)).files == []
+    assert away.files() == {"raw/other.h5": b"other"}
+    assert home.files() == {"raw/scan.h5": b"raw", "raw/other.h5": b"other"}
+
+
+def test_a_dry_run_deletes_nothing(places: tuple[Place, Place]) -> None:
+    away, home = places
+    away.write("rec/1")
+    home.write("rec/1")
+    away.write("rec/2")
+    report = prune(away.block, "rec", check=home.block, dry_run=True)
+    assert [(file.path, file.verdict) for file in report.files] == [
+        ("rec/1", PruneVerdict.delete),
+        ("rec/2", PruneVerdict.unproven),
+    ]
+    assert set(away.files()) == {"rec/1", "rec/2"}
+
+
+def test_young_files_stay(places: tuple[Place, Place]) -> None:
+    away, home = places
+    for place in places:
+        place.write("rec/old", age=3 * 86400)
+        place.write("rec/young", age=3600)
+    report = prune(away.block, "rec", check=home.block, min_age=timedelta(days=1))
+    assert set(away.files()) == {"rec/young"}
+    assert [file.path for file in report.having(PruneVerdict.young)] == ["rec/young"]
+
+
+def test_a_link_is_no_copy_and_no_file(places: tuple[Place, Place]) -> None:
+    away, home = places
+    away.write("rec/1")
+    home.write("elsewhere")
+    (home.root / "rec").mkdir()
+    (home.root / "rec/1").symlink_to(home.root / "elsewhere")
+    (away.root / "rec/2").symlink_to(away.root / "rec/1")
+    with pytest.raises(PruneIncomplete, match="is a link") as caught:
+        prune(away.block, "rec", check=home.block)
+    assert caught.value.report is not None
+    assert len(caught.value.report.unproven) == 2
+    assert set(away.files()) == {"rec/1", "rec/2"}
+
+
+def test_without_a_check_or_against_itself(places: tuple[Place, Place]) -> None:
+    away, home = places
+    away.write("rec/1")
+    with pytest.raises(SpecError, match="needs a check collection"):
+        prune(away.block, "rec", check=None)
+    with pytest.raises(SpecError, match="the same directory"):
+        prune(away.block, "rec", check=away.block)
+    with pytest.raises(SpecError, match="all of"):
+        prune(away.block, ".", check=home.block)
+    with pytest.raises(SpecError):
+        prune(away.block, "../rec", check=home.block)
+    assert set(away.files()) == {"rec/1"}
+
+
+def test_one_directory_under_two_collections_is_no_copy(globus: Globus) -> None:
+    """Two collections may lead to the same directory, which their ids do not tell."""
+    away = emulated(globus, "scratch", uuid.uuid4().hex)
+    alias = emulated(globus, "mapped", uuid.uuid4().hex)
+    away.write("rec/1")
+    alias.root.rmdir()
+    alias.root.symlink_to(away.root)
+    with pytest.raises(SpecError, match="the same directory"):
+        prune(away.block, "rec", check=alias.block)
+    assert away.files() == {"rec/1": b"content"}
+
+
+def test_a_check_that_is_a_link_to_the_source_is_no_copy(places: tuple[Place, Place]) -> None:
+    away, home = places
+    away.write("rec/1")
+    (home.root / "rec").symlink_to(away.root / "rec")
+    with pytest.raises((SpecError, PruneIncomplete), match=r"same (directory|file)"):
+        prune(away.block, "rec", check=home.block)
+    assert away.files() == {"rec/1": b"content"}
+
+
+def test_hard_links_on_this_machine_are_no_copy(tmp_path: Path) -> None:
+    away, home = local(tmp_path / "away"), local(tmp_path / "home")
+    away.write("1")
+    (home.root / "1").hardlink_to(away.root / "1")
+    with pytest.raises(PruneIncomplete, match="the same file"):
+        prune(away.block, "1", check=home.block)
+    assert set(away.files()) == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "after"),
+    [("delete", 0), ("transfer", 0), ("transfer", 1), ("delete", 1), ("delete", 2)],
+    ids=["cleaning", "copying", "comparing", "cleaning again", "deleting"],
+)
+def test_refused_at_any_step_it_deletes_nothing_and_goes_on_the_next_time(
+    globus: Globus, kind: str, after: int
+) -> None:
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for number in range(3):
+        for place in (away, home):
+            place.write(f"rec/{number}", bytes([number]))
+    away.write("rec/unique", b"unique")
+    globus.order_fault("error", match=f"POST /v0.10/{kind}", after=after, status=403, code="Refused")
+    with pytest.raises(TransferError, match="Refused"):
+        prune(away.block, "rec", check=home.block)
+    assert set(away.files()) == {"rec/0", "rec/1", "rec/2", "rec/unique"}
+    with pytest.raises(PruneIncomplete, match="rec/unique"):
+        prune(away.block, "rec", check=home.block)
+    assert away.files() == {"rec/unique": b"unique"}
+    assert set(home.files()) == {"rec/0", "rec/1", "rec/2"}, "the room is cleaned"
+
+
+_KILLED = """
+import asyncio, sys
+from datetime import timedelta
+from uuid import UUID
+from prefect_psik import GlobusCollection
+from prefect_psik.prune_plan import make_plan, carry_out_plan
+
+away, home, base = sys.argv[1:]
+async def main():
+    one, two = (GlobusCollection(collection_id=UUID(key), base_path=base) for key in (away, home))
+    report = await make_plan(one, two, "rec", timedelta(0), dry_run=False)
+    await carry_out_plan(one, two, report)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("slow", ["home*/rec/1", "scratch*/rec/1"], ids=["copying", "comparing"])
+def test_killed_in_the_middle(globus: Globus, slow: str) -> None:
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for place in (away, home):
+        place.write("rec/1", b"same")
+        place.write("rec/2", b"same")
+    home.write("rec/2", b"diff")
+    globus.order_fault("slow_path", match=slow, seconds=600)
+    before = len(globus.transfers())
+    keys = [str(place.block.collection_id) for place in (away, home)]
+    process = subprocess.Popen([sys.executable, "-c", _KILLED, *keys, f"/{base}"])
+    try:
+        steps = 2 if slow.startswith("home") else 3
+        wait_until(lambda: len(globus.transfers()) >= before + steps)
+    finally:
+        process.kill()
+        process.wait()
+    globus.clear_faults()
+    with pytest.raises(PruneIncomplete, match="rec/2"):
+        prune(away.block, "rec", check=home.block)
+    assert away.files() == {"rec/2": b"same"}
+    assert home.files() == {"rec/1": b"same", "rec/2": b"diff"}
+
+
+def test_many_that_differ_are_all_named_by_transfer_in_pages(globus: Globus) -> None:
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for number in range(250):  # the service names 100 a page
+        away.write(f"rec/{number:03}", b"good")
+        home.write(f"rec/{number:03}", b"evil")
+    home.write("rec/100", b"good")
+    with pytest.raises(PruneIncomplete, match="249 files") as caught:
+        prune(away.block, "rec", check=home.block)
+    assert caught.value.report is not None
+    assert len(caught.value.report.unproven) == 249
+    assert len(away.files()) == 249
+    assert len(home.files()) == 250
+
+
+def test_the_plan_is_a_table(places: tuple[Place, Place]) -> None:
+    away, home = places
+    away.write("rec/1")
+    home.write("rec/1")
+    away.write("rec/2")
+
+    @flow
+    def prunes() -> None:
+        prune(away.block, "rec", check=home.block, dry_run=True)
+
+    state = prunes(return_state=True)
+    wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
+    with get_client(sync_client=True) as client:
+        [artifact] = client.read_artifacts(artifact_filter=wanted)
+    assert artifact.type == "table"
+    assert '"path": "rec/2"' in str(artifact.data)
+    assert "1 delete, 1 unproven" in str(artifact.description)
+
+
+async def test_a_scheduled_prune_exists(tmp_path: Path) -> None:
+    away, home = local(tmp_path / "away"), local(tmp_path / "home")
+    names = [f"{name}-{uuid.uuid4().hex[:8]}" for name in ("away", "home")]
+    for name, place in zip(names, (away, home), strict=True):
+        await place.block.asave(name)
+    async with get_client() as client:
+        flow_id = await client.create_flow(prune_data)
+        await client.create_deployment(flow_id, "prune")
+    begun = []
+
+    @flow(retries=1)
+    def schedules() -> None:
+        begun.append(schedule_prune(names[0], "raw", check=names[1], after=timedelta(days=7)))
+        if len(begun) == 1:
+            raise RuntimeError("after the scheduling")
+
+    await asyncio.to_thread(schedules)
+    assert len({prune.flow_run_id for prune in begun}) == 1, "a retry schedules no second one"
+    async with get_client() as client:
+        run = await client.read_flow_run(begun[0].flow_run_id)
+    assert run.state is not None
+    assert run.state.is_scheduled()
+    assert run.parameters == {"source": names[0], "path": "raw", "check": names[1]}
+    assert run.expected_start_time is not None
+    assert abs(run.expected_start_time.timestamp() - time.time() - 7 * 86400) < 600
+
+
+def test_the_flow_that_is_deployed(tmp_path: Path) -> None:
+    away, home = local(tmp_path / "away"), local(tmp_path / "home")
+    names = [f"{name}-{uuid.uuid4().hex[:8]}" for name in ("away", "home")]
+    for name, place in zip(names, (away, home), strict=True):
+        place.block.save(name)
+        place.write("raw/1")
+    away.write("raw/2")
+    assert prune_data(names[0], "raw", names[1], return_state=True).is_failed(), "what stays is no success"
+    assert set(away.files()) == {"raw/2"}
+
+
+def test_a_prune_that_cannot_be_scheduled_is_an_error(tmp_path: Path) -> None:
+    away, home = local(tmp_path / "away"), local(tmp_path / "home")
+    with pytest.raises(SpecError, match="not saved"):
+        schedule_prune(away.block, "raw", check=home.block, after=timedelta(days=1))
+    with pytest.raises(SpecError, match="no collection 'nowhere'"):
+        schedule_prune("nowhere", "raw", check=home.block, after=timedelta(days=1))
+    names = [f"{name}-{uuid.uuid4().hex[:8]}" for name in ("away", "home")]
+    for name, place in zip(names, (away, home), strict=True):
+        place.block.save(name)
+    with pytest.raises(SpecError, match="needs a check"):
+        schedule_prune(names[0], "raw", check=None, after=timedelta(days=1))
+    with pytest.raises(ScheduleError, match="no deployment 'prune/none'"):
+        schedule_prune(names[0], "raw", check=names[1], after=timedelta(days=1), deployment="prune/none")
+
+
+def test_two_kinds_cannot_be_compared(tmp_path: Path) -> None:
+    away = GlobusCollection(collection_id=uuid.uuid4(), base_path="/a")
+    with pytest.raises(SpecError, match="cannot be compared"):
+        prune(away, "raw", check=local(tmp_path / "home").block)

@@ -1,0 +1,316 @@
+"""Transfers between collections of the emulator and between directories: bytes on disk, tasks at Globus."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+
+from prefect_psik import (
+    ConsentRequired,
+    GlobusCollection,
+    SpecError,
+    SyncCallError,
+    TransferCause,
+    TransferError,
+    TransferState,
+    acancel_transfer,
+    arun_transfer,
+    asubmit_transfer,
+    await_for_transfer,
+    cancel_transfer,
+    delete_files,
+    list_files,
+    run_transfer,
+    submit_transfer,
+    wait_for_transfer,
+)
+from prefect_psik.transfer_local import PART
+from tests.integration.transfer_places import Place, emulated, local
+from tests.testbed.globus import Globus
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture(params=["emulated", "local"])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Place, Place]:
+    """Two places between which data moves: home and away."""
+    if request.param == "local":
+        return local(tmp_path / "home é"), local(tmp_path / "away")
+    globus: Globus = request.getfixturevalue("globus")
+    base = uuid.uuid4().hex
+    return emulated(globus, "home", f"{base} é"), emulated(globus, "scratch", base)
+
+
+def test_a_file_and_a_directory_arrive(places: tuple[Place, Place]) -> None:
+    home, away = places
+    home.write("raw/scan.h5", b"raw")
+    home.write("rec/a b/1.tiff", b"one")
+    home.write("rec/2.tiff", b"two")
+    items = [("raw/scan.h5", "in/scan.h5"), ("rec", "rec")]
+    found = run_transfer(home.block, away.block, items)
+    assert away.files() == {"in/scan.h5": b"raw", "rec/a b/1.tiff": b"one", "rec/2.tiff": b"two"}
+    assert (found.files, found.files_transferred, found.files_skipped, found.bytes_transferred) == (3, 3, 0, 9)
+
+
+def test_what_is_there_is_not_moved_again_and_what_differs_is(places: tuple[Place, Place]) -> None:
+    home, away = places
+    for number in range(5):
+        home.write(f"rec/{number}", bytes([number]) * 10)
+    run_transfer(home.block, away.block, "rec")
+    away.write("rec/3", b"xxxxxxxxxx")  # the same size, and newer than the source
+    found = run_transfer(home.block, away.block, "rec")
+    assert (found.files_transferred, found.files_skipped) == (1, 4)
+    assert away.files() == home.files()
+
+
+async def test_the_async_twins(places: tuple[Place, Place]) -> None:
+    home, away = places
+    home.write("raw", b"raw")
+    handle = await asubmit_transfer(home.block, away.block, [("raw", "raw")])
+    assert (await await_for_transfer(handle)).files_transferred == 1
+    assert (await acancel_transfer(handle)).state is TransferState.succeeded, "what has ended keeps its end"
+    with pytest.raises(SyncCallError, match="arun_transfer"):
+        run_transfer(home.block, away.block, "raw")
+
+
+def test_listing_and_deleting(places: tuple[Place, Place]) -> None:
+    home, _ = places
+    home.write("a/1", b"one")
+    home.write("a/b/2", b"four")
+    assert [(entry.path, entry.kind) for entry in list_files(home.block, "a")] == [
+        ("a/1", "file"),
+        ("a/b", "directory"),
+    ]
+    everything = list_files(home.block, recursive=True)
+    assert [entry.path for entry in everything] == ["a", "a/1", "a/b", "a/b/2"]
+    assert [entry.size for entry in everything if entry.kind == "file"] == [3, 4]
+    assert [entry.path for entry in list_files(home.block, "a/1")] == ["a/1"]
+    delete_files(home.block, ["a/1", "never/there"])
+    assert home.files() == {"a/b/2": b"four"}
+    with pytest.raises(TransferError, match="directory"):
+        delete_files(home.block, "a")
+    delete_files(home.block, "a", recursive=True)
+    assert list_files(home.block) == []
+
+
+def test_a_long_directory_is_listed_in_pages(globus: Globus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect_psik.transfer_globus.PAGE", 7)
+    home, _ = _pair(globus)
+    for number in range(21):
+        home.write(f"rec/{number:02}")
+    assert [entry.path for entry in list_files(home.block, "rec")] == [f"rec/{number:02}" for number in range(21)]
+
+
+def test_thousands_of_files_are_one_item(places: tuple[Place, Place]) -> None:
+    home, away = places
+    for number in range(3000):
+        home.write(f"rec/{number % 30}/{number}", str(number).encode())
+    assert run_transfer(home.block, away.block, "rec").files_transferred == 3000
+    assert away.files() == home.files()
+
+
+def test_a_path_that_is_not_there(places: tuple[Place, Place]) -> None:
+    home, away = places
+    with pytest.raises(TransferError) as caught:
+        run_transfer(home.block, away.block, "missing")
+    assert caught.value.cause is TransferCause.not_found
+    with pytest.raises(TransferError) as caught:
+        list_files(home.block, "missing")
+    assert caught.value.cause is TransferCause.not_found
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "a\n"])
+def test_nothing_outside_of_the_base_path(places: tuple[Place, Place], path: str) -> None:
+    home, away = places
+    with pytest.raises(SpecError):
+        run_transfer(home.block, away.block, [(path, "x")])
+    with pytest.raises(SpecError):
+        run_transfer(home.block, away.block, [("x", path)])
+    with pytest.raises(SpecError):
+        delete_files(home.block, path)
+
+
+@pytest.mark.parametrize("path", ["", ".", "./"])
+def test_all_of_a_collection_is_not_deleted(places: tuple[Place, Place], path: str) -> None:
+    home, _ = places
+    home.write("a")
+    with pytest.raises(SpecError, match="all of"):
+        delete_files(home.block, path, recursive=True)
+    assert home.files() == {"a": b"content"}
+
+
+def test_a_deadline(globus: Globus) -> None:
+    home, away = _pair(globus)
+    home.write("slow")
+    globus.order_fault("slow_path", match="*slow", seconds=30)
+    with pytest.raises(TransferError, match="deadline") as caught:
+        run_transfer(home.block, away.block, "slow", deadline=timedelta(seconds=1))
+    assert caught.value.cause is TransferCause.deadline
+    assert globus.transfers()[-1]["status"] == "FAILED"
+
+
+def test_an_endpoint_that_is_away_is_waited_for(globus: Globus, caplog: pytest.LogCaptureFixture) -> None:
+    home, away = _pair(globus)
+    home.write("raw", b"raw")
+    globus.order_fault("path", match="scratch*raw", code="GC_NOT_CONNECTED", seconds=3)
+    found = run_transfer(home.block, away.block, "raw")
+    assert away.files() == {"raw": b"raw"}
+    assert found.faults > 0
+    assert "GC_NOT_CONNECTED: globus connect offline" in caplog.text
+
+
+def test_a_permission_error_is_not_waited_for(globus: Globus) -> None:
+    home, away = _pair(globus)
+    home.write("raw")
+    globus.order_fault("path", match="scratch*raw", code="PERMISSION_DENIED", seconds=3600)
+    with pytest.raises(TransferError, match="administrator") as caught:
+        run_transfer(home.block, away.block, "raw")
+    assert caught.value.cause is TransferCause.permission_denied
+    assert not caught.value.transient
+    assert globus.transfers()[-1]["fatal_error"]["code"] == "CANCELED", "nothing goes on at Globus"
+
+
+def test_a_service_that_stumbles_begins_one_transfer(globus: Globus) -> None:
+    home, away = _pair(globus)
+    home.write("raw")
+    before = len(globus.transfers())
+    globus.order_fault("drop_reply", match="POST /v0.10/transfer", times=4)
+    globus.order_fault("error", match="GET /v0.10/task/*", times=4, status=503)
+    assert run_transfer(home.block, away.block, "raw").files_transferred == 1
+    assert len(globus.transfers()) == before + 1
+
+
+def test_a_consent_that_the_client_can_give_itself_is_given(globus: Globus) -> None:
+    home, _ = _pair(globus)
+    mapped = emulated(globus, "mapped", uuid.uuid4().hex)
+    home.write("raw", b"raw")
+    run_transfer(home.block, mapped.block, "raw")
+    assert mapped.files() == {"raw": b"raw"}
+
+
+def test_a_consent_that_is_missing_is_told_with_its_command(globus: Globus) -> None:
+    home, _ = _pair(globus)
+    vault = emulated(globus, "vault", "v")
+    home.write("raw")
+    with pytest.raises(ConsentRequired) as caught:
+        run_transfer(home.block, vault.block, "raw")
+    scope = (
+        "urn:globus:auth:scope:transfer.api.globus.org:all[*https://auth.globus.org/scopes/"
+        f"{vault.block.collection_id}/data_access]"
+    )
+    assert f"globus session consent '{scope}'" in str(caught.value)
+
+
+def test_a_cancel(globus: Globus) -> None:
+    home, away = _pair(globus)
+    home.write("slow")
+    globus.order_fault("slow_path", match="*slow", seconds=60)
+    handle = submit_transfer(home.block, away.block, "slow")
+    assert cancel_transfer(handle).cause is TransferCause.canceled
+    with pytest.raises(TransferError) as caught:
+        wait_for_transfer(handle)
+    assert caught.value.cause is TransferCause.canceled
+
+
+def test_a_retry_gets_the_same_transfer_and_a_newer_attempt_begins_a_failed_one_anew(globus: Globus) -> None:
+    home, away = _pair(globus)
+    home.write("raw")
+    before = len(globus.transfers())
+    globus.order_fault("path", match="scratch*raw", code="PERMISSION_DENIED", seconds=3600)
+    seen: list[Any] = []
+
+    @flow(retries=2)
+    def moves() -> None:
+        if len(seen) == 2:
+            globus.clear_faults()
+        seen.append(submit_transfer(home.block, away.block, "raw"))
+        if len(seen) == 1:
+            raise RuntimeError("after the submission")
+        wait_for_transfer(seen[-1])
+
+    moves()
+    first, again, anew = (handle.task_id for handle in seen)
+    assert first == again, "it was still under way"
+    assert anew != first, "it had failed"
+    assert len(globus.transfers()) == before + 2
+    assert away.files() == {"raw": b"content"}
+
+
+def test_intended_twins_are_two(globus: Globus) -> None:
+    home, away = _pair(globus)
+    home.write("raw", b"old")
+    before = len(globus.transfers())
+
+    @flow
+    def moves() -> None:
+        run_transfer(home.block, away.block, "raw")
+        home.write("raw", b"new")
+        run_transfer(home.block, away.block, "raw")
+
+    moves()
+    assert away.files() == {"raw": b"new"}
+    assert len(globus.transfers()) == before + 2
+
+
+async def test_progress_is_an_artifact(globus: Globus) -> None:
+    home, away = _pair(globus)
+    home.write("raw", b"12345")
+
+    @flow
+    async def moves() -> None:
+        await arun_transfer(home.block, away.block, "raw")
+
+    state = await moves(return_state=True)
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+    assert state.state_details.flow_run_id is not None
+    wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
+    async with get_client() as client:
+        [artifact] = await client.read_artifacts(artifact_filter=wanted)
+    assert artifact.type == "progress"
+    assert artifact.data == 100.0
+    assert "succeeded, 1 of 1 files moved, 5 B" in str(artifact.description)
+
+
+def test_a_directory_and_a_collection_cannot_be_combined(globus: Globus, tmp_path: Path) -> None:
+    home, _ = _pair(globus)
+    with pytest.raises(SpecError, match="collection_id of this machine"):
+        run_transfer(home.block, GlobusCollection(base_path=str(tmp_path)), "raw")
+
+
+def test_a_copy_that_broke_off_leaves_no_half_file_and_is_taken_up(tmp_path: Path) -> None:
+    home, away = local(tmp_path / "home"), local(tmp_path / "away")
+    for number in range(20):
+        home.write(f"rec/{number:02}", os.urandom(1000))
+    away.write("rec/00", home.files("rec")["00"])
+    away.write(f"rec/01{PART}", b"half")
+    found = run_transfer(home.block, away.block, "rec")
+    assert (found.files_transferred, found.files_skipped) == (19, 1)
+    assert away.files() == home.files()
+
+
+def test_a_file_is_not_copied_onto_itself(tmp_path: Path) -> None:
+    home = local(tmp_path / "home")
+    home.write("raw", b"raw")
+    with pytest.raises(TransferError, match="same file"):
+        run_transfer(home.block, home.block, "raw")
+    assert home.files() == {"raw": b"raw"}
+
+
+def test_without_a_login(globus: Globus, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, away = _pair(globus)
+    monkeypatch.delenv("GLOBUS_COMPUTE_CLIENT_SECRET")
+    with pytest.raises(SpecError, match="globus-credentials"):
+        run_transfer(home.block, away.block, "raw")
+
+
+def _pair(globus: Globus) -> tuple[Place, Place]:
+    base = uuid.uuid4().hex
+    return emulated(globus, "home", base), emulated(globus, "scratch", base)

@@ -1,0 +1,89 @@
+"""A real Prefect server and served flows: a killed flow finds its transfer again, a cancelled one ends it."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prefect.client.schemas.objects import StateType
+
+from tests.integration.local import wait_until
+from tests.integration.prefect_services import Services
+from tests.integration.transfer_places import Place, emulated
+from tests.testbed.globus import Globus
+
+
+@pytest.fixture(scope="module")
+def server(emulator: Globus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """Prefect services whose processes are clients of the emulator."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GLOBUS_")}
+    started = Services(tmp_path_factory.mktemp("prefect"), {**inherited, **emulator.env()})
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture
+def slow(globus: Globus, server: Services) -> Iterator[tuple[Place, Place]]:
+    """A directory whose transfer takes 10 min, and where it goes; served are the flows that move it."""
+    base = uuid.uuid4().hex
+    home, away = emulated(globus, "home", base), emulated(globus, "scratch", base)
+    home.write("rec/1", b"one")
+    home.write("rec/2", b"two")
+    globus.order_fault("slow_path", match=f"home/{base}/rec/2", seconds=600, times=1)
+    _serve(server, home, away)
+    yield home, away
+    server.end_children()
+
+
+def _serve(server: Services, home: Place, away: Place) -> Any:
+    ends = [str(place.block.collection_id) for place in (home, away)]
+    child = server.python("-m", "tests.integration.transfer_flows", *ends, home.root.name)
+    wait_until(lambda: any("submits/served" in line for line in child.lines()), 240)
+    return child
+
+
+def _tasks(globus: Globus, since: int) -> list[str]:
+    return [task["status"] for task in globus.transfers()[since:]]
+
+
+def test_a_killed_flow_finds_its_transfer_again(
+    globus: Globus, server: Services, slow: tuple[Place, Place]
+) -> None:
+    home, away = slow
+    before = len(globus.transfers())
+    run = server.run_deployment("moves/served")
+    wait_until(lambda: away.files() == {"rec/1": b"one"}, 240)
+    server.end_children()  # by SIGKILL, with the flow's own process
+    assert _tasks(globus, before) == ["ACTIVE"]
+    _serve(server, home, away)
+    server.retry(run)
+    wait_until(lambda: any("found again" in line for line in server.logs(run)), 240)
+    assert _tasks(globus, before) == ["ACTIVE"]
+    server.cancel(run)
+    wait_until(lambda: _tasks(globus, before) == ["FAILED"], 60)
+    wait_until(lambda: server.state(run).is_final(), 60)
+    assert server.state(run).type is StateType.CANCELLED
+
+
+@pytest.mark.parametrize("flow", ["moves", "submits"], ids=["waiting", "by the hook"])
+def test_a_cancel_of_the_flow_run_cancels_the_transfer(
+    globus: Globus, server: Services, slow: tuple[Place, Place], flow: str
+) -> None:
+    _, away = slow
+    before = len(globus.transfers())
+    run = server.run_deployment(f"{flow}/served")
+    wait_until(lambda: away.files() == {"rec/1": b"one"}, 240)
+    time.sleep(2)  # the handle is noted after the submission
+    server.cancel(run)
+    wait_until(lambda: _tasks(globus, before) == ["FAILED"], 120)
+    assert globus.transfers()[-1]["fatal_error"]["code"] == "CANCELED"
+    wait_until(lambda: server.state(run).is_final(), 120)
+    assert server.state(run).type is StateType.CANCELLED
+    assert away.files() == {"rec/1": b"one"}
