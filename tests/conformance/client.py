@@ -10,7 +10,7 @@ import time
 import traceback
 from contextlib import nullcontext
 
-from tests.conformance.cases import Case, Place, cases
+from tests.conformance.suite import Case, Place, cases
 from tests.testbed.facility import Facility
 
 #: No case may hang longer.

@@ -17,10 +17,11 @@ __all__ = ["client", "facility"]
 
 @pytest.fixture
 def client(facility: Facility) -> Iterator[Client]:
-    """A client of the facility, with tokens in memory and nothing pickled."""
+    """The SDK itself, with tokens in memory and nothing pickled; its requests are not those of our transport."""
+    client_id, secret = facility.globus.login("probe")
     with facility.client():
         config = GlobusAppConfig(token_storage="memory")
-        app = ClientApp("tests", client_id=facility.client_id, client_secret=facility.client_secret, config=config)
+        app = ClientApp("tests", client_id=client_id, client_secret=secret, config=config)
         made = Client(app=app)
         made.fx_serializer = ComputeSerializer(
             strategy_code=PureSourceTextInspect,

@@ -56,6 +56,8 @@ class Endpoint:
         self._state = state
         self._daemons = daemons
         self._globus = globus
+        #: Where its programs are: in its own Python environment.
+        self.bin = endpoint_bin()
 
     @property
     def endpoint_id(self) -> str:
@@ -83,7 +85,7 @@ class Endpoint:
             self._daemons.start(
                 self.daemon,
                 [
-                    str(endpoint_bin() / "globus-compute-endpoint"),
+                    str(self.bin / "globus-compute-endpoint"),
                     "start",
                     _NAME,
                     "--endpoint-uuid",
@@ -145,13 +147,13 @@ engine:
         return {
             "HOME": home,
             "USER": FACILITY_USER,
-            "PATH": f"{endpoint_bin()}:/usr/local/bin:/usr/bin:/bin",
+            "PATH": f"{self.bin}:/usr/local/bin:/usr/bin:/bin",
             "GLOBUS_COMPUTE_USER_DIR": str(self._home()),
         }
 
     def _user_endpoints(self) -> list[Process]:
         """Find them by their process title, which names this endpoint and overwrites their environment."""
-        program = (endpoint_bin() / "python").resolve()
+        program = (self.bin / "python").resolve()
         title = f"uep.{self.endpoint_id}.".encode()
         found = []
         for pid in all_pids():

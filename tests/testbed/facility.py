@@ -107,7 +107,7 @@ class Facility:
     @property
     def env(self) -> dict[str, str]:
         """Return a client's environment: it knows Globus, and nothing of Slurm."""
-        return {**self.globus.client_env(), "GLOBUS_COMPUTE_USER_DIR": str(self.state.root / "client")}
+        return {**self.globus.env(), "GLOBUS_COMPUTE_USER_DIR": str(self.state.root / "client")}
 
     def status(self) -> dict[str, bool]:
         """Return which daemons live."""
@@ -206,7 +206,7 @@ class Facility:
             steps = [pool.submit(self.slurm.start), pool.submit(self._start_globus)]
         for step in steps:
             step.result()
-        self.endpoint.start({**self.globus.owner_env(), **self.slurm.env})
+        self.endpoint.start({**self.globus.env("owner"), **self.slurm.env})
 
     def _start_globus(self) -> None:
         self.broker.start()

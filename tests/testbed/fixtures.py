@@ -1,4 +1,4 @@
-"""The pytest fixture `facility`: a running testbed, started for the session if none is up."""
+"""The pytest fixtures `facility`, a running testbed, and `globus`, the emulator of Globus alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.testbed import packages
+from tests.testbed.broker import Broker
+from tests.testbed.daemons import Daemons
 from tests.testbed.facility import Facility
+from tests.testbed.globus import Globus
+from tests.testbed.state import State
 
 REQUIRE_VARIABLE = "PREFECT_PSIK_REQUIRE_FACILITY"
 
@@ -16,6 +20,8 @@ REQUIRE_VARIABLE = "PREFECT_PSIK_REQUIRE_FACILITY"
 @pytest.fixture(scope="session")
 def facility() -> Iterator[Facility]:
     """Yield the facility: the one that `up` left running, else one of this session, stopped at its end.
+
+    At the end of the session no login may ever have sent more than 20 requests in 10 s.
 
     Where it cannot run (no Debian, not root, something not installed) the tests are skipped with the reason.
     With `PREFECT_PSIK_REQUIRE_FACILITY=1` what is missing is installed, and what cannot be had is an error.
@@ -28,7 +34,36 @@ def facility() -> Iterator[Facility]:
     was_down = not found.daemons.alive()
     try:
         found.start()
+        found.globus.forget_peaks()
         yield found
+        found.globus.start()
+        assert found.globus.over_the_limit() == {}, "a login sent more than Globus allows: requests in 10 s"
     finally:
         if was_down:
             found.stop()
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Globus]:
+    """An emulator of Globus without a facility, enough for Transfer; it needs neither Debian nor root."""
+    state = State(tmp_path_factory.mktemp("globus"))
+    state.create()
+    state.port("emulator")  # any: the one that the SDK wishes for is the facility's
+    daemons = Daemons(state)
+    found = Globus(state, daemons, Broker(state, daemons))
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
+
+
+@pytest.fixture
+def globus(emulator: Globus, monkeypatch: pytest.MonkeyPatch) -> Iterator[Globus]:
+    """The emulator, with this process as its client and no fault ordered."""
+    for name in [name for name in os.environ if name.startswith("GLOBUS_")]:
+        monkeypatch.delenv(name)
+    for name, value in emulator.env().items():
+        monkeypatch.setenv(name, value)
+    yield emulator
+    emulator.clear_faults()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import secrets
 import sys
 import urllib.error
@@ -14,13 +16,25 @@ from typing import Any
 from tests.testbed.broker import Broker
 from tests.testbed.daemons import Daemons
 from tests.testbed.emulator.capture import Finding, Message, find_pickles, read_capture
-from tests.testbed.emulator.config import Config, KnownClient
+from tests.testbed.emulator.config import Collection, Config, Consent, KnownClient
+from tests.testbed.emulator.meter import LIMIT
+from tests.testbed.packages import FACILITY_USER
 from tests.testbed.state import State
+
+#: Logins that only the soak uses: several, since one alone would take 10 min for 1,000 calls.
+SOAK_LOGINS = tuple(f"soak-{number}" for number in range(1, 6))
+#: Logins that are linked to the endpoint's owner, which comes first, and may use its endpoint: the tests' client,
+#: that of many processes, and one for requests past our transport.
+LINKED = ("owner", "client", "crowd", "probe", *SOAK_LOGINS)
+#: With those linked to nobody: the site's, which owns endpoints that root runs, and a stranger's.
+LOGINS = (*LINKED, "site", "stranger")
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _SDK_PORT = 5000
 """Where the SDK looks for its environment "local"; hard-wired there."""
 _START_SECONDS = 30.0
+COLLECTIONS: dict[str, Consent] = {"home": "none", "scratch": "none", "mapped": "data_access", "vault": "never"}
+"""Collections of Globus Transfer, and the consent that each asks for."""
 _ADMIN_SECONDS = 10.0
 
 
@@ -40,42 +54,37 @@ class Globus:
     @property
     def client_id(self) -> str:
         """Return the id of the client that tests use: the beamline's service account."""
-        return self._state.need("client_id", lambda: str(uuid.uuid4()))
+        return self.login("client")[0]
 
     @property
     def client_secret(self) -> str:
         """Return that client's secret."""
-        return self._state.need("client_secret", lambda: secrets.token_hex(24))
+        return self.login("client")[1]
 
-    @property
-    def owner_id(self) -> str:
-        """Return the id of the client that owns the endpoint: linked to the other, metered apart."""
-        return self._state.need("owner_id", lambda: str(uuid.uuid4()))
-
-    @property
-    def crowd_id(self) -> str:
-        """Return the id of a second client of the beamline, with a request limit of its own."""
-        return self._state.need("crowd_id", lambda: str(uuid.uuid4()))
-
-    @property
-    def site_id(self) -> str:
-        """Return the id of the site's client, linked to nobody: it owns endpoints that root runs."""
-        return self._state.need("site_id", lambda: str(uuid.uuid4()))
-
-    @property
-    def stranger_id(self) -> str:
-        """Return the id of a client that nobody has anything to do with."""
-        return self._state.need("stranger_id", lambda: str(uuid.uuid4()))
-
-    @property
-    def stranger_secret(self) -> str:
-        """Return that client's secret."""
-        return self._state.need("stranger_secret", lambda: secrets.token_hex(24))
+    def login(self, name: str) -> tuple[str, str]:
+        """Return id and secret of one of `LOGINS`."""
+        client_id = self._state.need(f"{name}_id", lambda: str(uuid.uuid4()))
+        return client_id, self._state.need(f"{name}_secret", lambda: secrets.token_hex(24))
 
     @property
     def capture_file(self) -> Path:
         """Return the file of every message that crossed the broker."""
         return self._state.root / "emulator" / "capture.jsonl"
+
+    def collection(self, name: str) -> Collection:
+        """Return a collection.
+
+        `home` is the beamline's, `scratch` the facility's (its jobs see it, too). `mapped` asks for the
+        `data_access` consent, which a client gives itself; `vault` for one that nobody has.
+        """
+        root = self._state.root / "data" if name == "scratch" else self._state.root / "collections" / name
+        return Collection(
+            id=self._state.need(f"collection_{name}", lambda: str(uuid.uuid4())),
+            name=name,
+            root=str(root),
+            consent=COLLECTIONS[name],
+            owner=FACILITY_USER if name == "scratch" and _can_become(FACILITY_USER) else None,
+        )
 
     def start(self) -> None:
         """Start it, if it does not run, and wait until it answers.
@@ -85,6 +94,9 @@ class Globus:
         """
         if self._daemons.find("emulator") is None:
             self._state.directory("emulator", mode=0o700)
+            for name in COLLECTIONS:
+                root = Path(self.collection(name).root).relative_to(self._state.root)
+                self._state.directory(*root.parts, mode=0o1777)
             path = self._state.file("emulator", "config.json", text=self._config().dumps(), mode=0o600)
             self._daemons.start(
                 "emulator",
@@ -97,36 +109,13 @@ class Globus:
         """Stop it. What it knows is on disk and there again after a start."""
         self._daemons.stop("emulator")
 
-    def client_env(self) -> dict[str, str]:
-        """Return the environment that points the SDK here, as the tests' client."""
+    def env(self, name: str = "client") -> dict[str, str]:
+        """Return the environment that points the SDK, or an endpoint, here as one of `LOGINS`."""
+        client_id, secret = self.login(name)
         return {
             **self._where(),
-            "GLOBUS_COMPUTE_CLIENT_ID": self.client_id,
-            "GLOBUS_COMPUTE_CLIENT_SECRET": self.client_secret,
-        }
-
-    def owner_env(self) -> dict[str, str]:
-        """Return the environment that points the endpoint here, as its owner."""
-        return {
-            **self._where(),
-            "GLOBUS_COMPUTE_CLIENT_ID": self.owner_id,
-            "GLOBUS_COMPUTE_CLIENT_SECRET": self._owner_secret,
-        }
-
-    def crowd_env(self) -> dict[str, str]:
-        """Return the environment that points the SDK here, as the client of many processes."""
-        return {
-            **self._where(),
-            "GLOBUS_COMPUTE_CLIENT_ID": self.crowd_id,
-            "GLOBUS_COMPUTE_CLIENT_SECRET": self._crowd_secret,
-        }
-
-    def site_env(self) -> dict[str, str]:
-        """Return the environment that points an endpoint of the site here."""
-        return {
-            **self._where(),
-            "GLOBUS_COMPUTE_CLIENT_ID": self.site_id,
-            "GLOBUS_COMPUTE_CLIENT_SECRET": self._site_secret,
+            "GLOBUS_COMPUTE_CLIENT_ID": client_id,
+            "GLOBUS_COMPUTE_CLIENT_SECRET": secret,
         }
 
     def meter(self) -> dict[str, dict[str, Any]]:
@@ -138,17 +127,52 @@ class Globus:
         """Start counting requests anew."""
         self._admin("DELETE", "meter")
 
+    def peaks(self) -> dict[str, int]:
+        """Return the most requests in 10 s that each login ever sent; resets and restarts do not lower it."""
+        found: dict[str, int] = self._admin("GET", "peaks")
+        return {name: found.get(self.login(name)[0], 0) for name in LOGINS}
+
+    def over_the_limit(self) -> dict[str, int]:
+        """Return the peaks of more than 20; not that of "probe", which does not use our transport."""
+        return {name: most for name, most in self.peaks().items() if most > LIMIT and name != "probe"}
+
+    def forget_peaks(self) -> None:
+        """Forget what `over_the_limit` looks at, as a new session of tests does."""
+        self._admin("DELETE", "peaks")
+
+    def change_secret(self, name: str, secret: str) -> None:
+        """Give a login another secret, until the emulator's next start; tokens of the old one are refused."""
+        self._admin("POST", "secrets", {"client_id": self.login(name)[0], "secret": secret})
+
     def order_fault(self, kind: str, **fields: object) -> None:
         """Have the emulator misbehave; kinds and fields are in `emulator/faults.py`."""
         self._admin("POST", "faults", {"kind": kind, **fields})
 
+    def begin_weather(self, seed: int, *, strength: float = 1.0) -> None:
+        """Have the emulator misbehave at random, by the dice of this seed, until `clear_faults`."""
+        self._admin("POST", "weather", {"seed": seed, "strength": strength})
+
+    def happened(self) -> dict[str, int]:
+        """Return how often each fault happened since the weather began, or the emulator was started."""
+        found: dict[str, int] = self._admin("GET", "faults")
+        return found
+
     def clear_faults(self) -> None:
-        """Drop all ordered faults."""
+        """Drop all ordered faults, and have fair weather."""
         self._admin("DELETE", "faults")
+
+    def transfers(self) -> list[dict[str, Any]]:
+        """Return the documents of all Transfer tasks, oldest first."""
+        found: list[dict[str, Any]] = self._admin("GET", "transfers")["tasks"]
+        return found
 
     def forget_functions(self) -> None:
         """Have the service forget all registered functions."""
         self._admin("DELETE", "functions")
+
+    def delete_endpoint(self, endpoint_id: str) -> None:
+        """Have the service forget an endpoint, until it is started again."""
+        self._admin("DELETE", f"endpoints/{endpoint_id}")
 
     def is_online(self, endpoint_id: str) -> bool:
         """Say whether the emulator hears this endpoint's heartbeat."""
@@ -162,40 +186,29 @@ class Globus:
         """Return every message that crossed the broker in this run."""
         return list(read_capture(self.capture_file))
 
-    def pickles(self) -> list[Finding]:
-        """Return every pickled object among those messages."""
-        return find_pickles(self.capture_file)
+    def pickles(self, *, since: float = 0.0) -> list[Finding]:
+        """Return every pickled object among those messages, or among those from this moment on."""
+        return [found for found in find_pickles(self.capture_file) if found.message.at >= since]
 
     @property
     def _port(self) -> int:
         return self._state.port("emulator", wish=_SDK_PORT)
 
-    @property
-    def _owner_secret(self) -> str:
-        return self._state.need("owner_secret", lambda: secrets.token_hex(24))
-
-    @property
-    def _crowd_secret(self) -> str:
-        return self._state.need("crowd_secret", lambda: secrets.token_hex(24))
-
-    @property
-    def _site_secret(self) -> str:
-        return self._state.need("site_secret", lambda: secrets.token_hex(24))
-
     def _config(self) -> Config:
-        user, owner, crowd = self.client_id, self.owner_id, self.crowd_id
-        alone = ((self.site_id, self._site_secret), (self.stranger_id, self.stranger_secret))
+        ids = {name: self.login(name)[0] for name in LOGINS}
+        owner, *others = (ids[name] for name in LINKED)
+        linked = {owner: (owner, *others)} | {client: (client, owner) for client in others}
+        clients = tuple(
+            KnownClient(key, self.login(name)[1], f"{key}@clients.auth.globus.org", linked.get(key, (key,)))
+            for name, key in ids.items()
+        )
         return Config(
             port=self._port,
             broker_url=self._broker.url,
             directory=str(self._state.root / "emulator"),
             token_key=self._state.need("token_key", lambda: secrets.token_hex(32)),
-            clients=(
-                KnownClient(user, self.client_secret, f"{user}@clients.auth.globus.org", (user, owner)),
-                KnownClient(crowd, self._crowd_secret, f"{crowd}@clients.auth.globus.org", (crowd, owner)),
-                KnownClient(owner, self._owner_secret, f"{owner}@clients.auth.globus.org", (owner, user, crowd)),
-                *(KnownClient(who, secret, f"{who}@clients.auth.globus.org", (who,)) for who, secret in alone),
-            ),
+            clients=clients,
+            collections=tuple(self.collection(name) for name in COLLECTIONS),
         )
 
     def _where(self) -> dict[str, str]:
@@ -222,3 +235,12 @@ class Globus:
         without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with without_proxy.open(request, timeout=_ADMIN_SECONDS) as reply:
             return json.load(reply)
+
+
+def _can_become(name: str) -> bool:
+    """Say whether this process may give files to a user."""
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return os.getuid() == 0

@@ -109,7 +109,7 @@ def pinned_endpoint(facility: Facility, *allowed: str) -> Iterator[PinnedEndpoin
     endpoint = PinnedEndpoint(facility.state, facility.daemons, facility.globus)
     endpoint.allowed = allowed
     try:
-        endpoint.start({**facility.globus.owner_env(), **facility.slurm.env})
+        endpoint.start({**facility.globus.env("owner"), **facility.slurm.env})
         yield endpoint
     finally:
         endpoint.stop()
@@ -130,7 +130,7 @@ def multi_user_endpoint(
     endpoint = MultiUserEndpoint(facility.state, facility.daemons, facility.globus)
     endpoint.allowed, endpoint.daemon, endpoint.wrapper = allowed, daemon, wrapper
     try:
-        endpoint.start(facility.globus.site_env())
+        endpoint.start(facility.globus.env("site"))
         yield endpoint
     finally:
         endpoint.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shutil
@@ -86,7 +87,7 @@ def why_not() -> str | None:
 
 
 def install() -> None:
-    """Install what is missing; nothing if nothing is. The endpoint's environment is built while apt works.
+    """Install what is missing; nothing if nothing is. One process at a time, the others wait.
 
     Raises:
         TestbedError: this is no Debian, not root, or a step failed; names the log.
@@ -95,6 +96,13 @@ def install() -> None:
         raise TestbedError("Installing the testbed needs Debian and root.")
     log = cache() / "install.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    with log.with_name("install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _install(log)
+
+
+def _install(log: Path) -> None:
+    """Install what is missing; the endpoint's environment is built while apt works."""
     lacking = _missing_debian()
     if _VENV_PACKAGE in lacking:
         _apt([_VENV_PACKAGE], log)

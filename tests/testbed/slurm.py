@@ -69,8 +69,8 @@ class Slurm:
         self._start_munge()
         if self._accounting:
             self._start_database()
-            self._start_accounting()
-        self._start_controller()
+            self.start_accounting()
+        self.start_controller()
         self._start_nodes()
 
     def stop(self) -> None:
@@ -187,7 +187,8 @@ class Slurm:
             " GRANT ALL ON slurm_acct.* TO slurm@'127.0.0.1';",
         )
 
-    def _start_accounting(self) -> None:
+    def start_accounting(self) -> None:
+        """Start slurmdbd if it does not run, and wait until it answers."""
         if self.daemons.find("slurmdbd") is not None:
             return
         self.daemons.start("slurmdbd", ["slurmdbd", "-D"], env=self.env, own_log=True)
@@ -217,7 +218,8 @@ class Slurm:
             if done.returncode and "Nothing new added" not in done.stdout + done.stderr:
                 raise TestbedError(f"`sacctmgr {step}` failed: {done.stdout}{done.stderr}")
 
-    def _start_controller(self) -> None:
+    def start_controller(self) -> None:
+        """Start slurmctld if it does not run, and wait until it answers."""
         if self.daemons.find("slurmctld") is None:
             self.daemons.start("slurmctld", ["slurmctld", "-D"], env=self.env, own_log=True)
         ping = ("scontrol", "ping")

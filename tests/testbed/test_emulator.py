@@ -18,6 +18,7 @@ from globus_compute_sdk.errors import TaskExecutionFailed
 from globus_compute_sdk.serialize import ComputeSerializer, DillCode, DillDataBase64
 
 from tests.testbed.emulator.capture import Capture, find_pickles, pickles_in
+from tests.testbed.emulator.faults import Fault, Faults
 from tests.testbed.emulator.meter import WINDOW_SECONDS, most_in_window
 from tests.testbed.facility import Facility
 from tests.testbed.probes import PSIK_SOURCE, SOURCE, await_state, call, get, is_done, token
@@ -53,7 +54,7 @@ with Executor(sys.argv[1], serializer=text, result_serializers=[JSONData]) as ex
 
 
 def test_login(facility: Facility) -> None:
-    assert token(facility, facility.client_secret)
+    assert token(facility)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         token(facility, "wrong")
 
@@ -66,16 +67,32 @@ def test_the_twenty_first_request_within_ten_seconds_is_refused(facility: Facili
     with pytest.raises(urllib.error.HTTPError) as caught:
         get(facility, "/v2/version")
     assert caught.value.code == 429
-    meter = facility.meter()
+    meter = facility.globus.meter()[facility.globus.login("probe")[0]]
     assert (meter["requests"], meter["most_in_10_s"], meter["statuses"]) == (21, 21, {"200": 20, "429": 1})
     time.sleep(float(caught.value.headers["Retry-After"]))
     get(facility, "/v2/version")
+    facility.globus.reset_meter()
+    facility.globus.stop()
+    facility.globus.start()
+    assert facility.globus.peaks()["probe"] >= 21, "neither a reset nor a restart lowers it"
+    assert facility.globus.over_the_limit() == {}, "the login of such tests is left out"
 
 
 def test_the_window_slides() -> None:
     assert most_in_window([]) == 0
     assert most_in_window([0, 1, 2, 9.9, 10.5, 11.5]) == 4
     assert most_in_window([0, 10, 20]) == 1
+
+
+def test_a_seed_always_gives_the_same_weather() -> None:
+    def weather(seed: int) -> list[Fault | None]:
+        faults = Faults()
+        faults.begin_weather(seed=seed, strength=1.0)
+        kinds = ["delay", "error", "drop_reply"] * 300
+        return [faults.take(kind, "POST /v3/endpoints/x/submit") for kind in kinds]
+
+    assert weather(1) == weather(1) != weather(2)
+    assert {fault.status for fault in weather(1) if fault and fault.kind == "error"} > {401, 429, 500, 503}
 
 
 def test_a_payload_over_10_mb_is_refused(facility: Facility) -> None:
@@ -114,7 +131,7 @@ def test_the_executor_round_trips_too(facility: Facility, tmp_path: Path) -> Non
     script.write_text(_EXECUTOR_SCRIPT)
     ran = subprocess.run(
         [sys.executable, str(script), facility.endpoint_id],
-        env={**os.environ, **facility.env},
+        env={**os.environ, **facility.env, **facility.globus.env("probe")},
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,1 +1,1 @@
-"""An emulator of Globus Auth and Compute, enough for the real SDK and the real endpoint."""
+"""An emulator of Globus Auth, Compute and Transfer, enough for the real SDK and the real endpoint."""

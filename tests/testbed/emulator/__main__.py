@@ -14,6 +14,7 @@ from tests.testbed.emulator.identity import Auth
 from tests.testbed.emulator.meter import Meter
 from tests.testbed.emulator.store import Store
 from tests.testbed.emulator.tasks import Tasks
+from tests.testbed.emulator.transfer import Transfer
 from tests.testbed.emulator.web import App, server
 from tests.testbed.emulator.wire import HEARTBEATS, RESULTS, Wire
 
@@ -30,7 +31,9 @@ def main() -> None:
     tasks = Tasks(store, wire, faults)
     endpoints = Endpoints(store, wire, tasks.fail)
     wire.consume({RESULTS: tasks.on_result, HEARTBEATS: endpoints.on_heartbeat})
-    server(App(Auth(config), endpoints, tasks, wire, Meter(), faults), config.port).serve_forever()
+    auth = Auth(config)
+    transfer = Transfer(auth, config.collections, faults)
+    server(App(auth, endpoints, tasks, transfer, wire, Meter(store), faults), config.port).serve_forever()
 
 
 if __name__ == "__main__":

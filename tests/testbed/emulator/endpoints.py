@@ -53,6 +53,11 @@ class Endpoints:
             "heartbeat_queue_info": self._outlet(HEARTBEATS, key),
         }
 
+    def delete(self, endpoint_id: str) -> None:
+        """Forget an endpoint, as when its owner deletes it. It is known again once it registers."""
+        self._store.delete("endpoint", endpoint_id)
+        self.forget_sign(endpoint_id)
+
     def need(self, endpoint_id: str) -> Json:
         """Return an endpoint.
 

@@ -7,8 +7,10 @@ import binascii
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from urllib.parse import parse_qs
 
 from tests.testbed.emulator.config import Config, KnownClient
@@ -19,7 +21,10 @@ _COMPUTE_SCOPE = "https://auth.globus.org/scopes/facd7ccc-c5f4-42aa-916b-a0e270e
 _TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
 COMPUTE = "funcx_service"
 AUTH = "auth.globus.org"
-_RESOURCE_SERVERS = {_COMPUTE_SCOPE: COMPUTE, _TRANSFER_SCOPE: "transfer.api.globus.org"}
+TRANSFER = "transfer.api.globus.org"
+_RESOURCE_SERVERS = {_COMPUTE_SCOPE: COMPUTE, _TRANSFER_SCOPE: TRANSFER}
+_SCOPE = re.compile(r"[^\s\[]+(?:\[[^\]]*\])?")
+"""A scope with those that depend on it: `one[two three]`."""
 
 
 class Auth:
@@ -36,9 +41,9 @@ class Auth:
         if form.get("grant_type") != "client_credentials":
             return Reply(400, {"error": "unsupported_grant_type"})
         by_server: dict[str, list[str]] = {}
-        for scope in form.get("scope", _COMPUTE_SCOPE).split():
+        for scope in _SCOPE.findall(form.get("scope", _COMPUTE_SCOPE)):
             plain = scope.partition("[")[0]
-            by_server.setdefault(_RESOURCE_SERVERS.get(plain, AUTH), []).append(plain)
+            by_server.setdefault(_RESOURCE_SERVERS.get(plain, AUTH), []).append(scope)
         first, *others = [self._issue(client, server, scopes) for server, scopes in by_server.items()]
         return Reply(200, {**first, "other_tokens": others})
 
@@ -69,12 +74,23 @@ class Auth:
         """
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         payload, _, signature = token.partition(".")
-        if kind != "Bearer" or not hmac.compare_digest(signature, self._sign(payload)):
+        claims = _claims(payload)
+        client = self._clients.get(str(claims.get("client")))
+        if kind != "Bearer" or client is None or not hmac.compare_digest(signature, self._sign(client, payload)):
             raise Refusal(401, "AUTHENTICATION_REQUIRED", "Missing or invalid token.")
-        claims = json.loads(base64.urlsafe_b64decode(payload))
         if claims["server"] != server or claims["expires"] < time.time():
             raise Refusal(401, "AUTHENTICATION_REQUIRED", "The token has expired or is for another service.")
-        return self._clients[claims["client"]]
+        return client
+
+    def change_secret(self, client_id: str, secret: str) -> None:
+        """Give a client another secret; the tokens that it got with the old one are refused from now on."""
+        self._clients[client_id] = replace(self._clients[client_id], secret=secret)
+
+    def scopes(self, request: Request) -> list[str]:
+        """Return the scopes of the token that this request bears, with those that depend on them."""
+        token = request.headers.get("authorization", "").partition(" ")[2]
+        found: list[str] = _claims(token.partition(".")[0]).get("scopes", [])
+        return found
 
     def _authenticate(self, headers: Mapping[str, str]) -> KnownClient:
         kind, _, encoded = headers.get("authorization", "").partition(" ")
@@ -88,18 +104,31 @@ class Auth:
         return client
 
     def _issue(self, client: KnownClient, server: str, scopes: list[str]) -> Json:
-        claims = {"client": client.client_id, "server": server, "expires": time.time() + TOKEN_SECONDS}
+        claims = {
+            "client": client.client_id,
+            "server": server,
+            "scopes": scopes,
+            "expires": time.time() + TOKEN_SECONDS,
+        }
         payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()
         return {
-            "access_token": f"{payload}.{self._sign(payload)}",
-            "scope": " ".join(scopes),
+            "access_token": f"{payload}.{self._sign(client, payload)}",
+            "scope": " ".join(scope.partition("[")[0] for scope in scopes),
             "expires_in": TOKEN_SECONDS,
             "token_type": "Bearer",
             "resource_server": server,
         }
 
-    def _sign(self, payload: str) -> str:
-        return hmac.new(self._key, payload.encode(), hashlib.sha256).hexdigest()
+    def _sign(self, client: KnownClient, payload: str) -> str:
+        return hmac.new(self._key, f"{client.secret} {payload}".encode(), hashlib.sha256).hexdigest()
+
+
+def _claims(payload: str) -> Json:
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(payload))
+    except ValueError:
+        claims = None
+    return claims if isinstance(claims, dict) else {}
 
 
 def _describe(client: KnownClient) -> Json:

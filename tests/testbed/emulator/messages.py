@@ -49,12 +49,21 @@ class Reply:
 class Refusal(Exception):
     """An error reply of the service."""
 
-    def __init__(self, status: int, code: str, reason: str, *, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        reason: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        fields: Json | None = None,
+    ) -> None:
         super().__init__(reason)
         self.status = status
         self.code = code
         self.reason = reason
         self.headers = dict(headers or {})
+        self.fields = dict(fields or {})
 
     def reply(self) -> Reply:
         """Return it as a reply; the SDK shows `message` to people."""
@@ -64,5 +73,6 @@ class Refusal(Exception):
             "message": self.reason,
             "reason": self.reason,
             "http_status_code": self.status,
+            **self.fields,
         }
         return Reply(self.status, body, self.headers)

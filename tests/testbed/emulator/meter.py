@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.testbed.emulator.messages import Json, Refusal
+from tests.testbed.emulator.store import Store
 
 LIMIT = 20
 WINDOW_SECONDS = 10.0
@@ -37,10 +38,12 @@ def most_in_window(times: Sequence[float], window: float = WINDOW_SECONDS) -> in
 
 
 class Meter:
-    """The log of requests to the compute service, kept in memory."""
+    """The log of requests to the compute service, kept in memory; only the peaks are on disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
         self._mutex = threading.Lock()
+        self._store = store
+        self._arrived: dict[str, deque[float]] = defaultdict(deque)
         self._entries: dict[str, list[Entry]] = defaultdict(list)
         self._admitted: dict[str, deque[float]] = defaultdict(deque)
 
@@ -52,9 +55,9 @@ class Meter:
         """
         now = time.monotonic()
         with self._mutex:
+            self._note_peak(identity, now)
             recent = self._admitted[identity]
-            while recent and now - recent[0] >= WINDOW_SECONDS:
-                recent.popleft()
+            _forget_before(recent, now)
             if len(recent) >= LIMIT:
                 wait = max(1, math.ceil(WINDOW_SECONDS - (now - recent[0])))
                 raise Refusal(
@@ -79,6 +82,31 @@ class Meter:
         """Forget the log. What counts towards the limit is not forgotten."""
         with self._mutex:
             self._entries.clear()
+
+    def peaks(self) -> Json:
+        """Return the most requests within 10 s, refused ones too, by identity; no reset lowers them."""
+        with self._mutex:
+            return {identity: peak["most"] for identity, peak in self._store.all("peak").items()}
+
+    def forget_peaks(self) -> None:
+        """Begin the peaks anew, from the requests to come."""
+        with self._mutex:
+            self._arrived.clear()
+            for identity in self._store.all("peak"):
+                self._store.delete("peak", identity)
+
+    def _note_peak(self, identity: str, now: float) -> None:
+        arrived = self._arrived[identity]
+        _forget_before(arrived, now)
+        arrived.append(now)
+        if len(arrived) > (self._store.get("peak", identity) or {"most": 0})["most"]:
+            self._store.put("peak", identity, {"most": len(arrived)})
+
+
+def _forget_before(moments: deque[float], now: float) -> None:
+    """Drop the moments that the window has left behind."""
+    while moments and now - moments[0] >= WINDOW_SECONDS:
+        moments.popleft()
 
 
 def _sums(entries: Sequence[Entry]) -> Json:

@@ -16,10 +16,11 @@ from pika.exceptions import AMQPError  # type: ignore[import-untyped]
 from tests.testbed.emulator.config import KnownClient
 from tests.testbed.emulator.endpoints import Endpoints
 from tests.testbed.emulator.faults import Faults
-from tests.testbed.emulator.identity import COMPUTE, Auth
+from tests.testbed.emulator.identity import COMPUTE, TRANSFER, Auth
 from tests.testbed.emulator.messages import Json, Refusal, Reply, Request
 from tests.testbed.emulator.meter import Entry, Meter
 from tests.testbed.emulator.tasks import Tasks
+from tests.testbed.emulator.transfer import Transfer
 from tests.testbed.emulator.wire import RESULT_QUEUE_PREFIX, Wire
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
@@ -28,6 +29,7 @@ _VERSIONS = {"api": "1.0.0", "min_sdk_version": "1.0.0", "min_ep_version": "1.0.
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}", re.IGNORECASE)
 
 Act = Callable[[KnownClient, Request, str], Any]
+Route = tuple[str, str, Act]
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,14 @@ class App:
     """Answers requests. Knows no sockets."""
 
     def __init__(
-        self, auth: Auth, endpoints: Endpoints, tasks: Tasks, wire: Wire, meter: Meter, faults: Faults
+        self,
+        auth: Auth,
+        endpoints: Endpoints,
+        tasks: Tasks,
+        transfer: Transfer,
+        wire: Wire,
+        meter: Meter,
+        faults: Faults,
     ) -> None:
         self._auth = auth
         self._meter = meter
@@ -48,6 +57,8 @@ class App:
         self._endpoints = endpoints
         self._tasks = tasks
         self._routes = _routes(endpoints, tasks, wire)
+        self._transfers = transfer
+        self._transfer_routes = transfer.routes()
 
     def answer(self, request: Request) -> Reply:
         """Answer a request.
@@ -58,12 +69,16 @@ class App:
         try:
             if request.path.startswith("/_emulator/"):
                 return self._admin(request)
+            if self._faults.is_away(f"{request.method} {request.path}"):
+                raise DropReply
             if request.path == "/v2/oauth2/token":
                 return self._auth.token(request)
             if request.path == "/v2/oauth2/userinfo":
                 return self._auth.userinfo(request)
             if request.path == "/v2/api/identities":
                 return self._auth.identities(request)
+            if request.path.startswith("/v0.10/"):
+                return self._transfer(self._auth.caller(request, server=TRANSFER), request)
             caller = self._auth.caller(request, server=COMPUTE)
         except Refusal as refusal:
             return refusal.reply()
@@ -74,7 +89,7 @@ class App:
         at = time.monotonic()
         try:
             self._meter.admit(caller.client_id)
-            reply = self._compute(caller, request, name)
+            reply = self._act(self._routes, caller, request, name)
         except Refusal as refusal:
             reply = refusal.reply()
         except AMQPError as err:
@@ -87,7 +102,14 @@ class App:
             raise DropReply
         return reply
 
-    def _compute(self, caller: KnownClient, request: Request, name: str) -> Reply:
+    def _transfer(self, caller: KnownClient, request: Request) -> Reply:
+        name = f"{request.method} {request.path}"
+        reply = self._act(self._transfer_routes, caller, request, name)
+        if self._faults.take("drop_reply", name):
+            raise DropReply
+        return reply
+
+    def _act(self, routes: list[Route], caller: KnownClient, request: Request, name: str) -> Reply:
         if request.length > MAX_BODY_BYTES:
             raise Refusal(
                 413,
@@ -98,7 +120,7 @@ class App:
             time.sleep(delay.seconds)
         if fault := self._faults.take("error", name):
             raise Refusal(fault.status, fault.code, "Ordered by a test.")
-        for method, pattern, act in self._routes:
+        for method, pattern, act in routes:
             match = re.fullmatch(pattern, request.path)
             if match and method == request.method:
                 return Reply(200, act(caller, request, match.group(1) if match.groups() else ""))
@@ -108,16 +130,30 @@ class App:
         name = f"{request.method} {request.path}"
         if name == "GET /_emulator/meter":
             return Reply(200, self._meter.report())
+        if name == "GET /_emulator/peaks":
+            return Reply(200, self._meter.peaks())
+        if name == "GET /_emulator/faults":
+            return Reply(200, self._faults.happened())
+        if name == "GET /_emulator/transfers":
+            return Reply(200, self._transfers.report())
         if name == "DELETE /_emulator/meter":
             self._meter.reset()
+        elif name == "DELETE /_emulator/peaks":
+            self._meter.forget_peaks()
+        elif name == "POST /_emulator/secrets":
+            self._auth.change_secret(**request.json())
         elif name == "POST /_emulator/faults":
             self._faults.order(request.json())
+        elif name == "POST /_emulator/weather":
+            self._faults.begin_weather(**request.json())
         elif name == "DELETE /_emulator/faults":
             self._faults.clear()
         elif name == "DELETE /_emulator/functions":
             self._tasks.forget_functions()
         elif name.startswith("GET /_emulator/online/"):
             return Reply(200, {"online": self._endpoints.is_online(name.rpartition("/")[2])})
+        elif name.startswith("DELETE /_emulator/endpoints/"):
+            self._endpoints.delete(name.rpartition("/")[2])
         elif name.startswith("DELETE /_emulator/online/"):
             self._endpoints.forget_sign(name.rpartition("/")[2])
         elif name != "GET /_emulator/health":
@@ -125,7 +161,7 @@ class App:
         return Reply(200, {})
 
 
-def _routes(endpoints: Endpoints, tasks: Tasks, wire: Wire) -> list[tuple[str, str, Act]]:
+def _routes(endpoints: Endpoints, tasks: Tasks, wire: Wire) -> list[Route]:
     """Return the compute service's routes: method, pattern, and what to do with caller, request and id."""
 
     def allowed(_caller: KnownClient, _request: Request, key: str) -> Json:

@@ -1,4 +1,4 @@
-"""The cases: what `Transport` promises, each a coroutine that fails with a sentence or returns."""
+"""The cases of single calls: each a coroutine that fails with a sentence or returns."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
 from uuid import UUID, uuid4
 
 from prefect_psik.credentials import GlobusCredentials
@@ -21,104 +18,10 @@ from prefect_psik.exceptions import (
     PayloadTooLarge,
     RemoteCodeError,
 )
-from prefect_psik.transport.base import Transport
-from prefect_psik.transport.limiter import RequestBudget, ledger_of
-from tests.testbed.facility import Facility
+from tests.conformance.case import CALL_SECONDS, SUBMIT, Case, Place, case, refused
 
-#: A call that runs, on a machine as busy as one that runs several facilities.
-CALL_SECONDS = 90.0
 #: For the end of an interpreter that has calls under way, beyond what it takes to begin.
 EXIT_SECONDS = 2.0
-
-SUBMIT = "POST /v3/endpoints/*/submit"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the cases are run: through one transport."""
-
-    facility: Facility | None
-    prefix: str
-
-    @property
-    def is_globus(self) -> bool:
-        """Whether calls go through Globus Compute."""
-        return self.facility is not None
-
-    def transport(self, **changes: Any) -> Transport:
-        """Make a transport, as a block does."""
-        if self.facility is None:
-            from prefect_psik.transport.local import LocalTransport
-
-            return LocalTransport()
-        from prefect_psik.transport.globus import GlobusTransport
-
-        endpoint_id = changes.pop("endpoint_id", UUID(self.facility.endpoint_id))
-        return GlobusTransport(endpoint_id, **changes)
-
-    def fault(self, kind: str, **fields: object) -> None:
-        """Have the emulated service misbehave."""
-        assert self.facility is not None
-        self.facility.globus.order_fault(kind, **fields)
-
-    async def look(self, transport: Transport, stamp: str = "1", *, timeout: float = CALL_SECONDS) -> None:
-        """One call whose answer can only be its own."""
-        payload = {"prefix": self.prefix, "jobs": [{"stamp": stamp}]}
-        answer = await transport.call("status", payload, timeout=timeout)
-        assert list(answer["jobs"]) == [stamp], f"the answer to {stamp} is {answer}"
-
-    async def register(self, source: str) -> UUID:
-        """Register a function of a test at the service, within the login's budget of requests."""
-        from globus_compute_sdk import Client
-        from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
-
-        client = Client(do_version_check=False)
-        client.fx_serializer = ComputeSerializer(
-            strategy_code=PureSourceTextInspect(),
-            strategy_data=JSONData(),  # type: ignore[no-untyped-call]
-        )
-        budget = RequestBudget(ledger_of(os.environ["GLOBUS_COMPUTE_CLIENT_ID"]))
-        token = await budget.take()
-        try:
-            return UUID(str(client.register_source_code(source, "call")))
-        finally:
-            budget.answered(token)
-
-
-Case = Callable[[Place], Awaitable[None]]
-_CASES: dict[str, tuple[Case, bool]] = {}
-
-
-def case(name: str, *, globus: bool = False) -> Callable[[Case], Case]:
-    """Add a case; one that only Globus Compute can show is left out elsewhere."""
-
-    def add(work: Case) -> Case:
-        _CASES[name] = (work, globus)
-        return work
-
-    return add
-
-
-def cases(place: Place) -> dict[str, Case]:
-    """The cases that can be shown at a place."""
-    return {name: work for name, (work, globus) in _CASES.items() if place.is_globus or not globus}
-
-
-def names() -> list[str]:
-    """All cases, in order."""
-    return list(_CASES)
-
-
-async def _refused(awaitable: Awaitable[Any], kind: type[BaseException], *words: str) -> BaseException:
-    """Wait for an error of a kind that is a sentence with these words."""
-    try:
-        found = await awaitable
-    except kind as err:
-        text = str(err)
-        assert text.rstrip().endswith("."), f"no sentence: {text}"
-        assert all(word in text for word in words), f"{words} are not in: {text}"
-        return err
-    raise AssertionError(f"no {kind.__name__}, but {found!r}")
 
 
 @case("a result")
@@ -144,7 +47,7 @@ async def _(place: Place) -> None:
 @case("a time limit, and usable again")
 async def _(place: Place) -> None:
     transport = place.transport()
-    err = await _refused(place.look(transport, timeout=0.01), FacilityTimeout, "within 0 s")
+    err = await refused(place.look(transport, timeout=0.01), FacilityTimeout, "within 0 s")
     assert isinstance(err, FacilityTimeout)
     assert err.transient
     await place.look(transport)
@@ -153,21 +56,21 @@ async def _(place: Place) -> None:
 @case("too large an argument is not sent")
 async def _(place: Place) -> None:
     transport = place.transport()
-    await _refused(transport.call("hello", {"x": "y" * 6_000_000}), PayloadTooLarge, "Globus Transfer")
+    await refused(transport.call("hello", {"x": "y" * 6_000_000}), PayloadTooLarge, "Globus Transfer")
     await place.look(transport)
 
 
 @case("too large a result is told", globus=True)
 async def _(place: Place) -> None:
     function = await place.register("def call(name, payload):\n    return {'x': 'y' * 11_000_000}\n")
-    await _refused(place.transport(function_id=function).call("hello", {}), FacilityError, "larger than")
+    await refused(place.transport(function_id=function).call("hello", {}), FacilityError, "larger than")
     await place.look(place.transport())
 
 
 @case("an exception with its remote traceback", globus=True)
 async def _(place: Place) -> None:
     function = await place.register("def call(name, payload):\n    raise ValueError('what happened')\n")
-    err = await _refused(place.transport(function_id=function).call("hello", {}), RemoteCodeError, "what happened")
+    err = await refused(place.transport(function_id=function).call("hello", {}), RemoteCodeError, "what happened")
     assert isinstance(err, RemoteCodeError)
     assert "Traceback" in err.remote_traceback
 
@@ -175,7 +78,7 @@ async def _(place: Place) -> None:
 @case("an answer that is no object", globus=True)
 async def _(place: Place) -> None:
     function = await place.register("def call(name, payload):\n    return 5\n")
-    await _refused(place.transport(function_id=function).call("hello", {}), RemoteCodeError, "not an object")
+    await refused(place.transport(function_id=function).call("hello", {}), RemoteCodeError, "not an object")
 
 
 @case("a lost reply", globus=True)
@@ -201,7 +104,7 @@ async def _(place: Place) -> None:
     transport = place.transport()
     await place.look(transport)
     place.fault("lose_result")
-    await _refused(place.look(transport, timeout=5), FacilityTimeout, "within 5 s")
+    await refused(place.look(transport, timeout=5), FacilityTimeout, "within 5 s")
     await place.look(transport)
 
 
@@ -227,7 +130,7 @@ def _lasting(status: int, kind: type[FacilityError]) -> Case:
     async def lasts(place: Place) -> None:
         transport = place.transport()
         place.fault("error", match=SUBMIT, status=status)
-        await _refused(place.look(transport), kind)
+        await refused(place.look(transport), kind)
         await place.look(transport)
 
     return lasts
@@ -239,27 +142,26 @@ for _status, _kind in ((403, FacilitySetupError), (413, PayloadTooLarge), (422, 
 
 @case("an endpoint that does not exist", globus=True)
 async def _(place: Place) -> None:
-    await _refused(place.look(place.transport(endpoint_id=uuid4())), FacilitySetupError, "not known")
+    await refused(place.look(place.transport(endpoint_id=uuid4())), FacilitySetupError, "not known")
 
 
 @case("a wrong secret", globus=True)
 async def _(place: Place) -> None:
     assert place.facility is not None
     wrong = GlobusCredentials(client_id=UUID(place.facility.client_id), client_secret="wrong")
-    err = await _refused(place.look(place.transport(credentials=wrong)), FacilitySetupError, "client_secret")
+    err = await refused(place.look(place.transport(credentials=wrong)), FacilitySetupError, "client_secret")
     assert "wrong" not in str(err).replace("wrong secret", ""), "the secret is not told"
 
 
 @case("a function that does not exist", globus=True)
 async def _(place: Place) -> None:
-    await _refused(place.look(place.transport(function_id=uuid4())), FacilitySetupError, "not know")
+    await refused(place.look(place.transport(function_id=uuid4())), FacilitySetupError, "not know")
 
 
 @case("two client processes at once")
 async def _(place: Place) -> None:
     text = (
         "import asyncio, sys\n"
-        "from tests.conformance.cases import Place\n"
         "from tests.conformance.client import place_of\n"
         "place = place_of(sys.argv[1])\n"
         "async def main():\n"

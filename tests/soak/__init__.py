@@ -1,0 +1,1 @@
+"""Many calls through Globus Compute while everything misbehaves at random: `make soak`."""
