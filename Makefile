@@ -1,13 +1,16 @@
 # The commands of this project. `make` alone lists them.
 #
 #   PYTHON   the interpreter to build environments with, 3.11 to 3.13
+#   SEED     the dice of make chaos and make soak; FAULTS and CALLS  how many
 #   ARGS     more arguments for what runs, as in: make test ARGS="-k identity"
+#   WORKERS  how many processes run the tests, each with a facility of its own; 0 is none beside make's
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 BIN := .venv/bin
 
 # Whatever Prefect the user of this machine has is neither asked nor touched.
@@ -55,7 +58,7 @@ check: .venv  ## Check format, lint, types, layers and spelling
 
 .PHONY: test
 test: .venv  ## Run the tests
-	@$(call with_prefect_home,$(call with_path,.venv) -m pytest $(ARGS))
+	@$(call with_prefect_home,$(call with_path,.venv) -m pytest -n $(WORKERS) --dist loadfile $(ARGS))
 
 # The last of them needs a facility: there the versions of the Globus SDKs show.
 LOWEST_TESTS := tests/unit $(patsubst %,tests/integration/test_%.py,blocks local_jobs slurm_jobs)
@@ -75,9 +78,22 @@ bench: .venv  ## Measure speed and memory; the limits are printed with the figur
 outcomes: .venv  ## Provoke every way a job can end on real Slurms (Debian, as root; at most 10 min), print the table
 	@$(call with_prefect_home,$(call with_path,.venv) -m tests.outcomes $(ARGS))
 
+SEED ?= 1
+FAULTS ?= 20
+
+.PHONY: chaos
+chaos: .venv  ## Inject FAULTS faults, drawn from SEED, into running flows (Debian, as root); what must be zero
+	@$(call with_prefect_home,$(call with_path,.venv) -m tests.chaos --seed $(SEED) --faults $(FAULTS) $(ARGS))
+
 .PHONY: conformance
 conformance: .venv  ## Both transports, client Pythons 3.11 to 3.13, three engines (Debian, as root): a table
 	@$(call with_prefect_home,$(call with_path,.venv) -m tests.conformance $(ARGS))
+
+CALLS ?= 1000
+
+.PHONY: soak
+soak: .venv  ## Call through Globus Compute while everything misbehaves at random (Debian, as root; 5 min)
+	@$(BIN)/python -m tests.soak --seed $(SEED) --calls $(CALLS)
 
 .PHONY: facility
 facility: .venv  ## Run a facility on this machine (Debian, as root) until Ctrl-C: Slurm, broker, endpoint

@@ -8,6 +8,7 @@ from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import (
     BackendClosed,
     BackendNotFound,
+    ConsentRequired,
     ContactLost,
     FacilityError,
     FacilitySetupError,
@@ -26,19 +27,25 @@ from prefect_psik.exceptions import (
     PayloadTooLarge,
     PrefectPsikError,
     PreflightFailed,
+    PruneIncomplete,
     QueueLimitReached,
     RemoteCodeError,
     RunLimitReached,
+    ScheduleError,
     ScriptFailed,
     SpecError,
     SubmitRejected,
     SyncCallError,
+    TransferCause,
+    TransferError,
     WaitLimitReached,
     WalltimeExceeded,
 )
 from prefect_psik.jobspec import JobSpec, ResourceSpec
 from prefect_psik.models import JobHandle, JobRecord, JobResult, JobState, JobStatus, PreflightReport, RemovedJob
+from prefect_psik.prune_models import PruneFile, PruneReport, PruneVerdict, ScheduledPrune
 from prefect_psik.retry import Growth
+from prefect_psik.transfer_models import FileEntry, TransferHandle, TransferResult, TransferState, TransferStatus
 
 if _typing.TYPE_CHECKING:
     from prefect_psik.hooks import cancel_psik_jobs
@@ -50,24 +57,43 @@ if _typing.TYPE_CHECKING:
         arun_preflight,
         asubmit_job,
         await_for_job,
+        await_for_start,
         cancel_job,
         poll_job,
         run_job,
         run_preflight,
         submit_job,
         wait_for_job,
+        wait_for_start,
     )
     from prefect_psik.limits import WaitLimits
+    from prefect_psik.pruning import aprune, aschedule_prune, prune, schedule_prune
+    from prefect_psik.transfer import (
+        acancel_transfer,
+        adelete_files,
+        alist_files,
+        arun_transfer,
+        asubmit_transfer,
+        await_for_transfer,
+        cancel_transfer,
+        delete_files,
+        list_files,
+        run_transfer,
+        submit_transfer,
+        wait_for_transfer,
+    )
 
 __all__ = [
     "BackendAttributes",
     "BackendClosed",
     "BackendNotFound",
+    "ConsentRequired",
     "ContactLost",
     "FacilityError",
     "FacilitySetupError",
     "FacilityTimeout",
     "FailureCause",
+    "FileEntry",
     "FlowRunCancelling",
     "GlobusCollection",
     "GlobusCredentials",
@@ -91,41 +117,73 @@ __all__ = [
     "PrefectPsikError",
     "PreflightFailed",
     "PreflightReport",
+    "PruneFile",
+    "PruneIncomplete",
+    "PruneReport",
+    "PruneVerdict",
     "PsikBackend",
     "QueueLimitReached",
     "RemoteCodeError",
     "RemovedJob",
     "ResourceSpec",
     "RunLimitReached",
+    "ScheduleError",
+    "ScheduledPrune",
     "ScriptFailed",
     "SpecError",
     "SubmitRejected",
     "SyncCallError",
+    "TransferCause",
+    "TransferError",
+    "TransferHandle",
+    "TransferResult",
+    "TransferState",
+    "TransferStatus",
     "WaitLimitReached",
     "WaitLimits",
     "WalltimeExceeded",
     "acancel_job",
+    "acancel_transfer",
     "aclean_jobs",
+    "adelete_files",
+    "alist_files",
     "alist_jobs",
     "apoll_job",
+    "aprune",
     "arun_job",
     "arun_preflight",
+    "arun_transfer",
+    "aschedule_prune",
     "asubmit_job",
+    "asubmit_transfer",
     "await_for_job",
+    "await_for_start",
+    "await_for_transfer",
     "cancel_job",
     "cancel_psik_jobs",
+    "cancel_transfer",
     "clean_jobs",
+    "delete_files",
+    "list_files",
     "list_jobs",
     "poll_job",
+    "prune",
     "run_job",
     "run_preflight",
+    "run_transfer",
+    "schedule_prune",
     "submit_job",
+    "submit_transfer",
     "wait_for_job",
+    "wait_for_start",
+    "wait_for_transfer",
 ]
 
 #: What brings Prefect's whole engine along, 0.3 s, is loaded when first asked for: name -> module.
-_LAZY = {name: "jobs" for name in __all__ if name.endswith(("_job", "_preflight"))}
+_LAZY = {name: "jobs" for name in __all__ if name.endswith(("_job", "_preflight", "_for_start"))}
 _LAZY |= dict.fromkeys(("aclean_jobs", "alist_jobs", "clean_jobs", "list_jobs"), "housekeeping")
+_LAZY |= {name: "transfer" for name in __all__ if name.endswith(("_transfer", "_files"))}
+_LAZY |= dict.fromkeys(("aprune", "aschedule_prune", "prune", "schedule_prune"), "pruning")
 _LAZY |= {"WaitLimits": "limits", "cancel_psik_jobs": "hooks"}
 
 

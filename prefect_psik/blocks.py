@@ -252,6 +252,11 @@ class GlobusCollection(Block):
         default=None, title="Globus login", description="Empty: the worker's own login."
     )
 
+    @property
+    def document_name(self) -> str | None:
+        """The name that the block was saved or loaded under, if any."""
+        return getattr(self, "_block_document_name", None)
+
     def path(self, path: str) -> str:
         """The collection's path of a path below `base_path`.
 

@@ -9,6 +9,7 @@ backend.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
@@ -18,9 +19,10 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException, TerminationSignal
 from prefect.states import Cancelled
 
-from prefect_psik.exceptions import FlowRunCancelling
+from prefect_psik.exceptions import FlowRunCancelling, PrefectPsikError
 from prefect_psik.models import JobHandle
-from prefect_psik.session import Channel, Subscription
+from prefect_psik.session import Channel
+from prefect_psik.watches import Subscription, Update
 
 OnCancel = Literal["cancel", "leave"]
 
@@ -30,19 +32,39 @@ WATCH_SECONDS = 3.0
 INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt, TerminationSignal)
 
 
-@dataclass(frozen=True)
-class Wait:
-    """One wait for a job, as the watcher of its flow run knows it."""
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """One wait, as the watcher of its flow run knows it.
+
+    Args:
+        what: The job or transfer, for the message.
+        on_cancel: What a cancel of the flow run does to it.
+        flow_runs: Those that it stands in, root first.
+        stop: Asks it to stop.
+        tell: Ends the wait with an error.
+        leave: Ends the looking.
+    """
+
+    what: str
+    on_cancel: OnCancel
+    flow_runs: tuple[str, ...]
+    stop: Callable[[], Awaitable[object]]
+    tell: Callable[[PrefectPsikError], None]
+    leave: Callable[[], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Wait(Watched):
+    """One wait for a job."""
 
     channel: Channel
     handle: JobHandle
-    subscription: Subscription
-    on_cancel: OnCancel
-    flow_runs: tuple[str, ...]
+    subscription: Subscription[Update]
 
 
-_waits: dict[tuple[str, ...], list[Wait]] = {}
+_waits: dict[tuple[str, ...], list[Watched]] = {}
 _watchers: dict[tuple[str, ...], asyncio.Task[None]] = {}
+_cancelling: set[tuple[str, ...]] = set()
 
 
 def owner_of(flow_runs: list[str], on_cancel: OnCancel = "cancel") -> dict[str, Any]:
@@ -59,21 +81,47 @@ def owner_of(flow_runs: list[str], on_cancel: OnCancel = "cancel") -> dict[str, 
 
 def begin_wait(channel: Channel, handle: JobHandle, on_cancel: OnCancel, flow_runs: list[str]) -> Wait:
     """Subscribe to a job and have its flow run watched. On the session's loop only."""
-    wait = Wait(channel, handle, channel.subscribe(handle), on_cancel, tuple(flow_runs))
+    subscription = channel.poller.subscribe(handle)
+    wait = Wait(
+        what=str(handle),
+        on_cancel=on_cancel,
+        flow_runs=tuple(flow_runs),
+        stop=lambda: channel.cancel(handle, owner_of(flow_runs)),
+        tell=subscription.put,
+        leave=lambda: channel.poller.unsubscribe(handle, subscription),
+        channel=channel,
+        handle=handle,
+        subscription=subscription,
+    )
+    watch(wait)
+    return wait
+
+
+def watch(wait: Watched) -> None:
+    """Have the flow run of a wait watched. On the session's loop only."""
     if wait.flow_runs:
         _waits.setdefault(wait.flow_runs, []).append(wait)
         if wait.flow_runs not in _watchers or _watchers[wait.flow_runs].done():
             _watchers[wait.flow_runs] = asyncio.create_task(_watch(wait.flow_runs))
-    return wait
 
 
-async def end_wait(wait: Wait) -> None:
-    """The opposite of `begin_wait`."""
+def refuse_cancelling(flow_runs: list[str]) -> None:
+    """Refuse a submission for a flow run that a watcher saw being cancelled: a retry of a task, or a later task.
+
+    Raises:
+        FlowRunCancelling: It is.
+    """
+    if tuple(flow_runs) in _cancelling:
+        raise FlowRunCancelling("The flow run is being cancelled; nothing more is submitted.")
+
+
+async def end_wait(wait: Watched) -> None:
+    """The opposite of `begin_wait` and `watch`."""
     _forget(wait)
 
 
-def _forget(wait: Wait) -> None:
-    wait.channel.unsubscribe(wait.handle, wait.subscription)
+def _forget(wait: Watched) -> None:
+    wait.leave()
     waits = _waits.get(wait.flow_runs, [])
     if wait in waits:
         waits.remove(wait)
@@ -81,11 +129,11 @@ def _forget(wait: Wait) -> None:
         _waits.pop(wait.flow_runs, None)
 
 
-async def after_interrupt(wait: Wait) -> bool:
-    """Decide what an interrupted wait means for its job: cancel it only if the user cancelled the flow run.
+async def after_interrupt(wait: Watched) -> bool:
+    """Decide what an interrupted wait means for its work: cancel it only if the user cancelled the flow run.
 
     Returns:
-        Whether the job was asked to stop.
+        Whether the work was asked to stop.
     """
     if wait.on_cancel != "cancel" or not await is_cancelling(wait.flow_runs):
         return False
@@ -109,15 +157,17 @@ async def is_cancelling(flow_runs: tuple[str, ...]) -> bool:
 async def _watch(flow_runs: tuple[str, ...]) -> None:
     while flow_runs in _waits:
         if await is_cancelling(flow_runs):
+            _cancelling.add(flow_runs)
             waits = list(_waits.get(flow_runs, []))
             await _cancel([wait for wait in waits if wait.on_cancel == "cancel"])
+            # Before the waits end: the process may end with them, and the flow run would be stuck.
+            await _end_unsupervised(flow_runs[0])
             for wait in waits:
                 asked = "it was asked to stop" if wait.on_cancel == "cancel" else "it goes on, as asked"
-                wait.subscription.put(
-                    FlowRunCancelling(f"The flow run is being cancelled while waiting for {wait.handle}; {asked}.")
+                wait.tell(
+                    FlowRunCancelling(f"The flow run is being cancelled while waiting for {wait.what}; {asked}.")
                 )
                 _forget(wait)
-            await _end_unsupervised(flow_runs[0])
         await asyncio.sleep(WATCH_SECONDS)
 
 
@@ -128,15 +178,12 @@ async def _end_unsupervised(flow_run: str) -> None:
             run = await client.read_flow_run(UUID(flow_run))
             if run.deployment_id is None and run.state is not None and run.state.is_cancelling():
                 await client.set_flow_run_state(
-                    run.id, Cancelled(message="Its jobs were asked to stop."), force=True
+                    run.id, Cancelled(message="Its jobs and transfers were asked to stop."), force=True
                 )
     except (PrefectException, httpx.HTTPError, OSError):
         return
 
 
-async def _cancel(waits: list[Wait]) -> None:
-    """Cancel jobs; those of one backend travel together. A job that cannot be canceled stops no other."""
-    await asyncio.gather(
-        *(wait.channel.cancel(wait.handle, owner_of(list(wait.flow_runs))) for wait in waits),
-        return_exceptions=True,
-    )
+async def _cancel(waits: list[Watched]) -> None:
+    """Cancel work; jobs of one backend travel together. What cannot be canceled stops no other."""
+    await asyncio.gather(*(wait.stop() for wait in waits), return_exceptions=True)

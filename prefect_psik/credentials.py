@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -79,3 +80,22 @@ class GlobusCredentials(CredentialsBlock):
             client_secret=self.client_secret.get_secret_value(),
             config=GlobusAppConfig(token_storage="memory"),
         )
+
+
+def transfer_login(credentials: GlobusCredentials | None) -> GlobusCredentials:
+    """The login for Globus Transfer: the given one, or the client of the worker's environment.
+
+    Raises:
+        SpecError: There is none. The stored login of a person is one for Globus Compute only.
+    """
+    if credentials is not None and not credentials.is_empty:
+        return credentials
+    client_id = os.environ.get("GLOBUS_COMPUTE_CLIENT_ID")
+    client_secret = os.environ.get("GLOBUS_COMPUTE_CLIENT_SECRET")
+    if not client_id or not client_secret:
+        raise SpecError(
+            "There is no login for Globus Transfer. Put a globus-credentials block with client_id and "
+            "client_secret into the globus-collection block, or set GLOBUS_COMPUTE_CLIENT_ID and "
+            "GLOBUS_COMPUTE_CLIENT_SECRET for the worker."
+        )
+    return GlobusCredentials(client_id=UUID(client_id), client_secret=SecretStr(client_secret))

@@ -17,7 +17,11 @@
     │   ├── QueueLimitReached  it is still queued: try another facility
     │   ├── RunLimitReached    it is still running
     │   └── ContactLost        the endpoint or the scheduler has not answered for too long
-    ├── FlowRunCancelling      the flow run is being cancelled; its jobs were asked to stop
+    ├── FlowRunCancelling      the flow run is being cancelled; its jobs and transfers were asked to stop
+    ├── TransferError          data was not moved, listed or deleted: see its ``cause``
+    │   └── ConsentRequired    a consent is missing: run the command in the message
+    ├── PruneIncomplete        files stay, since the check is not proven to hold them; carries the report
+    ├── ScheduleError          the prune was not scheduled: nothing will be deleted
     └── JobError               the job came to an end that is not success
         ├── JobFailed          see its ``cause``
         │   ├── ScriptFailed       its own exit code: mend the script or its input
@@ -40,6 +44,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prefect_psik.models import JobHandle, JobResult, PreflightReport
+    from prefect_psik.prune_models import PruneReport
 
 
 class FailureCause(StrEnum):
@@ -57,6 +62,21 @@ class FailureCause(StrEnum):
     rejected = "rejected"
     missing_output = "missing_output"
     lost = "lost"
+
+
+class TransferCause(StrEnum):
+    """Why data was not moved, listed or deleted."""
+
+    permission_denied = "permission_denied"
+    not_found = "not_found"
+    quota = "quota"
+    away = "away"
+    checksum = "checksum"
+    deadline = "deadline"
+    canceled = "canceled"
+    consent = "consent"
+    login = "login"
+    other = "other"
 
 
 class PrefectPsikError(Exception):
@@ -161,7 +181,63 @@ class SubmitRejected(PrefectPsikError):
 
 
 class FlowRunCancelling(PrefectPsikError):
-    """The flow run that waits is being cancelled; its jobs were asked to stop."""
+    """The flow run that waits is being cancelled; its jobs and transfers were asked to stop."""
+
+
+class TransferError(PrefectPsikError):
+    """Data was not moved, listed or deleted.
+
+    Args:
+        message: What, where, what next.
+        transient: The same call may succeed later; where an endpoint was away, for instance.
+        cause: Why.
+    """
+
+    def __init__(
+        self, message: str, *, transient: bool = False, cause: TransferCause = TransferCause.other
+    ) -> None:
+        super().__init__(message, transient=transient)
+        self.cause = cause
+
+
+class ConsentRequired(TransferError):
+    """A collection asks for a consent that the login does not have.
+
+    Args:
+        message: What, where, and the command that grants it.
+        transient: Never.
+        cause: `consent`.
+        scopes: What must be consented to.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        transient: bool = False,
+        cause: TransferCause = TransferCause.consent,
+        scopes: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, transient=transient, cause=cause)
+        self.scopes = scopes
+
+
+class PruneIncomplete(PrefectPsikError):
+    """Files stay at the source, since the check collection is not proven to hold them; the others are deleted.
+
+    Args:
+        message: Which files, why, what next.
+        transient: Never.
+        report: Of all files.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False, report: PruneReport | None = None) -> None:
+        super().__init__(message, transient=transient)
+        self.report = report
+
+
+class ScheduleError(PrefectPsikError):
+    """A run was not scheduled, or Prefect does not know of it; nothing will happen at that time."""
 
 
 class WaitLimitReached(PrefectPsikError):

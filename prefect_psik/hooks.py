@@ -12,24 +12,27 @@ from prefect.exceptions import PrefectException
 from prefect.flows import Flow
 
 from prefect_psik.blocks import PsikBackend
+from prefect_psik.credentials import transfer_login
 from prefect_psik.exceptions import BackendNotFound, PrefectPsikError, SpecError
 from prefect_psik.marks import Place, places_of
 from prefect_psik.records import cancel_flow_run
-from prefect_psik.resolve import load_backend
+from prefect_psik.resolve import load_backend, load_collection
 from prefect_psik.runs import on_block
-from prefect_psik.session import Channel
+from prefect_psik.session import Channel, Session
+from prefect_psik.transfer_globus import globus_carrier
+from prefect_psik.transfer_once import repeated, transfers_of
 from prefect_psik.waiting import result
 
 _logger = logging.getLogger(__name__)
 
 
 def cancel_psik_jobs(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:
-    """Cancel all jobs of a flow run that a user cancels; give it to `@flow(on_cancellation=[cancel_psik_jobs])`.
+    """Cancel all jobs and transfers of a flow run that a user cancels.
 
-    Waiting tasks cancel their jobs themselves. This hook also reaches jobs that nobody waits for, and those of a
-    flow whose process was killed. Prefect calls it, too, when `serve()` is stopped; then it leaves the jobs alone,
-    since the next run of the flow finds them again: it acts only if Prefect's API says that the flow run is
-    being cancelled.
+    Give it to `@flow(on_cancellation=[cancel_psik_jobs])`. Waiting tasks cancel their work themselves. This hook
+    also reaches what nobody waits for, and the work of a flow whose process was killed. Prefect calls it, too,
+    when `serve()` is stopped; then it leaves the work alone, since the next run of the flow finds it again: it
+    acts only if Prefect's API says that the flow run is being cancelled.
 
     Args:
         flow: As Prefect gives it.
@@ -51,6 +54,12 @@ def cancel_psik_jobs(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> N
             _cancel_at(place, str(flow_run.id))
         except PrefectPsikError as err:
             _logger.error("Jobs of flow run %s below %s may go on: %s", flow_run.id, place.prefix, err)
+    for kept in transfers_of(present.labels).values():
+        if kept.cancel and kept.task_id is not None:
+            try:
+                _cancel_transfer(kept.task_id, kept.collection)
+            except PrefectPsikError as err:
+                _logger.error("Transfer %s of flow run %s may go on: %s", kept.task_id, flow_run.id, err)
 
 
 def _cancel_at(place: Place, flow_run: str) -> None:
@@ -62,6 +71,12 @@ def _cancel_at(place: Place, flow_run: str) -> None:
             _logger.error("A job of flow run %s may go on: %s", flow_run, outcome)
         else:
             _logger.info("%s is %s", outcome.handle, outcome.state.value)
+
+
+def _cancel_transfer(task_id: str, collection: str | None) -> None:
+    carrier = globus_carrier(transfer_login(load_collection(collection).credentials if collection else None))
+    result(Session.current().run(repeated(lambda: carrier.cancel(task_id))))
+    _logger.info("Transfer %s was asked to stop", task_id)
 
 
 def block_at(place: Place) -> PsikBackend:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from prefect.context import FlowRunContext, TaskRunContext
 
 from prefect_psik.exceptions import SpecError
-from prefect_psik.jobspec import JobSpec, plain_word
+from prefect_psik.jobspec import JobSpec
+from prefect_psik.typed import plain_word
 
 #: psik wants digits; twenty of them hold 64 bits of the key's hash. The facility compares the whole key.
 STAMP_DIGITS = 20
@@ -169,10 +170,19 @@ def identify(spec: JobSpec, *, endpoint: str, prefix: str, key: str | None, call
             "This task runs in another process than its flow (a Dask or Ray task runner, for instance), where "
             "equal submissions cannot be told apart. Give each an explicit key=, such as the scan number."
         )
-    what = _sha256(spec.canonical(), endpoint, prefix)
-    ordinal = _ordinals.take(caller, what)
-    key = _sha256(caller.scope, what, str(ordinal))
+    key = key_of(caller.scope, _sha256(spec.canonical(), endpoint, prefix), caller)
     return Identity(key, stamp_of(key), caller.attempt)
+
+
+def key_of(scope: str, what: str, caller: Caller) -> str:
+    """The key of a submission within a root run: the same again for a retry, another for an intended twin.
+
+    Args:
+        scope: The root run's id.
+        what: Hash of what is submitted, and where.
+        caller: Who submits.
+    """
+    return _sha256(scope, what, str(_ordinals.take(caller, what)))
 
 
 def stamp_of(key: str) -> str:

@@ -147,6 +147,51 @@ async def await_for_job(
     return await runs.await_(handle, await runs.ablock_of(handle, backend), on_cancel, limits or _NO_LIMITS)
 
 
+@task(name="wait for start of psik job", cache_policy=NO_CACHE)
+def wait_for_start(
+    handle: HandleLike,
+    *,
+    backend: BackendLike | None = None,
+    on_cancel: OnCancel = "cancel",
+    limits: WaitLimits | None = None,
+) -> JobStatus:
+    """Wait until a job runs: for a service that is used while it runs, or to see which of several starts first.
+
+    Once it returns, nobody waits for the job: give the flow the hook `cancel_psik_jobs`, or wait for its end.
+
+    Args:
+        handle: See `wait_for_job`.
+        backend: See `wait_for_job`.
+        on_cancel: See `wait_for_job`.
+        limits: See `wait_for_job`; `run` has no effect.
+
+    Returns:
+        Its status: active, or final if it has ended already, however it ended.
+
+    Raises:
+        WaitLimitReached: A limit is reached.
+        FlowRunCancelling: The flow run is being cancelled.
+        FacilityError: Trouble that will not pass by itself; says nothing about the job.
+    """
+    refuse_running_loop("await_for_start")
+    handle = resolve_handle(handle)
+    return runs.wait_for_start(handle, runs.block_of(handle, backend), on_cancel, limits or _NO_LIMITS)
+
+
+@task(name="wait for start of psik job", cache_policy=NO_CACHE)
+async def await_for_start(
+    handle: HandleLike,
+    *,
+    backend: BackendLike | None = None,
+    on_cancel: OnCancel = "cancel",
+    limits: WaitLimits | None = None,
+) -> JobStatus:
+    """Async twin of `wait_for_start`."""
+    handle = resolve_handle(handle)
+    block = await runs.ablock_of(handle, backend)
+    return await runs.await_for_start(handle, block, on_cancel, limits or _NO_LIMITS)
+
+
 @task(name="poll psik job", cache_policy=NO_CACHE)
 def poll_job(handle: HandleLike, *, backend: BackendLike | None = None) -> JobStatus:
     """Look at a job once.

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import difflib
 import hashlib
 import json
-import posixpath
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +11,7 @@ from typing import Annotated, Any
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -24,45 +19,19 @@ from pydantic import (
 )
 
 from prefect_psik.exceptions import SpecError
+from prefect_psik.input_files import MAX_FILES_BYTES, FileContent, InputFile, InsidePath, listed_files
 from prefect_psik.launcher import launcher_script, normalize_script
 from prefect_psik.options import Options
+from prefect_psik.typed import CONTROL, Typed, explain, plain_word
 
-#: All inputs of one job together; larger ones belong into a Globus transfer.
-MAX_FILES_BYTES = 2_000_000
 MAX_SCRIPT_BYTES = 1_000_000
 #: psik's timer starts later than Slurm's and must not win: minutes on top of the user's duration.
 PSIK_TIMER_EXTRA_MINUTES = 10
 #: Set by psik for every job, and relied upon by the launcher.
 RESERVED_VARIABLES = frozenset({"base", "jobndx", "jobid"})
 
-_CALLBACK_FIELDS = frozenset({"callback", "cb_headers", "cb_secret"})
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # and halves of surrogate pairs, which are no text
 CANONICAL_VERSION = 1
-
-
-class _Typed(BaseModel):
-    """What people type: unknown fields are refused, with the list of known ones."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        if callbacks := sorted(_CALLBACK_FIELDS.intersection(data)):
-            raise ValueError(
-                f"{', '.join(callbacks)}: psik's callbacks are not supported here, because psik stores "
-                "cb_secret in clear at the facility. Remove the field; waiting for the job needs none"
-            )
-        known = list(cls.model_fields)
-        unknown = [str(field) for field in data if field not in known]
-        if unknown and cls.model_config.get("extra") == "forbid":
-            close = difflib.get_close_matches(unknown[0], known, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ValueError(f"unknown field {', '.join(unknown)}{hint}. Known fields: {', '.join(known)}")
-        return data
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -74,7 +43,7 @@ def _no_truth_value(value: Any) -> Any:
 Count = Annotated[int, BeforeValidator(_no_truth_value)]
 
 
-class ResourceSpec(_Typed):
+class ResourceSpec(Typed):
     """How much the job asks for. Fields and defaults are psik's, plus `memory`."""
 
     duration: Count = Field(default=10, ge=1, description="Walltime limit in minutes, at least 1.")
@@ -97,75 +66,16 @@ class ResourceSpec(_Typed):
         return self
 
 
-class FileContent(_Typed):
-    """Content of one small input file: `text`, or `base64` for bytes that are no UTF-8."""
-
-    text: str | None = None
-    base64: str | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> FileContent:
-        if (self.text is None) == (self.base64 is None):
-            raise ValueError("give either text or base64")
-        if self.base64 is not None:
-            try:
-                base64.b64decode(self.base64, validate=True)
-            except ValueError as err:
-                raise ValueError(f"not base64: {err}") from None
-        return self
-
-    def content(self) -> bytes:
-        """The bytes of the file."""
-        return self.text.encode() if self.text is not None else base64.b64decode(self.base64 or "")
-
-    def digest(self) -> str:
-        """SHA-256 of the bytes, hexadecimal."""
-        return hashlib.sha256(self.content()).hexdigest()
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return len(self.content())
-
-
-def _as_content(value: Any) -> Any:
-    """Take text, bytes or a local path for a file's content."""
-    if isinstance(value, Path):
-        try:
-            value = value.read_bytes()
-        except OSError as err:
-            raise ValueError(f"cannot read the input file {value}: {err.strerror}") from None
-    if isinstance(value, bytes):
-        try:
-            return {"text": value.decode()}
-        except UnicodeDecodeError:
-            return {"base64": base64.b64encode(value).decode()}
-    return {"text": value} if isinstance(value, str) else value
-
-
-def _inside(path: str) -> str:
-    """Check that a path stays inside the job's directory."""
-    plain = posixpath.normpath(path) == path and path != "." and not path.startswith("..")
-    if not plain or path.startswith(("/", "~", "-")) or _CONTROL.search(path):
-        raise ValueError(
-            f"{path!r} must be a plain path of a file inside the job's directory: relative, without '.', '..', "
-            "double slashes, leading dash or control characters"
-        )
-    return path
-
-
 def _variable_value(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"{value} is ambiguous as a variable's value: write it in quotes")
     return str(value) if isinstance(value, int | float) else value
 
 
-InsidePath = Annotated[str, BeforeValidator(lambda value: _inside(value) if isinstance(value, str) else value)]
 VariableValue = Annotated[str, BeforeValidator(_variable_value)]
-InputFile = Annotated[FileContent, BeforeValidator(_as_content)]
 
 
-class JobSpec(_Typed):
+class JobSpec(Typed):
     """One batch job: psik's fields under psik's names, plus `files`, `outputs` and `expect`.
 
     Example:
@@ -231,7 +141,7 @@ class JobSpec(_Typed):
     @field_validator("directory")
     @classmethod
     def _absolute_directory(cls, directory: str | None) -> str | None:
-        if directory is not None and (not directory.startswith(("/", "$", "~")) or _CONTROL.search(directory)):
+        if directory is not None and (not directory.startswith(("/", "$", "~")) or CONTROL.search(directory)):
             raise ValueError(
                 f"directory {directory!r} must be absolute, or start with a $VARIABLE of the facility"
             )
@@ -265,7 +175,7 @@ class JobSpec(_Typed):
     @classmethod
     def _usable_globs(cls, expect: list[str]) -> list[str]:
         for glob in expect:
-            if not glob or _CONTROL.search(glob):
+            if not glob or CONTROL.search(glob):
                 raise ValueError(f"{glob!r} is no glob")
         return expect
 
@@ -291,7 +201,7 @@ class JobSpec(_Typed):
                 "'name:', 'script:' and 'backend:'."
             )
         if isinstance(names := document.get("files"), list):
-            document["files"] = _listed_files(path, names)
+            document["files"] = listed_files(path, names)
         return cls._checked(document, f"The job spec {path}")
 
     @classmethod
@@ -399,48 +309,8 @@ class JobSpec(_Typed):
         }
 
 
-def _listed_files(spec: Path, names: list[Any]) -> dict[str, Path]:
-    """Read `files` of a job.yaml that lists local paths, relative to it."""
-    files: dict[str, Path] = {}
-    for name in names:
-        if not isinstance(name, str):
-            raise SpecError(f"The job spec {spec} has {name!r} in files, which is no path of a local file.")
-        if Path(name).name in files:
-            raise SpecError(
-                f"The job spec {spec} lists two files named {Path(name).name!r}: write them as a mapping, "
-                "from the path in the job's directory to the content."
-            )
-        files[Path(name).name] = spec.parent / name
-    return files
-
-
 def sbatch_argument(key: str, value: str) -> str:
     """Spell one option as a single argument of sbatch; a bare flag has its own name or nothing as value."""
     if not value or value == key:
         return key
     return f"{key}={value}" if key.startswith("--") else f"{key}{value}"
-
-
-def plain_word(text: str, what: str) -> str:
-    """Refuse what would be awkward or dangerous in a path, a command line or a table.
-
-    Raises:
-        ValueError: It is empty, has a slash, a leading dash or a control character, or blanks around it.
-    """
-    if not text or text != text.strip() or "/" in text or text.startswith("-") or _CONTROL.search(text):
-        raise ValueError(
-            f"{what} {text!r} must not be empty, nor contain slashes, newlines or other control characters, nor "
-            "begin with a dash or end with a blank"
-        )
-    return text
-
-
-def explain(err: ValidationError) -> str:
-    """Turn pydantic's report into one line: where, what, and what was given."""
-    found = []
-    for error in err.errors(include_url=False):
-        place = ".".join(str(part) for part in error["loc"])
-        text = error["msg"].removeprefix("Value error, ")
-        given = f" (given: {error['input']!r})" if error["type"] not in {"value_error", "missing"} else ""
-        found.append(f"{place}: {text}{given}" if place else f"{text}{given}")
-    return "; ".join(found)

@@ -23,8 +23,9 @@ from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
 from prefect_psik.outcome import judge
 from prefect_psik.retry import Asked
-from prefect_psik.session import Channel, Update
+from prefect_psik.session import Channel
 from prefect_psik.slurm_outcome import Usage, odd_state, usage_of
+from prefect_psik.watches import Update
 
 #: Causes after which the very same job may well succeed.
 _WORTH_ANOTHER_TRY = frozenset({FailureCause.node_failure, FailureCause.preempted})

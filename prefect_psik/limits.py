@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from prefect_psik.exceptions import ContactLost, QueueLimitReached, RunLimitReached, WaitLimitReached
 from prefect_psik.models import JobHandle, JobState
-from prefect_psik.session import Update
+from prefect_psik.watches import Update
 
 
 def _positive(limit: timedelta) -> timedelta:

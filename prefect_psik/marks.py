@@ -20,6 +20,7 @@ from prefect_psik.blocks import PsikBackend
 LABEL = "psik.place."
 
 _marked: dict[tuple[str, str], asyncio.Task[str | None]] = {}
+_locks: dict[str, asyncio.Lock] = {}
 
 
 class Place(BaseModel):
@@ -61,11 +62,16 @@ async def mark(flow_runs: list[str], block: PsikBackend) -> list[str]:
 
 async def _set_label(flow_run: str, place: Place) -> str | None:
     try:
-        async with get_client() as client:
-            await client.update_flow_run_labels(UUID(flow_run), {place.label: place.model_dump_json()})
+        await set_label(flow_run, place.label, place.model_dump_json())
     except (PrefectException, httpx.HTTPError, OSError) as err:
         return f"flow run {flow_run} could not be marked as having jobs below {place.prefix}: {err}"
     return None
+
+
+async def set_label(flow_run: str, name: str, value: str) -> None:
+    """Set a label of a flow run; one after the other, since the server reads all labels and writes them anew."""
+    async with _locks.setdefault(flow_run, asyncio.Lock()), get_client() as client:
+        await client.update_flow_run_labels(UUID(flow_run), {name: value})
 
 
 def places_of(labels: Mapping[str, Any]) -> list[Place]:

@@ -149,6 +149,11 @@ class JobRecord(_Stored):
     created: float | None = Field(default=None, description="Unix time at the facility.")
     flow_run: str | None = Field(default=None, description="The flow run that submitted it.")
     root_flow_run: str | None = Field(default=None, description="The outermost flow run around that one.")
+    flow_runs: list[str] = Field(
+        default_factory=list,
+        description="All flow runs whose cancel ends it: those that submitted it or found it again, and those "
+        "around them.",
+    )
 
 
 class RemovedJob(_Stored):

@@ -18,7 +18,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus, PreflightReport, Verdict
-from prefect_psik.session import Update
+from prefect_psik.watches import Update
 
 _LINE_LIMIT = 500
 
@@ -66,7 +66,7 @@ class Reporter:
         name = self.handle.name or self.handle.stamp
         for line in lines:
             extra = {"psik_stream": stream, "psik_line": line}
-            if line.strip() or not _in_run():
+            if line.strip() or not in_run():
                 self.logger.info("%s %s | %s", name, stream, line[:_LINE_LIMIT], extra=extra)
 
     def _tell_state(self, status: JobStatus) -> None:
@@ -78,7 +78,7 @@ class Reporter:
             self.logger.warning("%s will not start by itself%s", self.handle, why)
         elif not status.state.is_final:
             self.logger.info("%s is %s%s", self.handle, status.state.value, why)
-        if not _in_run():
+        if not in_run():
             return
         emit_event(
             event=f"psik.job.{'stuck' if status.stuck else status.state.value}",
@@ -98,17 +98,15 @@ class Reporter:
     def finish(self, result: JobResult) -> None:
         """Log the end and leave a card in Prefect's UI."""
         self._log_end(result)
-        if _in_run():
-            create_markdown_artifact(
-                key=_artifact_key(result), markdown=job_card(result), description=result.message
-            )
+        if in_run():
+            create_markdown_artifact(key=_job_key(result), markdown=job_card(result), description=result.message)
 
     async def afinish(self, result: JobResult) -> None:
         """Log the end and leave a card in Prefect's UI."""
         self._log_end(result)
-        if _in_run():
+        if in_run():
             await acreate_markdown_artifact(
-                key=_artifact_key(result), markdown=job_card(result), description=result.message
+                key=_job_key(result), markdown=job_card(result), description=result.message
             )
 
     def _log_end(self, result: JobResult) -> None:
@@ -147,15 +145,16 @@ def _nodes(result: JobResult) -> str | None:
     return f"{result.nodes} ({result.node_list})" if result.node_list else str(result.nodes)
 
 
-def _in_run() -> bool:
+def in_run() -> bool:
+    """Whether a flow or task run is there to show something in."""
     return TaskRunContext.get() is not None or FlowRunContext.get() is not None
 
 
-def _artifact_key(result: JobResult) -> str:
-    return _key_of(f"psik-{result.handle.name or 'job'}")
+def _job_key(result: JobResult) -> str:
+    return artifact_key(f"psik-{result.handle.name or 'job'}")
 
 
-def _key_of(text: str) -> str:
+def artifact_key(text: str) -> str:
     """What Prefect takes for an artifact's key."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
@@ -171,14 +170,14 @@ def _seconds(seconds: float | None) -> str | None:
 def tell_preflight(report: PreflightReport) -> None:
     """Log the checks that are not fine, and leave all in a table artifact."""
     _log_checks(report)
-    if _in_run():
+    if in_run():
         create_table_artifact(**_preflight_table(report))
 
 
 async def atell_preflight(report: PreflightReport) -> None:
     """Async twin of `tell_preflight`."""
     _log_checks(report)
-    if _in_run():
+    if in_run():
         await acreate_table_artifact(**_preflight_table(report))
 
 
@@ -191,6 +190,6 @@ def _log_checks(report: PreflightReport) -> None:
 def _preflight_table(report: PreflightReport) -> dict[str, Any]:
     return {
         "table": [check.model_dump(mode="json") for check in report.checks],
-        "key": _key_of(f"preflight-{report.backend}"),
+        "key": artifact_key(f"preflight-{report.backend}"),
         "description": f"Preflight of {report.backend}: {'ok' if report.ok else 'failed'}",
     }

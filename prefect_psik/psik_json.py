@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from prefect_psik.blocks import BackendAttributes, PsikBackend
 from prefect_psik.exceptions import SpecError
-from prefect_psik.jobspec import explain
+from prefect_psik.typed import explain
 
 #: psik's prefix where `project_name` is not given.
 _DEFAULT_PREFIX = "$HOME/psik_jobs"

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from prefect_psik.batches import MAX_JOBS_PER_CALL
 from prefect_psik.exceptions import PrefectPsikError
 from prefect_psik.models import JobHandle, JobRecord, JobState, JobStatus
 from prefect_psik.outcome import judge
-from prefect_psik.session import MAX_JOBS_PER_CALL, MAX_LOOKS_PER_CALL, Channel
+from prefect_psik.session import Channel
+from prefect_psik.watches import MAX_LOOKS_PER_CALL
 
 #: As many as the facility lists in one answer.
 PAGE = 500
@@ -75,6 +77,7 @@ def _record(stamp: str, entry: Mapping[str, Any], endpoint_id: UUID | None, back
         created=entry.get("created"),
         flow_run=owner.get("flow_run"),
         root_flow_run=owner.get("root_flow_run"),
+        flow_runs=entry.get("flow_runs") or [],
     )
 
 

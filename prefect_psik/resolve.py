@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from pydantic import ValidationError
 
-from prefect_psik.blocks import PsikBackend
+from prefect_psik.blocks import GlobusCollection, PsikBackend
 from prefect_psik.exceptions import BackendNotFound, SpecError
-from prefect_psik.jobspec import JobSpec, explain
+from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import JobHandle
 from prefect_psik.transport.base import Transport
 from prefect_psik.transport.local import LocalTransport
+from prefect_psik.typed import explain
 
 BackendLike = PsikBackend | str
+CollectionLike = GlobusCollection | str
 SpecLike = JobSpec | str | Path
 HandleLike = JobHandle | str | Mapping[str, Any]
 
@@ -65,7 +68,8 @@ def load_backend(backend: BackendLike) -> PsikBackend:
     if isinstance(backend, PsikBackend):
         return backend
     try:
-        loaded = PsikBackend.load(backend)
+        # `_sync`: in a thread of an async flow, such as that of a hook, Prefect would hand out a coroutine.
+        loaded = PsikBackend.load(backend, _sync=True)  # type: ignore[call-arg]
     except ValueError as err:
         raise _not_found(backend, existing_backends(), err) from None
     assert isinstance(loaded, PsikBackend)  # noqa: S101 - Block.load is typed for both worlds
@@ -83,26 +87,68 @@ async def aload_backend(backend: BackendLike) -> PsikBackend:
     try:
         return await PsikBackend.aload(backend)
     except ValueError as err:
-        raise _not_found(backend, await _aexisting_backends(), err) from None
+        raise _not_found(backend, await _aexisting_blocks(PsikBackend), err) from None
+
+
+def load_collection(collection: CollectionLike) -> GlobusCollection:
+    """Load a block by its name, unless it is one already.
+
+    Raises:
+        SpecError: There is none of that name; lists those that exist.
+    """
+    if isinstance(collection, GlobusCollection):
+        return collection
+    try:
+        loaded = GlobusCollection.load(collection, _sync=True)  # type: ignore[call-arg]
+    except ValueError as err:
+        raise _no_collection(collection, existing_blocks(GlobusCollection), err) from None
+    assert isinstance(loaded, GlobusCollection)  # noqa: S101 - Block.load is typed for both worlds
+    return loaded
+
+
+async def aload_collection(collection: CollectionLike) -> GlobusCollection:
+    """Load a block by its name, unless it is one already.
+
+    Raises:
+        SpecError: There is none of that name; lists those that exist.
+    """
+    if isinstance(collection, GlobusCollection):
+        return collection
+    try:
+        return await GlobusCollection.aload(collection)
+    except ValueError as err:
+        raise _no_collection(collection, await _aexisting_blocks(GlobusCollection), err) from None
 
 
 def existing_backends() -> list[str]:
     """Names of all saved `psik-backend` blocks."""
+    return existing_blocks(PsikBackend)
+
+
+def existing_blocks(kind: type[Block]) -> list[str]:
+    """Names of all saved blocks of a kind."""
     with get_client(sync_client=True) as client:
         try:
-            documents = client.read_block_documents_by_type(PsikBackend.get_block_type_slug())
+            documents = client.read_block_documents_by_type(kind.get_block_type_slug())
         except ObjectNotFound:
             return []
     return sorted(document.name for document in documents if document.name)
 
 
-async def _aexisting_backends() -> list[str]:
+async def _aexisting_blocks(kind: type[Block]) -> list[str]:
     async with get_client() as client:
         try:
-            documents = await client.read_block_documents_by_type(PsikBackend.get_block_type_slug())
+            documents = await client.read_block_documents_by_type(kind.get_block_type_slug())
         except ObjectNotFound:
             return []
     return sorted(document.name for document in documents if document.name)
+
+
+def _no_collection(name: str, existing: list[str], err: ValueError) -> SpecError:
+    if name in existing:
+        return SpecError(f"The block globus-collection/{name} cannot be loaded: {err}. Save it anew.")
+    others = f"Existing ones: {', '.join(existing)}." if existing else "Make one in Prefect's UI, under Blocks."
+    return SpecError(f"There is no collection {name!r}. {others}")
 
 
 def _not_found(name: str, existing: list[str], err: ValueError) -> BackendNotFound | SpecError:

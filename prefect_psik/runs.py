@@ -17,13 +17,14 @@ from prefect_psik.jobspec import JobSpec
 from prefect_psik.lifecycle import Again, Submitted
 from prefect_psik.limits import LimitWatch, WaitLimits
 from prefect_psik.marks import mark
-from prefect_psik.models import JobHandle, JobResult, JobStatus, PreflightReport
+from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus, PreflightReport
 from prefect_psik.preflight import failure_of, preflight
 from prefect_psik.progress import Reporter, run_logger
 from prefect_psik.resolve import BackendLike, aload_backend, load_backend, needs_block, transport_to
 from prefect_psik.retry import RetryRule
-from prefect_psik.session import Channel, Session, Update
+from prefect_psik.session import Channel, Session
 from prefect_psik.waiting import alinger, aresult, linger, result
+from prefect_psik.watches import Update
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ class Submission:
         """Start it on the session's loop."""
 
         async def work(channel: Channel) -> Submitted:
+            cancellation.refuse_cancelling(self.flow_runs)
             troubles = await mark(self.flow_runs, self.block) if self.on_cancel == "cancel" else []
             submitted = await lifecycle.submit(
                 channel,
@@ -120,20 +122,10 @@ def _told(submitted: Submitted) -> JobHandle:
 
 def wait(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel, limits: WaitLimits) -> JobResult:
     """Wait until a job is final, within limits."""
-    session, reporter, watch = Session.current(), Reporter(handle), LimitWatch(limits, handle)
+    session, reporter = Session.current(), Reporter(handle)
     waiting = result(_begin_wait(handle, block, on_cancel))
     try:
-        update, upcoming = Update(), waiting.subscription.next()
-        while not update.is_final:
-            if reached := watch.reached():
-                raise result(session.run(_over_limit(waiting, reached, limits)))
-            try:
-                update = result(upcoming, watch.left())
-            except TimeoutError:
-                continue
-            upcoming = waiting.subscription.next()
-            reporter.tell(update)
-            watch.note(update)
+        update = _follow(waiting, reporter, limits, lambda update: update.is_final)
         found = result(session.run(lifecycle.finish(waiting.channel, update)))
     except INTERRUPTS:
         linger(session.run(cancellation.after_interrupt(waiting)))
@@ -148,20 +140,10 @@ async def await_(
     handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel, limits: WaitLimits
 ) -> JobResult:
     """Async twin of `wait`."""
-    session, reporter, watch = Session.current(), Reporter(handle), LimitWatch(limits, handle)
+    session, reporter = Session.current(), Reporter(handle)
     waiting = await aresult(_begin_wait(handle, block, on_cancel))
     try:
-        update, upcoming = Update(), waiting.subscription.next()
-        while not update.is_final:
-            if reached := watch.reached():
-                raise await aresult(session.run(_over_limit(waiting, reached, limits)))
-            try:
-                update = await aresult(upcoming, watch.left())
-            except TimeoutError:
-                continue
-            upcoming = waiting.subscription.next()
-            reporter.tell(update)
-            watch.note(update)
+        update = await _afollow(waiting, reporter, limits, lambda update: update.is_final)
         found = await aresult(session.run(lifecycle.finish(waiting.channel, update)))
     except INTERRUPTS:
         await alinger(session.run(cancellation.after_interrupt(waiting)))
@@ -170,6 +152,79 @@ async def await_(
         session.run(cancellation.end_wait(waiting))
     await reporter.afinish(found)
     return _completed(found)
+
+
+def wait_for_start(
+    handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel, limits: WaitLimits
+) -> JobStatus:
+    """Wait until a job is active or final, within limits."""
+    session = Session.current()
+    waiting = result(_begin_wait(handle, block, on_cancel))
+    try:
+        return _started(_follow(waiting, Reporter(handle), limits, _has_started))
+    except INTERRUPTS:
+        linger(session.run(cancellation.after_interrupt(waiting)))
+        raise
+    finally:
+        session.run(cancellation.end_wait(waiting))
+
+
+async def await_for_start(
+    handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel, limits: WaitLimits
+) -> JobStatus:
+    """Async twin of `wait_for_start`."""
+    session = Session.current()
+    waiting = await aresult(_begin_wait(handle, block, on_cancel))
+    try:
+        return _started(await _afollow(waiting, Reporter(handle), limits, _has_started))
+    except INTERRUPTS:
+        await alinger(session.run(cancellation.after_interrupt(waiting)))
+        raise
+    finally:
+        session.run(cancellation.end_wait(waiting))
+
+
+def _has_started(update: Update) -> bool:
+    return update.status is not None and (update.status.state is JobState.active or update.is_final)
+
+
+def _started(update: Update) -> JobStatus:
+    assert update.status is not None  # noqa: S101 - `_has_started` has seen to that
+    return update.status
+
+
+def _follow(waiting: Wait, reporter: Reporter, limits: WaitLimits, enough: Callable[[Update], bool]) -> Update:
+    """Take the updates of a job, and tell them, until one is enough."""
+    watch, update, upcoming = LimitWatch(limits, waiting.handle), Update(), waiting.subscription.next()
+    while not enough(update):
+        if reached := watch.reached():
+            raise result(Session.current().run(_over_limit(waiting, reached, limits)))
+        try:
+            update = result(upcoming, watch.left())
+        except TimeoutError:
+            continue
+        upcoming = waiting.subscription.next()
+        reporter.tell(update)
+        watch.note(update)
+    return update
+
+
+async def _afollow(
+    waiting: Wait, reporter: Reporter, limits: WaitLimits, enough: Callable[[Update], bool]
+) -> Update:
+    """Async twin of `_follow`."""
+    watch, update, upcoming = LimitWatch(limits, waiting.handle), Update(), waiting.subscription.next()
+    while not enough(update):
+        if reached := watch.reached():
+            raise await aresult(Session.current().run(_over_limit(waiting, reached, limits)))
+        try:
+            update = await aresult(upcoming, watch.left())
+        except TimeoutError:
+            continue
+        upcoming = waiting.subscription.next()
+        reporter.tell(update)
+        watch.note(update)
+    return update
 
 
 def _begin_wait(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel) -> Future[Wait]:

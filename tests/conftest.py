@@ -9,8 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.testbed.state import STATE_VARIABLE, default_root
+
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Tests stop daemons and fill queues: each process that runs tests has a facility of its own.
+    os.environ[STATE_VARIABLE] = str(default_root() / _worker)
 
 
 @pytest.fixture(scope="session")

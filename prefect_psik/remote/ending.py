@@ -37,7 +37,8 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
         jobndx = job.get("jobndx") or _last_run(base) or 1
         if record is not None and not _has_end(base, jobndx):
             asked = {"time": time.time(), "user": _user(), "owner": job.get("owner")}
-            _write_whole(os.path.join(base, "prefect", f"cancel.{jobndx}"), json.dumps(asked).encode())
+            with contextlib.suppress(OSError):  # a full disk must not keep a job on its nodes
+                _write_whole(os.path.join(base, "prefect", f"cancel.{jobndx}"), json.dumps(asked).encode())
             runs["slurm" if record["type"] == "slurm" else "local"][base] = jobndx
     remaining, cancelled = _end_in_slurm(runs["slurm"])
     remaining.update(_end_processes(list(runs["local"].items())))
@@ -48,8 +49,9 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
             message = f"Job {stamp} has not ended yet: {remaining[base]}."
             answers[stamp] = {"error": Trouble("busy", message).answer}
         elif not _has_end(base, jobndx) and (base in cancelled or base in runs["local"]):
-            _append(os.path.join(base, "status.csv"), f"{time.time()},{jobndx},canceled,")
-            _audit(prefix, "cancel", jobs[stamp], jobndx=jobndx)
+            with contextlib.suppress(OSError):
+                _append(os.path.join(base, "status.csv"), f"{time.time()},{jobndx},canceled,")
+                _audit(prefix, "cancel", jobs[stamp], jobndx=jobndx)
     if any(base not in remaining and base not in cancelled for base in runs["slurm"]):
         # It ended by itself meanwhile: what Slurm said before that is of no use.
         with contextlib.suppress(FileNotFoundError):

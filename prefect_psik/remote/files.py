@@ -35,7 +35,7 @@ def _write_whole(path: str, data: bytes, mode: int = 0o600) -> None:
 
 
 def _append(path: str, line: str) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.write(handle, line.encode() + b"\n")
     finally:
@@ -99,7 +99,7 @@ async def _locked(prefix: str, stamp: str) -> Any:
 @contextlib.contextmanager
 def _lock_file(path: str) -> Iterator[int]:
     """Open a file to lock; whatever was locked through it is released at the end."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         yield handle
     finally:

@@ -24,6 +24,8 @@ DOUBT_SECONDS = 15.0
 #: sbatch's words when the request may have arrived all the same, and when it cannot have.
 MAYBE_SUBMITTED = ("timed out", "Zero Bytes", "receive failure", "shutdown in progress")
 NOT_SUBMITTED = ("Unable to contact", "Connection refused", "temporarily unable", "Resource temporarily")
+#: What a path in psik's batch script may not have.
+NOT_PLAIN = r"[^\w./+,:=@~-]"
 
 
 async def _launch(
@@ -79,7 +81,7 @@ def _keep_console(base: str, jobndx: int) -> None:
 async def _psik_submit(job: Any, base: str, said: list[str], slurm: bool) -> tuple[int, str]:
     job.spec.attributes.pop("psik_python", None)
     if slurm:
-        job.base = type(job.base)(_without_blanks(base))
+        job.base = type(job.base)(_plain(base))
         # The working directory is kept in Slurm's accounting too: by it a job is found after a lost reply.
         job.spec.attributes[f"--chdir={base}"] = f"--chdir={base}"
     # A job that psik forks would inherit the listener, and its warnings would not reach its console.
@@ -88,20 +90,21 @@ async def _psik_submit(job: Any, base: str, said: list[str], slurm: bool) -> tup
     return number, native_id
 
 
-def _without_blanks(base: str) -> str:
-    """The job's directory by a name that psik's batch script can hold: it cannot hold one with a blank.
+def _plain(base: str) -> str:
+    """The job's directory by a name that psik's batch script can hold.
 
-    The prefix then gets a link beside its first part with a blank, or else in the home directory.
+    psik writes it into options of sbatch, which end at blanks and read quotes and %, and into a string of Python.
+    The prefix then gets a link beside its first part that is not plain, or else in the home directory.
 
     Raises:
         Trouble: Neither can be.
     """
-    if not re.search(r"\s", base):
+    if not re.search(NOT_PLAIN, base):
         return base
     prefix, stamp = os.path.split(base)
-    beside = re.split(r"[^/]*\s", prefix, maxsplit=1)[0]
+    beside = re.split(f"[^/]*{NOT_PLAIN}", prefix, maxsplit=1)[0]
     name = f".psik-{hashlib.sha256(os.fsencode(prefix)).hexdigest()[:16]}"
-    places = [place for place in (beside, os.path.expanduser("~")) if not re.search(r"\s", place)]
+    places = [place for place in (beside, os.path.expanduser("~")) if not re.search(NOT_PLAIN, place)]
     for place in places:
         link = os.path.join(place, name)
         with contextlib.suppress(OSError):
@@ -112,8 +115,8 @@ def _without_blanks(base: str) -> str:
                 return os.path.join(link, stamp)
     raise Trouble(
         "setup",
-        f"psik cannot submit to Slurm below {prefix}: the path has a blank, and a link without one cannot be made "
-        f"in {' or '.join(places)}. Choose another prefix.",
+        f"psik cannot submit to Slurm below {prefix}: the path has blanks, quotes or the like, and a link "
+        f"without them cannot be made in {' or '.join(places)}. Choose another prefix.",
     )
 
 

@@ -14,9 +14,22 @@ from prefect_psik.remote.files import _user, _write
 PROTOCOL = 1
 #: Which text answers; the joined letter ends with its own.
 LETTER = ""
+#: What we keep below a prefix beside the jobs' directories.
+OWN_DIRECTORIES = (".locks", ".runs")
 STAMP = re.compile(r"[0-9]+(\.[0-9]+)?")
 #: What a malformed payload or a defect of this file raises; never the whole of Exception.
 DEFECTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+#: What may pass by itself. A full disk is often emptied soon: by its users, or by the site.
+PASSING = (
+    errno.EAGAIN,
+    errno.EINTR,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
 
 
 class Trouble(Exception):
@@ -63,7 +76,15 @@ def _prefix(payload: dict[str, Any]) -> str:
             f"The prefix {given!r} becomes {path!r} on {socket.gethostname()}, which is no absolute path. "
             "Use variables that are set there, or write the path out.",
         )
-    return os.path.normpath(path)
+    path = os.path.normpath(path)
+    for name in OWN_DIRECTORIES:
+        if os.path.islink(os.path.join(path, name)):
+            raise Trouble(
+                "setup",
+                f"{os.path.join(path, name)} on {socket.gethostname()} is a link, so what is kept there would "
+                "be written elsewhere. Remove the link, or choose another prefix.",
+            )
+    return path
 
 
 def _existing_prefix(payload: dict[str, Any]) -> str:
@@ -86,7 +107,7 @@ def _writable_prefix(payload: dict[str, Any]) -> str:
         os.unlink(probe)
     except OSError as err:
         raise Trouble(
-            "setup",
+            "busy" if err.errno in PASSING else "setup",
             f"The prefix {prefix} on {socket.gethostname()} is not writable for {_user()}: {err.strerror}. "
             "Choose another prefix in the block, or mend its permissions or quota.",
         ) from None
@@ -94,8 +115,8 @@ def _writable_prefix(payload: dict[str, Any]) -> str:
 
 
 def _os_trouble(err: OSError) -> Trouble:
-    transient = err.errno in (errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
+    where = f" ({err.filename})" if err.filename else ""
     return Trouble(
-        "busy" if transient else "setup",
-        f"The file system of {socket.gethostname()} said: {err.strerror or err} ({err.filename}).",
+        "busy" if err.errno in PASSING else "setup",
+        f"The file system of {socket.gethostname()} said: {err.strerror or err}{where}.",
     )

@@ -35,7 +35,8 @@ def list_jobs(payload: dict[str, Any]) -> dict[str, Any]:
     elif not stamps:
         stamps = _all_stamps(prefix)
     wanted = stamps[skip : skip + limit]
-    entries = {stamp: _entry(os.path.join(prefix, stamp)) for stamp in wanted}
+    noted = _runs_by_stamp(prefix)
+    entries = {stamp: _entry(os.path.join(prefix, stamp), noted.get(stamp, [])) for stamp in wanted}
     return {
         "jobs": {stamp: entry for stamp, entry in entries.items() if entry is not None},
         "more": len(stamps) > skip + limit,
@@ -66,7 +67,7 @@ def _stamps_of_run(prefix: str, flow_run: Any) -> list[str]:
 
 
 def _note_owner(prefix: str, job: dict[str, Any]) -> None:
-    """Remember under the flow runs that submit a job which job it is: their cancel must find it."""
+    """Remember under the flow runs that submit a job, or find it again, which it is: their cancel must find it."""
     owner = job.get("owner") or {}
     for flow_run in owner.get("flow_runs") or []:
         directory = _run_directory(prefix, flow_run)
@@ -74,7 +75,15 @@ def _note_owner(prefix: str, job: dict[str, Any]) -> None:
         _write(os.path.join(directory, job["stamp"]), b"")
 
 
-def _entry(base: str) -> dict[str, Any] | None:
+def _runs_by_stamp(prefix: str) -> dict[str, list[str]]:
+    """The flow runs that are noted for each job."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(glob.glob(os.path.join(glob.escape(prefix), ".runs", "*", "*"))):
+        found.setdefault(os.path.basename(path), []).append(os.path.basename(os.path.dirname(path)))
+    return found
+
+
+def _entry(base: str, flow_runs: list[str]) -> dict[str, Any] | None:
     record = _read_json(os.path.join(base, "prefect", "job.json"))
     if record is None:
         return None
@@ -85,6 +94,7 @@ def _entry(base: str) -> dict[str, Any] | None:
         "name": record.get("name"),
         "type": record["type"],
         "owner": record.get("owner"),
+        "flow_runs": flow_runs,
         "created": record.get("created"),
         "jobndx": jobndx,
         "native_id": _native_id(base, jobndx),

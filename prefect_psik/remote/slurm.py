@@ -104,7 +104,7 @@ def _shared_queue(prefix: str) -> dict[str, Any]:
         begin = time.time()
         ok, text = _ask_squeue("-u", _user())
         fresh = {"time": begin, "rows": _rows_by_id(text) if ok else known["rows"], "error": None if ok else text}
-        _write_whole(path, json.dumps(fresh).encode())
+        _share(path, fresh)
         return fresh
 
 
@@ -142,8 +142,14 @@ def _shared_accounts(prefix: str, wanted: list[str]) -> dict[str, Any]:
                 "asked": wishes,
                 "wanted": [],
             }
-        _write_whole(path, json.dumps(fresh).encode())
+        _share(path, fresh)
         return fresh
+
+
+def _share(path: str, fresh: dict[str, Any]) -> None:
+    """Keep what Slurm said for others; where the disk is full, they ask themselves."""
+    with contextlib.suppress(OSError):
+        _write_whole(path, json.dumps(fresh).encode())
 
 
 def _has_ended(row: list[str] | None) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from prefect_psik.remote.directory import _asked, _attempt, _last_run, _launched, _native_id
 from prefect_psik.remote.facts import _facts, _Snapshot
 from prefect_psik.remote.files import LOCK_SECONDS, _locked, _read_json, _write, _write_whole
-from prefect_psik.remote.launch import _launch, _without_blanks
+from prefect_psik.remote.launch import _launch, _plain
 from prefect_psik.remote.payload import (
     DEFECTS,
     PROTOCOL,
@@ -27,6 +27,7 @@ from prefect_psik.remote.payload import (
     _prefix,
     _writable_prefix,
 )
+from prefect_psik.remote.records import _note_owner
 from prefect_psik.remote.site import _check_backend, _check_prefix, _site_rules
 
 PSIK_OLDEST = (3, 1, 1)
@@ -161,6 +162,7 @@ async def _allowed(psik: Any, rules: dict[str, Any], base: str) -> Any:
 
 
 def _existing(prefix: str, base: str, job: dict[str, Any], jobndx: int) -> dict[str, Any]:
+    _note_owner(prefix, job)
     facts = _facts(prefix, {"stamp": job["stamp"], "jobndx": jobndx}, _Snapshot(prefix, []))
     return {
         "created": False,
@@ -181,7 +183,7 @@ async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Any
 
     ours = os.path.join(base, "prefect")
     if job["backend"].get("type") == "slurm":
-        _without_blanks(base)
+        _plain(base)
     if os.path.lexists(base):
         if not os.path.isdir(ours) and os.listdir(base):
             raise Trouble("setup", f"{base} exists and is no job directory of prefect-psik. Move it away.")

@@ -1,4 +1,4 @@
-"""The transport through Globus Compute; the only importer of its SDK.
+"""The transport through Globus Compute; with what stands beside it, the only importer of its SDK.
 
 It uses the HTTP batch interface (decision record 5): a call is submitted as a task of one registered
 function, and one collector asks for the results of all calls that are under way. Source text and JSON
@@ -13,11 +13,8 @@ import json
 import os
 import platform
 import random
-import re
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
@@ -25,20 +22,13 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import globus_compute_sdk
-from globus_compute_sdk import Client
-from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
 from globus_sdk import (
     AuthAPIError,
-    ClientApp,
-    ComputeClientV2,
-    ComputeClientV3,
     GlobusAPIError,
-    GlobusApp,
     GlobusSDKUsageError,
     NetworkError,
 )
 from globus_sdk.exc import GlobusError
-from globus_sdk.transport import RetryConfig
 
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import (
@@ -51,7 +41,10 @@ from prefect_psik.exceptions import (
 )
 from prefect_psik.remote import letter
 from prefect_psik.transport.base import CALL_SECONDS, MAX_CALL_BYTES
+from prefect_psik.transport.globus_connection import GlobusConnection
+from prefect_psik.transport.globus_errors import api_error, silence_asked, task_error
 from prefect_psik.transport.limiter import RequestBudget, ledger_of
+from prefect_psik.transport.threads import in_daemon_thread
 
 T = TypeVar("T")
 
@@ -61,10 +54,8 @@ ASK_AFTER_SECONDS = (0.4, 0.55, 0.8, 1.2, 1.8, 2.7, 4.0)
 ASK_EVERY_SECONDS = 2.5
 #: What one submission takes at the facility, at the least.
 SUBMIT_SECONDS = 0.012
-RETRY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 #: Pauses before a request is repeated that Globus could not answer, within the call's own time limit.
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-HTTP_SECONDS = 20.0
 #: How long a call that got no answer asks for the reason, after its time limit.
 REASON_SECONDS = 5.0
 
@@ -103,7 +94,7 @@ class GlobusTransport:
         given = str(credentials.client_id) if credentials and credentials.client_id else None
         #: Who asks, as Globus sees it: what it allows is counted for this login.
         self._login = given or os.environ.get("GLOBUS_COMPUTE_CLIENT_ID") or STORED_LOGIN
-        self._connection: _Connection | None = None
+        self._connection: GlobusConnection | None = None
         self._budget: RequestBudget | None = None
         self._registering: asyncio.Task[str] | None = None
         self._waiting: dict[str, _Way] = {}
@@ -142,14 +133,16 @@ class GlobusTransport:
             self._waiting.pop(way.task_id, None)
         if answer.get("status") == "success" and "result" in answer:
             return self._unpack(answer["result"])
-        raise self._failure(name, str(answer.get("exception") or answer.get("reason") or answer))
+        reason = str(answer.get("exception") or answer.get("reason") or answer)
+        raise task_error(name, reason, self.place, self._who())
 
     async def aclose(self) -> None:
-        """Let go of the connection, and of what belongs to this event loop."""
+        """Let go of the connection, and of what belongs to this event loop. Calls under way end with an error."""
         for task in (self._collector, self._registering):
             if task:
                 task.cancel()
         self._collector = self._registering = self._budget = None
+        self._end_calls(FacilityError(f"The connection to {self.place} was closed.", transient=True))
         self._disconnect()
 
     async def endpoint_status(self) -> str:
@@ -173,7 +166,7 @@ class GlobusTransport:
             await self._submit(await self._register(way), name, payload, way)
 
     async def _submit(self, function_id: str, name: str, payload: dict[str, Any], way: _Way) -> None:
-        def submit(connection: _Connection) -> str:
+        def submit(connection: GlobusConnection) -> str:
             batch = connection.client.create_batch(
                 user_endpoint_config=self._user_endpoint_config, result_serializers=[_SERIALIZER_PATH]
             )
@@ -221,6 +214,13 @@ class GlobusTransport:
         return await way.future
 
     async def _collect(self) -> None:
+        try:
+            await self._looks()
+        except Exception as err:  # whoever waits must learn of it, even of a defect
+            self._end_calls(RemoteCodeError(f"Looking for answers failed on {self.place}: {err!r}."))
+            raise
+
+    async def _looks(self) -> None:
         """Ask for the results of all calls under way, in one request each time."""
         while self._waiting:
             await asyncio.sleep(self._until_next_look())
@@ -228,7 +228,7 @@ class GlobusTransport:
             if not asked:
                 return
             try:
-                results = await self._once(partial(_look, task_ids=list(asked)))
+                results = await self._once(partial(GlobusConnection.results, task_ids=list(asked)))
             except PrefectPsikError as err:
                 for way in asked.values():
                     way.trouble = str(err)
@@ -251,6 +251,10 @@ class GlobusTransport:
         else:
             way.future.set_result(outcome)
 
+    def _end_calls(self, error: PrefectPsikError) -> None:
+        for way in list(self._waiting.values()):
+            self._settle(way, error)
+
     def _until_next_look(self) -> float:
         return min((way.until_next_look() for way in self._waiting.values()), default=0.0)
 
@@ -268,7 +272,7 @@ class GlobusTransport:
 
     # ----------------------------------------------------------------------------------- requests
 
-    async def _request(self, way: _Way, work: Callable[[_Connection], T]) -> T:
+    async def _request(self, way: _Way, work: Callable[[GlobusConnection], T]) -> T:
         """Make a request, again while Globus cannot answer it; the time limit of the call ends that."""
         pauses = chain(PAUSES_SECONDS, repeat(PAUSES_SECONDS[-1]))
         while True:
@@ -283,7 +287,7 @@ class GlobusTransport:
                 return answer
             await asyncio.sleep(next(pauses) * random.uniform(0.75, 1.25))  # noqa: S311 - to part callers
 
-    async def _once(self, work: Callable[[_Connection], T], *, renewed: bool = False) -> T:
+    async def _once(self, work: Callable[[GlobusConnection], T], *, renewed: bool = False) -> T:
         """Make one HTTP request within the login's budget, in a thread that dies with the process."""
         if self._budget is None:
             self._budget = RequestBudget(ledger_of(self._login))
@@ -295,7 +299,7 @@ class GlobusTransport:
                 self._disconnect()
                 if not renewed and not isinstance(err, AuthAPIError):
                     return await self._once(work, renewed=True)
-            raise self._api_error(err) from None
+            raise api_error(err, self.place, self._who()) from None
         except NetworkError as err:
             raise FacilityError(f"Globus does not answer: {err}.", transient=True) from None
         except (GlobusError, GlobusSDKUsageError, ValueError) as err:
@@ -307,41 +311,17 @@ class GlobusTransport:
 
     async def _in_budget(self, budget: RequestBudget, work: Callable[[], T]) -> T:
         place = await budget.take()
-        return await _in_daemon_thread(
-            work, lambda failure: budget.answered(place, silence=_silence_asked(failure))
-        )
+        return await in_daemon_thread(work, lambda failure: budget.answered(place, silence=silence_asked(failure)))
 
-    def _connected(self) -> _Connection:
+    def _connected(self) -> GlobusConnection:
         if self._connection is None:
-            self._connection = _Connection(self._credentials)
+            self._connection = GlobusConnection(self._credentials)
         return self._connection
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection:
             connection.close()
-
-    def _api_error(self, err: GlobusAPIError) -> FacilityError:
-        text = str(err.message or err.code or "no reason given").rstrip(".")
-        status = err.http_status
-        if status in RETRY_STATUSES:
-            return FacilityError(f"Globus answered {status} for {self.place}: {text}.", transient=True)
-        if status == 413:
-            return PayloadTooLarge(f"Globus refused a call to {self.place} as too large: {text}.")
-        login = self._who()
-        if status == 401:
-            return FacilitySetupError(
-                f"Globus refused {login}: {text}. Check client_id and client_secret of the block, or log in anew."
-            )
-        if status == 403:
-            return FacilitySetupError(
-                f"Globus does not allow {login} to use {self.place}: {text}. Ask the endpoint's owner for access; "
-                "if it allows only some functions, put the id of an allowed one into function_id of the block: "
-                "prefect-psik functions register."
-            )
-        if status == 404:
-            return FacilitySetupError(f"Globus does not know what was asked for at {self.place}: {text}.")
-        return FacilitySetupError(f"Globus answered {status} for {self.place}: {text}.")
 
     def _who(self) -> str:
         return f"the client {self._login}" if self._login != STORED_LOGIN else "the worker's own login"
@@ -359,34 +339,6 @@ class GlobusTransport:
             "offline, start it at the facility: globus-compute-endpoint start NAME."
         )
 
-    def _failure(self, name: str, text: str) -> FacilityError:
-        """Word the failure of a task at the endpoint."""
-        last = _last_line(text)
-        if "MaxResultSizeExceeded" in text:
-            return PayloadTooLarge(f"The answer to {name!r} from {self.place} is larger than Globus carries.")
-        if "Failed validating" in text:
-            reason = _last_line(text.partition("Failed validating")[0])
-            return FacilitySetupError(
-                f"The {self.place} does not accept user_endpoint_config of the block: {reason}. Take out what it "
-                "does not know."
-            )
-        if re.search(r"[Nn]ot permitted|not allowed", text):
-            return FacilitySetupError(
-                f"The {self.place} does not run our function: {last}. Put the id of an allowed function into "
-                "function_id of the block: prefect-psik functions register."
-            )
-        if "failed to map to a local user" in text or "local user does not exist" in text:
-            return FacilitySetupError(
-                f"The {self.place} has no user for {self._who()}. Ask its administrator to map the client's UUID "
-                "to a user there."
-            )
-        lost = re.search(r"WorkerLost|BrokenProcessPool|ManagerLost|shut ?down|restart", text)
-        return RemoteCodeError(
-            f"The call {name!r} failed on {self.place}: {last}. The traceback is in `remote_traceback`.",
-            transient=lost is not None,
-            remote_traceback=text,
-        )
-
 
 @dataclass
 class _Way:
@@ -402,76 +354,3 @@ class _Way:
         age = time.monotonic() - self.earliest
         following = next((seconds for seconds in ASK_AFTER_SECONDS if seconds > age + 0.02), None)
         return ASK_EVERY_SECONDS if following is None else following - age
-
-
-class _Connection:
-    """The SDK's clients of one login. Opens nothing before the first request."""
-
-    def __init__(self, credentials: GlobusCredentials | None) -> None:
-        self.serializer = ComputeSerializer(
-            strategy_code=PureSourceTextInspect(),
-            strategy_data=JSONData(),  # type: ignore[no-untyped-call]
-            allowed_deserializer_types=[PureSourceTextInspect, JSONData],
-        )
-        given = credentials is not None and not credentials.is_empty
-        self.client = Client(
-            app=credentials.get_client() if given and credentials else None, do_version_check=False
-        )
-        self.client.fx_serializer = self.serializer
-        app: GlobusApp | None = self.client.app
-        if app is None or (not isinstance(app, ClientApp) and app.login_required()):
-            raise FacilitySetupError(
-                "This worker has no Globus login. Put credentials into the psik-backend block, or set "
-                "GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET, or run once where it runs: "
-                "globus-compute-endpoint login."
-            )
-        where = self.client.web_service_address
-        # One request is one request: what is repeated is decided here, within the budget.
-        self.v2 = ComputeClientV2(app=app, base_url=where, retry_config=RetryConfig(max_retries=0))
-        self.v3 = ComputeClientV3(app=app, base_url=where, retry_config=RetryConfig(max_retries=0))
-        for client in (self.v2, self.v3):
-            client.transport.http_timeout = HTTP_SECONDS
-
-    def close(self) -> None:
-        """Close the HTTP connections."""
-        self.v2.close()
-        self.v3.close()
-
-
-def _look(connection: _Connection, task_ids: list[str]) -> dict[str, Any]:
-    return dict(connection.v2.get_task_batch(task_ids)["results"])
-
-
-async def _in_daemon_thread(work: Callable[[], T], afterwards: Callable[[BaseException | None], None]) -> T:
-    """Run blocking work without keeping the interpreter from ending; `afterwards` is told how it went."""
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()  # a waiter that goes away does not end the work
-
-    def run() -> None:
-        failure: BaseException | None = None
-        try:
-            result = work()
-        except BaseException as err:  # noqa: BLE001 - handed to whoever waits
-            failure = err
-        if failure is None:
-            future.set_result(result)
-        else:
-            future.set_exception(failure)
-        afterwards(failure)
-
-    threading.Thread(target=run, name="prefect-psik-http", daemon=True).start()
-    return await asyncio.wrap_future(future)
-
-
-def _silence_asked(failure: BaseException | None) -> float:
-    """Seconds for which Globus asks to be left alone."""
-    headers = failure.headers if isinstance(failure, GlobusAPIError) else None
-    try:
-        return max(0.0, float((headers or {}).get("Retry-After", 0)))
-    except ValueError:
-        return 0.0
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip(" -")]
-    return lines[-1][:500] if lines else "no reason given"

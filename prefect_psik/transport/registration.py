@@ -12,7 +12,8 @@ from globus_sdk.exc import GlobusError
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import FacilityError, FacilitySetupError, SpecError
 from prefect_psik.remote import letter
-from prefect_psik.transport.globus import RETRY_STATUSES, _Connection
+from prefect_psik.transport.globus_connection import GlobusConnection
+from prefect_psik.transport.globus_errors import RETRY_STATUSES
 
 
 def source_digest() -> str:
@@ -37,7 +38,7 @@ def register_remote_code(
     login = str(credentials.client_id) if credentials and not credentials.is_empty else None
     who = f"the client {login}" if login else "the worker's own login"
     try:
-        connection = _Connection(credentials)
+        connection = GlobusConnection(credentials)
         try:
             function_id = connection.client.register_source_code(
                 letter(),

@@ -1,5 +1,6 @@
-"""Fixtures of the tests that need a facility."""
+"""Fixtures of the tests that need a facility, Globus alone, or Prefect as processes of their own."""
 
-from tests.testbed.fixtures import facility
+from tests.integration.prefect_services import alone, block, services
+from tests.testbed.fixtures import emulator, facility, globus
 
-__all__ = ["facility"]
+__all__ = ["alone", "block", "emulator", "facility", "globus", "services"]

@@ -51,7 +51,7 @@ class LoginNode:
     def __init__(self, facility: Facility) -> None:
         self._facility = facility
         self.home = facility.state.directory("guide", owner=facility.user)
-        login = facility.globus.client_env()
+        login = facility.globus.env()
         self._environment = {key: login[key] for key in login if not key.startswith("GLOBUS_COMPUTE_CLIENT")}
 
     def write(self, name: str, text: str) -> None:

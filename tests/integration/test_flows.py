@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import runpy
 import shutil
 from pathlib import Path
@@ -18,6 +19,13 @@ FLOWS = Path(__file__).parents[2] / "flows"
 #: The right reconstruction of the small scan has 0.25; turned the other way or without flat field, 0.49.
 GOOD_NRMSE = 0.3
 SMALL = {"size": 48, "slices": 8, "angles": 60}
+
+
+def scanned(module: dict[str, Any], scan: str, local: Path, **parameters: Any) -> dict[str, Any]:
+    """Run the tomography of a module, on a small phantom."""
+    flow = module["tomography"](scan, phantom=module["Phantom"](**SMALL), local=local, **parameters)
+    found: dict[str, Any] = asyncio.run(flow)
+    return found
 
 
 def load(name: str) -> dict[str, Any]:
@@ -60,20 +68,18 @@ def test_tomography_ends_with_pictures_and_a_small_error(home: Path) -> None:
     needs_tomography()
     from PIL import Image
 
-    errors = load("tomography")["tomography"](
-        scan="small", data=home / "data", pictures=home / "pictures", **SMALL
-    )
+    errors = scanned(load("tomography"), "small", home / "out")
     assert 0 < errors["nrmse"] < GOOD_NRMSE
-    pictures = sorted((home / "pictures").glob("*.png"))
+    pictures = sorted((home / "out").glob("*.png"))
     assert pictures
     for path in pictures:
         with Image.open(path) as picture:
             low, high = picture.convert("L").getextrema()
             assert low != high, f"{path.name} shows nothing"
             assert min(picture.size) >= SMALL["slices"]
-    tiffs = sorted((home / "data/rec/small").glob("slice_*.tiff"))
+    tiffs = sorted((home / "out/data/store/rec/small").glob("slice_*.tiff"))
     assert len(tiffs) == SMALL["slices"]
-    assert (home / "data/rec/small.zarr/zarr.json").is_file()
+    assert (home / "out/data/store/rec/small.zarr/zarr.json").is_file()
     names = [str(spec_of(directory)["name"]) for directory in job_directories(home / "psik")]
     assert sorted(names) == ["multiscale", "reconstruct", "report"]
     assert runs(home / "psik") == [[1], [1], [1]]
@@ -96,8 +102,7 @@ def test_a_wrong_reconstruction_would_exceed_the_bound(home: Path, right: str, w
     text = script.read_text()
     assert text.count(right) == 1
     script.write_text(text.replace(right, wrong))
-    tomography = runpy.run_path(str(home / "flows/tomography.py"))["tomography"]
-    errors = tomography(scan="wrong", data=home / "data", pictures=home / "pictures", **SMALL)
+    errors = scanned(runpy.run_path(str(home / "flows/tomography.py")), "wrong", home / "out")
     assert errors["nrmse"] > 1.5 * GOOD_NRMSE
 
 
@@ -109,8 +114,9 @@ def test_tomography_fails_where_its_first_job_fails(home: Path) -> None:
     script.write_text(
         script.read_text().replace("def main() -> None:", "def main() -> None:\n    sys.exit('No beam.')")
     )
-    tomography = runpy.run_path(str(home / "flows/tomography.py"))["tomography"]
+    module = runpy.run_path(str(home / "flows/tomography.py"))
     with pytest.raises(JobFailed, match=r"exit code 1(.|\n)*No beam"):
-        tomography(scan="broken", data=home / "data", pictures=home / "pictures", **SMALL)
+        scanned(module, "broken", home / "out")
     assert [spec_of(directory)["name"] for directory in job_directories(home / "psik")] == ["reconstruct"]
-    assert list((home / "pictures").glob("*.png")) == []
+    assert list((home / "out").glob("*.png")) == []
+    assert not (home / "out/data/store/rec").exists()

@@ -72,7 +72,7 @@ def register(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
 
 def forget_allowed_functions(facility: Facility, endpoint_id: str) -> None:
     """Register an endpoint again, as its owner, without a list of functions; the endpoint itself goes on."""
-    login = facility.globus.owner_env()
+    login = facility.globus.env("owner")
     basic = base64.b64encode(":".join(login[name] for name in LOGIN).encode()).decode()
     grant = urllib.request.Request(
         f"{facility.globus.url}/v2/oauth2/token",
@@ -210,7 +210,7 @@ def test_an_endpoint_that_allows_only_our_function(
 
         # the endpoint, restarted
         endpoint.stop()
-        endpoint.start({**facility.globus.owner_env(), **facility.slurm.env})
+        endpoint.start({**facility.globus.env("owner"), **facility.slurm.env})
         assert run_job(pinned, JOB).stdout.strip() == facility.user
 
         # another function: one that a block without function_id registers anew

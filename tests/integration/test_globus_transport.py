@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from prefect_psik import (
+    FacilityError,
     FacilitySetupError,
     FacilityTimeout,
     GlobusCredentials,
@@ -18,6 +20,7 @@ from prefect_psik import (
     RemoteCodeError,
 )
 from prefect_psik.transport.globus import GlobusTransport
+from prefect_psik.transport.globus_errors import task_error
 from tests.integration.local import wait_until
 from tests.testbed.facility import Facility
 
@@ -126,11 +129,36 @@ def test_a_defect_comes_with_its_sentence_and_traceback(facility: Facility) -> N
         GlobusTransport(UUID(facility.endpoint_id)), "status", {"prefix": str(facility.prefix), "jobs": 5}
     )
     assert "no list" in answer["error"]["message"]
-    transport = GlobusTransport(UUID(facility.endpoint_id))
-    error = transport._failure("hello", "Traceback (most recent call last):\n  boom\nValueError: what happened")
+    trace = "Traceback (most recent call last):\n  boom\nValueError: what happened"
+    error = task_error("hello", trace, f"endpoint {facility.endpoint_id}", "the client")
     assert isinstance(error, RemoteCodeError)
     assert "ValueError: what happened" in str(error)
     assert "boom" in error.remote_traceback
+    assert not error.transient
+
+
+def test_a_user_endpoint_that_was_killed_is_worth_another_try() -> None:
+    said = "Another instance of this endpoint is running.  (Perhaps on another login node?)  Refusing to start."
+    error = task_error("status", f"User endpoint failed to start: {said}", "endpoint e", "the client")
+    assert error.transient
+
+
+def test_closing_ends_the_calls_under_way(facility: Facility) -> None:
+    facility.globus.order_fault("lose_result")
+
+    async def close_while_calling() -> float:
+        transport = GlobusTransport(UUID(facility.endpoint_id))
+        calling = asyncio.create_task(transport.call("hello", {}, timeout=60))
+        while not facility.meter()["routes"].get("POST /v2/batch_status"):
+            await asyncio.sleep(0.1)
+        closed = time.monotonic()
+        await transport.aclose()
+        with pytest.raises(FacilityError, match="was closed"):
+            await calling
+        return time.monotonic() - closed
+
+    facility.globus.reset_meter()
+    assert asyncio.run(close_while_calling()) < 5
 
 
 def test_an_endpoint_that_is_away_is_said_to_be_offline(facility: Facility) -> None:

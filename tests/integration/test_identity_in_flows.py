@@ -5,14 +5,20 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect import flow, task, unmapped
 from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
+from prefect.states import Cancelling
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_psik import FacilityError, JobFailed, JobHandle, KeyConflict, PsikBackend, run_job, submit_job
 from prefect_psik.transport.local import LocalTransport
-from tests.integration.local import backend_at, bash, runs
+from tests.conftest import job_processes
+from tests.integration.local import backend_at, bash, runs, wait_until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -196,12 +202,6 @@ def test_a_flow_run_that_is_cancelled_frees_its_jobs(prefix: Path) -> None:
     def long() -> None:
         run_job.map(unmapped(backend), [bash(f"sleep 300 # {n}") for n in range(3)]).result()
 
-    from prefect.context import FlowRunContext
-    from prefect.states import Cancelling
-
-    from tests.conftest import job_processes
-    from tests.integration.local import wait_until
-
     ids: list[Any] = []
 
     @flow
@@ -219,6 +219,30 @@ def test_a_flow_run_that_is_cancelled_frees_its_jobs(prefix: Path) -> None:
         client.set_flow_run_state(ids[0], Cancelling(), force=True)
     thread.join(timeout=60)
     assert not thread.is_alive()
+    assert job_processes(prefix) == []
+
+
+def test_a_flow_run_that_is_cancelled_submits_nothing_more(prefix: Path) -> None:
+    """Neither its tasks' retries nor the tasks that had no turn yet."""
+    backend, run_ids = backend_at(prefix), []
+
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=2))  # type: ignore[arg-type]
+    def crowded() -> None:
+        run_ids.append(UUID(flow_run.id))
+        specs = [bash(f"sleep 300 # {n}") for n in range(6)]
+        run_job.with_options(retries=2).map(unmapped(backend), specs).result()
+
+    thread = threading.Thread(target=lambda: crowded(return_state=True))
+    thread.start()
+    wait_until(lambda: len(job_processes(prefix)) >= 2)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run_ids[0], Cancelling(), force=True)
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+        state = client.read_flow_run(run_ids[0]).state
+    assert state is not None
+    assert state.is_final()
+    assert runs(prefix) == [[1], [1]]
     assert job_processes(prefix) == []
 
 

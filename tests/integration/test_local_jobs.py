@@ -36,6 +36,7 @@ from prefect_psik import (
     run_job,
     submit_job,
     wait_for_job,
+    wait_for_start,
 )
 from tests.conftest import job_processes
 from tests.integration.local import backend_at, bash, job_directories, rows, runs, wait_until
@@ -311,3 +312,15 @@ def test_many_waits_share_their_calls(prefix: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(int(result.stdout) for result in results) == list(range(60))
     assert runs(prefix) == [[1]] * 60
     assert calls.count("submit") <= 20
+
+
+def test_a_wait_for_the_start_ends_while_the_job_runs(prefix: Path) -> None:
+    backend = backend_at(prefix)
+    gate = prefix.parent / "gate"
+    handle = submit_job(backend, bash(f'until [ -e "{gate}" ]; do sleep 0.1; done; echo ended'))
+    status = wait_for_start(handle)
+    assert status.state is JobState.active
+    assert status.started is not None
+    gate.touch()
+    assert wait_for_job(handle).stdout == "ended\n"
+    assert wait_for_start(handle).state is JobState.completed

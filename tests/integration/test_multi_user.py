@@ -107,12 +107,11 @@ def test_the_files_of_other_users_stay_theirs(facility: Facility, endpoint: Mult
 
 
 def test_a_stranger_is_refused_in_a_sentence(facility: Facility, endpoint: MultiUserEndpoint) -> None:
-    login = GlobusCredentials(
-        client_id=UUID(facility.globus.stranger_id), client_secret=facility.globus.stranger_secret
-    )
+    client_id, secret = facility.globus.login("stranger")
+    login = GlobusCredentials(client_id=UUID(client_id), client_secret=secret)
     stranger = backend_of(facility, endpoint).model_copy(update={"credentials": login})
     before = sorted(os.listdir(mapped_prefix(facility)))
-    with pytest.raises(FacilitySetupError, match=f"has no user for the client {facility.globus.stranger_id}"):
+    with pytest.raises(FacilitySetupError, match=f"has no user for the client {client_id}"):
         submit_job(stranger, script("true"))
     assert sorted(os.listdir(mapped_prefix(facility))) == before
 

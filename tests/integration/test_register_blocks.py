@@ -12,6 +12,7 @@ from pathlib import Path
 import prefect.settings
 import pytest
 import yaml
+from prefect.variables import Variable
 
 from prefect_psik import GlobusCollection, GlobusCredentials, PsikBackend, run_job
 from tests.integration.local import bash
@@ -29,6 +30,13 @@ SITE = {
     "FRONTIER_COLLECTION_ID": ENDPOINT,
     "OLCF_PROJECT": "abc123",
     "POLARIS_ENDPOINT_ID": ENDPOINT,
+    "MYSITE_ENDPOINT_ID": ENDPOINT,
+    "MYSITE_COLLECTION_ID": ENDPOINT,
+    "MYSITE_SCRATCH": "/scratch",
+    "MYSITE_PARTITION": "batch",
+    "MYSITE_ACCOUNT": "als",
+    "BEAMLINE_COLLECTION_ID": ENDPOINT,
+    "BEAMLINE_ROOT": "/data",
 }
 
 
@@ -76,9 +84,11 @@ def facility(path: Path, name: str, **fields: object) -> Path:
 
 def test_every_file_here_becomes_blocks() -> None:
     files = sorted(BLOCKS.glob("*.yaml"))
-    assert [path.stem for path in files] == ["frontier", "local", "perlmutter", "polaris"]
-    done = register(*files, "--overwrite", **SITE)
-    assert done.returncode == 0, done.stderr
+    assert [path.stem for path in files] == ["frontier", "local", "perlmutter", "polaris", "template"]
+    # local.yaml and a copy of template.yaml each are a whole beamline: they have blocks of the same names.
+    for together in ([path for path in files if path.stem != "template"], [BLOCKS / "template.yaml"]):
+        done = register(*together, "--overwrite", **SITE)
+        assert done.returncode == 0, done.stderr
     polaris, perlmutter = PsikBackend.load("polaris"), PsikBackend.load("perlmutter")
     assert isinstance(polaris, PsikBackend)
     assert (polaris.prefix, polaris.endpoint) == ("/lustre/stf006/psik_jobs", ENDPOINT)
@@ -101,6 +111,19 @@ def test_the_files_hold_no_uuid_and_no_secret() -> None:
         document = yaml.safe_load(path.read_text())
         assert "credentials" not in document["backend"]
         assert str(document["backend"].get("endpoint_id", "${")).startswith("${")
+
+
+def test_what_operators_changed_in_the_ui_stays(tmp_path: Path, register_here: Run) -> None:
+    path = facility(tmp_path / "kept.yaml", "kept", variables={"kept_choices": {"kept": "required"}})
+    assert register_here(path).returncode == 0
+    assert Variable.get("kept_choices") == {"kept": "required"}
+    Variable.set("kept_choices", {"kept": "off"}, overwrite=True)
+    PsikBackend(accept_jobs=False, note="maintenance").save("kept", overwrite=True)
+    assert register_here(path, "--overwrite").returncode == 0
+    assert Variable.get("kept_choices") == {"kept": "off"}
+    loaded = PsikBackend.load("kept")
+    assert isinstance(loaded, PsikBackend)
+    assert (loaded.prefix, loaded.accept_jobs, loaded.note) == ("$HOME/psik", False, "maintenance")
 
 
 def test_a_second_time_needs_overwrite(tmp_path: Path, register_here: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -14,8 +15,8 @@ import prefect.settings
 import pytest
 
 from flows.hello_job import hello_job
-from flows.tomography import tomography
-from prefect_psik import BackendAttributes, GlobusCredentials, PsikBackend
+from flows.tomography import Phantom, Resources, tomography
+from prefect_psik import BackendAttributes, GlobusCollection, GlobusCredentials, PsikBackend
 from tests.integration.local import wait_until
 from tests.testbed.facility import Facility
 
@@ -80,30 +81,25 @@ def block_names(facility: Facility) -> Iterator[tuple[str, str]]:
         yield "here", "facility"
 
 
-def test_the_flows_run_anywhere_by_changing_the_blocks_name(
+async def test_the_flows_run_anywhere_by_changing_the_blocks_name(
     facility: Facility, block_names: tuple[str, str], tmp_path: Path
 ) -> None:
-    here, there = block_names
-    assert "Hello from" in hello_job(here)
-    assert "Hello from" in hello_job(there)
+    for name in block_names:
+        assert "Hello from" in await asyncio.to_thread(hello_job, name)
     errors = []
     for name in block_names:
         data = facility.data / f"tomography-{name}"
-        data.mkdir(mode=0o777)
-        data.chmod(0o777)
-        (data / "rec").mkdir()
+        (data / "rec").mkdir(parents=True)
         (data / "rec").chmod(0o777)
-        errors.append(
-            tomography(
-                backend=name,
-                data=data,
-                pictures=tmp_path / name,
-                size=48,
-                slices=8,
-                angles=60,
-                python=str(facility.science_python),
-            )
+        await GlobusCollection(base_path=str(data)).asave(f"{name}-scratch", overwrite=True)
+        found = await tomography(
+            "phantom",
+            name,
+            phantom=Phantom(size=48, slices=8, angles=60),
+            resources=Resources(python=str(facility.science_python)),
+            local=tmp_path / name,
         )
+        errors.append(found)
         assert (tmp_path / name / "slice_z.png").read_bytes().startswith(b"\x89PNG")
     assert errors[0]["nrmse"] == pytest.approx(errors[1]["nrmse"], rel=1e-3)
     assert errors[0]["nrmse"] < 0.35

@@ -81,7 +81,7 @@ def _prefect_server(site: Site, directory: Path) -> tuple[subprocess.Popen[bytes
     command = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port)
     server = _start(site, directory, "server", environment, *command)
     url = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-    return server, {**environment, **Facility.at().globus.crowd_env(), **url}
+    return server, {**environment, **Facility.at().globus.env("crowd"), **url}
 
 
 def _start(

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from prefect_psik.exceptions import SpecError
+from prefect_psik.input_files import MAX_FILES_BYTES
 from prefect_psik.jobspec import (
-    MAX_FILES_BYTES,
     MAX_SCRIPT_BYTES,
     PSIK_TIMER_EXTRA_MINUTES,
     RESERVED_VARIABLES,
     JobSpec,
     ResourceSpec,
-    explain,
     sbatch_argument,
 )
+from prefect_psik.typed import explain
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 UNUSUAL_NAMES = ["a/b", "a\nb", "a\tb", "-x", "", " ", " a", "a ", "a\0b", "a\x7fb"]

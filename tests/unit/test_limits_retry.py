@@ -21,7 +21,7 @@ from prefect_psik.exceptions import (
 from prefect_psik.limits import LimitWatch, WaitLimits
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
 from prefect_psik.retry import Asked, Growth, RetryRule
-from prefect_psik.session import Update
+from prefect_psik.watches import Update
 
 HANDLE = JobHandle(prefix="/p", stamp="1", key="k", duration=10, memory="4G", native_id="7", type="slurm")
 

@@ -234,7 +234,7 @@ def test_nothing_else_leaks_but_modules_of_the_package() -> None:
 
 def test_every_task_has_its_async_twin_with_the_same_parameters() -> None:
     pairs = {"submit_job": "asubmit_job", "wait_for_job": "await_for_job", "poll_job": "apoll_job"}
-    pairs |= {"cancel_job": "acancel_job", "run_job": "arun_job"}
+    pairs |= {"cancel_job": "acancel_job", "run_job": "arun_job", "wait_for_start": "await_for_start"}
     tasks = {name for name in prefect_psik.__all__ if isinstance(getattr(prefect_psik, name), prefect.Task)}
     assert {*pairs, *pairs.values()} <= tasks
     for sync, twin in pairs.items():

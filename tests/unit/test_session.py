@@ -47,10 +47,10 @@ async def test_an_answer_to_a_watch_that_ended_does_not_end_the_next_one() -> No
     transport = HeldTransport()
     channel = Channel(Session.current(), transport, "/p", 1.0)
     async with asyncio.timeout(20):
-        first = channel.subscribe(HANDLE)
+        first = channel.poller.subscribe(HANDLE)
         await transport.asked.acquire()  # the first look is under way
-        channel.unsubscribe(HANDLE, first)
-        second = channel.subscribe(HANDLE)
+        channel.poller.unsubscribe(HANDLE, first)
+        second = channel.poller.subscribe(HANDLE)
         transport.answer.release()
         await transport.asked.acquire()
         transport.answer.release()

@@ -1,0 +1,196 @@
+"""Reconcile: show the jobs whose flow run is gone, and the flow runs whose jobs are gone; mend only if told to.
+
+`python flows/reconcile.py perlmutter frontier` serves it every hour for these backends, to report.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+from uuid import UUID
+
+from prefect import flow, unmapped
+from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import TaskRunSort
+from prefect.states import Crashed
+from pydantic import BaseModel
+
+from prefect_psik import JobRecord, JobStatus, PsikBackend, cancel_job, list_jobs, poll_job
+from prefect_psik.marks import places_of
+
+#: As many flow runs as Prefect's API gives in one answer.
+PAGE = 200
+
+
+class Finding(BaseModel):
+    """A row of the table."""
+
+    kind: Literal["job", "flow run"]
+    id: str
+    name: str
+    why: str
+    done: str = "reported"
+
+
+class Job(BaseModel):
+    """A job as the facility has it now, on one of the backends."""
+
+    backend: str
+    record: JobRecord
+    status: JobStatus
+
+
+@flow(name="reconcile psik jobs")
+def reconcile(
+    backends: list[str], cancel: bool = False, close: bool = False, idle: timedelta = timedelta(hours=1)
+) -> list[Finding]:
+    """Compare the facilities' records of jobs with Prefect's flow runs.
+
+    Args:
+        backends: Names of `psik-backend` blocks.
+        cancel: Cancel jobs whose flow run was cancelled or no longer exists. Look at a report first: where another
+            Prefect server submits to the same prefix, its flow runs do not exist for this one.
+        close: Set flow runs to Crashed that wait for jobs which are gone; they can be retried then.
+        idle: A flow run waits in vain if for this long no job of it was alive and no task of it began.
+
+    Returns:
+        What was found; also in the table artifact `psik-reconcile`.
+    """
+    with get_client(sync_client=True) as client:
+        running = read_running(client)
+        jobs = [job for backend in backends for job in read_jobs(backend, {str(run.id) for run in running})]
+        orphans = find_orphans(client, jobs)
+        waiting = find_waiting(client, running, backends, jobs, idle)
+        findings = [
+            *(cancel_orphans(orphans) if cancel else (finding for _, finding in orphans)),
+            *(close_flow_runs(client, waiting) if close else (finding for _, finding in waiting)),
+        ]
+    create_table_artifact(
+        [finding.model_dump() for finding in findings],
+        key="psik-reconcile",
+        description=f"{len(jobs)} jobs looked at on {', '.join(backends)}; {len(findings)} findings",
+    )
+    return findings
+
+
+def read_jobs(backend: str, running: set[str]) -> list[Job]:
+    """The jobs of a backend, as they are now, that may be alive or are of a running flow run."""
+    records = [
+        record
+        for record in list_jobs(backend, limit=None)
+        if record.flow_runs and (not record.state.is_final or running.intersection(record.flow_runs))
+    ]
+    statuses = poll_job.map([record.handle for record in records], backend=unmapped(backend)).result()
+    return [
+        Job(backend=backend, record=record, status=status)
+        for record, status in zip(records, statuses, strict=True)
+    ]
+
+
+# --------------------------------------------------------------------------------- jobs without a flow run
+
+
+def find_orphans(client: SyncPrefectClient, jobs: list[Job]) -> list[tuple[Job, Finding]]:
+    """The live jobs of which no flow run is left that would want them."""
+    live = [job for job in jobs if not job.status.state.is_final]
+    known = read_flow_runs(client, {run for job in live for run in job.record.flow_runs})
+    found = []
+    for job in live:
+        runs = [known.get(run) for run in job.record.flow_runs]
+        # What becomes of a subflow is decided by the flow run around it.
+        deciding = [run for run in runs if run is None or run.parent_task_run_id is None] or runs
+        if all(run is None or is_cancelled(run) for run in deciding):
+            handle = job.record.handle
+            why = "its flow run was cancelled" if any(deciding) else "its flow run no longer exists"
+            found.append((job, Finding(kind="job", id=handle.stamp, name=str(handle), why=why)))
+    return found
+
+
+def is_cancelled(run: FlowRun) -> bool:
+    """Whether a flow run is cancelled, or is being cancelled: without a worker it is so for ever."""
+    return run.state is not None and (run.state.is_cancelled() or run.state.is_cancelling())
+
+
+def read_flow_runs(client: SyncPrefectClient, ids: Iterable[str]) -> dict[str, FlowRun]:
+    """Those of these flow runs that Prefect still has."""
+    wanted = sorted(ids)
+    known: dict[str, FlowRun] = {}
+    for begin in range(0, len(wanted), PAGE):
+        some = FlowRunFilter.model_validate({"id": {"any_": wanted[begin : begin + PAGE]}})
+        known |= {str(run.id): run for run in client.read_flow_runs(flow_run_filter=some, limit=PAGE)}
+    return known
+
+
+def cancel_orphans(orphans: list[tuple[Job, Finding]]) -> Iterable[Finding]:
+    """Cancel these jobs, together."""
+    asked = [cancel_job.submit(job.record.handle, backend=job.backend) for job, _ in orphans]
+    for (_, finding), future in zip(orphans, asked, strict=True):
+        outcome = future.result(raise_on_failure=False)
+        done = outcome.state.value if isinstance(outcome, JobStatus) else f"cancel failed: {outcome}"
+        yield finding.model_copy(update={"done": done})
+
+
+# ---------------------------------------------------------------------------------- flow runs without a job
+
+
+def find_waiting(
+    client: SyncPrefectClient, running: list[FlowRun], backends: list[str], jobs: list[Job], idle: timedelta
+) -> list[tuple[UUID, Finding]]:
+    """Of the running flow runs those that have had nothing to wait for since long."""
+    blocks = [PsikBackend.load(backend) for backend in backends]
+    here = {(block.endpoint_id, block.prefix) for block in blocks if isinstance(block, PsikBackend)}
+    found = []
+    for run in running:
+        places = {(place.endpoint_id, place.prefix) for place in places_of(run.labels)}
+        if not places or not places <= here:
+            continue  # it has no jobs, or some where nobody looked
+        mine = [job.status for job in jobs if str(run.id) in job.record.flow_runs]
+        if any(not status.state.is_final for status in mine):
+            continue
+        since = max([last_begin(client, run), *(ended(status) for status in mine)])
+        if datetime.now(UTC) - since > idle:
+            what = f"all of its {len(mine)} jobs have ended" if mine else "its jobs no longer exist"
+            why = f"{what}, and nothing has happened since {since:%F %R} UTC"
+            found.append((run.id, Finding(kind="flow run", id=str(run.id), name=run.name, why=why)))
+    return found
+
+
+def read_running(client: SyncPrefectClient) -> list[FlowRun]:
+    """All outermost flow runs that Prefect believes to be running."""
+    running: dict[str, Any] = {
+        "state": {"type": {"any_": ["RUNNING", "CANCELLING"]}},
+        "parent_task_run_id": {"is_null_": True},
+    }
+    wanted = FlowRunFilter.model_validate(running)
+    found: list[FlowRun] = []
+    while some := client.read_flow_runs(flow_run_filter=wanted, limit=PAGE, offset=len(found)):
+        found += some
+    return found
+
+
+def last_begin(client: SyncPrefectClient, run: FlowRun) -> datetime:
+    """When the flow run, or the last of its tasks, began."""
+    mine = FlowRunFilter.model_validate({"id": {"any_": [run.id]}})
+    tasks = client.read_task_runs(flow_run_filter=mine, sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=1)
+    return max(time for time in (run.start_time, run.created, *(task.start_time for task in tasks)) if time)
+
+
+def ended(status: JobStatus) -> datetime:
+    """When a job ended, by the facility's clock."""
+    return datetime.fromtimestamp(status.ended or status.submitted or 0, UTC)
+
+
+def close_flow_runs(client: SyncPrefectClient, waiting: list[tuple[UUID, Finding]]) -> Iterable[Finding]:
+    """Set these flow runs to Crashed."""
+    for run, finding in waiting:
+        client.set_flow_run_state(run, Crashed(message=f"Reconciled: {finding.why}."), force=True)
+        yield finding.model_copy(update={"done": "closed"})
+
+
+if __name__ == "__main__":
+    reconcile.serve(name="hourly", cron="0 * * * *", parameters={"backends": sys.argv[1:]})

@@ -1,0 +1,92 @@
+"""Items of jobs that arrive together travel together, in one call."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from prefect_psik.exceptions import PrefectPsikError
+from prefect_psik.transport.base import MAX_CALL_BYTES, Transport, error_from
+
+#: How long a call is repeated while its errors are transient.
+REPEAT_SECONDS = 120.0
+MAX_JOBS_PER_CALL = 200
+
+
+def is_transient(error: BaseException) -> bool:
+    """The retry rule: one attribute, set where the error is made."""
+    return isinstance(error, PrefectPsikError) and error.transient
+
+
+Call = Callable[[list[dict[str, Any]]], Awaitable[dict[str, Any]]]
+"""Sends the items of several jobs; returns their answers by stamp."""
+
+_Entry = tuple[dict[str, Any], asyncio.Future[dict[str, Any]], float]
+
+
+class Batcher:
+    """Collects items and sends them together; one call at a time, so that a busy one fills the next."""
+
+    def __init__(self, transport: Transport, call: Call) -> None:
+        self._transport = transport
+        self._call = call
+        self._items: list[_Entry] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def add(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Send one job's item with the others; returns its answer or raises its error."""
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._items.append((item, future, time.monotonic() + REPEAT_SECONDS))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._drain())
+        return await future
+
+    async def _drain(self) -> None:
+        await asyncio.sleep(self._transport.gather_seconds)
+        while self._items:
+            batch: list[_Entry] = []
+            stamps: set[str] = set()
+            size = 0
+            for entry in list(self._items):
+                weight = len(str(entry[0]))
+                if entry[0]["stamp"] in stamps:
+                    continue
+                if batch and (size + weight > MAX_CALL_BYTES // 2 or len(batch) >= MAX_JOBS_PER_CALL):
+                    break
+                batch.append(entry)
+                stamps.add(entry[0]["stamp"])
+                size += weight
+                self._items.remove(entry)
+            try:
+                await self._send(batch)
+            except BaseException as err:  # whoever waits must learn of it, even of a defect
+                for _, future, _ in batch:
+                    if not future.done():
+                        future.set_exception(err)
+                raise
+
+    async def _send(self, batch: list[_Entry]) -> None:
+        busy = []
+        try:
+            answers = await self._call([item for item, _, _ in batch])
+        except PrefectPsikError as err:
+            answers = {item["stamp"]: {"exception": err} for item, _, _ in batch}
+        for item, future, deadline in batch:
+            answer = answers[item["stamp"]]
+            if future.done():
+                continue
+            if "exception" in answer:
+                future.set_exception(answer["exception"])
+            elif "error" not in answer:
+                future.set_result(answer)
+            else:
+                error = error_from(answer["error"], self._transport.place)
+                if is_transient(error) and time.monotonic() < deadline:
+                    busy.append((item, future, deadline))
+                else:
+                    future.set_exception(error)
+        if busy:
+            await asyncio.sleep(1.0)
+            self._items += busy

@@ -1,0 +1,234 @@
+"""Who waits for which job, and the poll cycle that serves all waits on a backend with one call."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from prefect_psik.batches import Call
+from prefect_psik.exceptions import PrefectPsikError, RemoteCodeError
+from prefect_psik.models import JobHandle, JobStatus
+from prefect_psik.outcome import judge
+from prefect_psik.transport.base import Transport
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+MAX_LOOKS_PER_CALL = 500
+#: The pause between two looks is this part of the time since anything changed, between floor and interval.
+PAUSE_PART = 0.05
+#: A log that runs ahead of us by more is skipped to its end.
+LOG_BACKLOG_BYTES = 64 * 1024
+
+
+@dataclass
+class Update:
+    """What changed between two looks."""
+
+    status: JobStatus | None = None
+    logs: dict[str, str] = field(default_factory=dict)
+    tails: dict[str, str] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+    trouble: str | None = None
+    now: float | None = None  # the facility's clock
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it tells the end of the job."""
+        return self.status is not None and self.status.state.is_final
+
+
+class Subscription(Generic[U]):
+    """Updates of one job or transfer for one waiter, readable from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: Future[U] | None = None
+        self._ready: list[U | PrefectPsikError] = []
+
+    def next(self) -> Future[U]:
+        """The next update, as a future; an error ends the wait."""
+        with self._lock:
+            future: Future[U] = Future()
+            if self._ready:
+                _settle(future, self._ready.pop(0))
+            else:
+                self._waiting = future
+            return future
+
+    def put(self, update: U | PrefectPsikError) -> None:
+        """Hand an update or an error to the waiter."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, None
+            # A waiter that was interrupted leaves a canceled future behind; the update waits for the next.
+            if waiting is not None and waiting.set_running_or_notify_cancel():
+                _settle(waiting, update)
+            else:
+                self._ready.append(update)
+
+
+def _settle(future: Future[T], outcome: T | BaseException) -> None:
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+@dataclass
+class _Watch:
+    handle: JobHandle
+    subscriptions: list[Subscription[Update]] = field(default_factory=list)
+    seen: str | None = None
+    offsets: dict[str, int] = field(default_factory=dict)
+    status: JobStatus | None = None
+    trouble: str | None = None  # the scheduler's
+    silent: bool = False  # the last look got no answer at all
+
+
+class Poller:
+    """Looks at all watched jobs of a backend with one call a poll cycle. On the session's loop only."""
+
+    def __init__(self, transport: Transport, call: Call, poll_interval: float) -> None:
+        self.poll_interval = poll_interval
+        self._transport = transport
+        self._call = call
+        self._watches: dict[tuple[str, int], _Watch] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look again soon: something has changed, or is about to."""
+        self._wake.set()
+
+    def subscribe(self, handle: JobHandle) -> Subscription[Update]:
+        """Watch a job; the first update comes with the next look."""
+        subscription: Subscription[Update] = Subscription()
+        watch = self._watches.setdefault((handle.stamp, handle.jobndx), _Watch(handle))
+        watch.subscriptions.append(subscription)
+        watch.seen = None
+        self.wake()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._poll())
+        return subscription
+
+    def unsubscribe(self, handle: JobHandle, subscription: Subscription[Update]) -> None:
+        """Stop watching."""
+        watch = self._watches.get((handle.stamp, handle.jobndx))
+        if watch and subscription in watch.subscriptions:
+            watch.subscriptions.remove(subscription)
+            if not watch.subscriptions:
+                del self._watches[(handle.stamp, handle.jobndx)]
+
+    async def _poll(self) -> None:
+        try:
+            await self._cycles()
+        except BaseException as err:  # a wait that nobody serves any more must end
+            self._end_watches(RemoteCodeError(f"Looking at jobs failed on {self._transport.place}: {err!r}."))
+            raise
+
+    async def _cycles(self) -> None:
+        floor = self._transport.poll_floor_seconds
+        changed = time.monotonic()
+        failures = 0
+        while self._watches:
+            self._wake.clear()
+            begin = time.monotonic()
+            try:
+                if await self._look_at(list(self._watches.values())):
+                    changed = time.monotonic()
+                failures = 0
+            except PrefectPsikError as err:
+                failures += 1
+                self._tell_trouble(err)
+            pause = min(max((time.monotonic() - changed) * PAUSE_PART, floor), max(self.poll_interval, floor))
+            if failures:
+                pause = min(max(pause, 2.0**failures), 60.0)
+            try:
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+                await asyncio.sleep(max(0.0, floor - (time.monotonic() - begin)))
+            except TimeoutError:
+                continue
+
+    def _tell_trouble(self, error: PrefectPsikError) -> None:
+        if not error.transient:
+            self._end_watches(error)
+        for watch in self._watches.values():
+            watch.silent = True
+            for subscription in watch.subscriptions:
+                subscription.put(Update(trouble=str(error)))
+
+    def _end_watches(self, error: PrefectPsikError) -> None:
+        for watch in self._watches.values():
+            for subscription in watch.subscriptions:
+                subscription.put(error)
+        self._watches.clear()
+
+    async def _look_at(self, watches: list[_Watch]) -> bool:
+        """One poll cycle; returns whether anything changed."""
+        changed = False
+        while watches:
+            # Answers come by stamp, so two runs of one job take two calls.
+            part = list({watch.handle.stamp: watch for watch in watches}.values())[:MAX_LOOKS_PER_CALL]
+            watches = [watch for watch in watches if watch not in part]
+            answers = await self._call([_look_item(watch) for watch in part])
+            for watch in part:
+                changed |= self._apply(watch, answers[watch.handle.stamp])
+        return changed
+
+    def _apply(self, watch: _Watch, facts: dict[str, Any]) -> bool:
+        if facts.get("same"):
+            if watch.silent:
+                watch.silent = False
+                for subscription in watch.subscriptions:
+                    subscription.put(Update(trouble=watch.trouble))
+            return False
+        status = judge(facts, watch.handle)
+        logs: dict[str, str] = {}
+        behind = False
+        for stream, log in facts.get("logs", {}).items():
+            if log["text"]:
+                logs[stream] = log["text"]
+            watch.offsets[stream] = log["next"]
+            if log["size"] - log["next"] > LOG_BACKLOG_BYTES:
+                watch.offsets[stream] = log["size"] - LOG_BACKLOG_BYTES // 4
+                logs[stream] = logs.get(stream, "") + "\n[… skipped, the log grows faster than it is read …]\n"
+            behind |= watch.offsets[stream] < log["size"]
+        watch.seen = None if behind else facts.get("token")
+        changed = status != watch.status or bool(logs)
+        watch.status = status
+        # A scheduler that does not answer is trouble on the way, as an endpoint that does not.
+        silent = facts.get("sacct_error") if facts.get("accounting") == "silent" else None
+        watch.trouble = None if status.state.is_final else facts.get("squeue_error") or silent
+        watch.silent = False
+        update = Update(
+            status=status,
+            logs=logs,
+            tails=facts.get("tails", {}),
+            outputs=list(facts.get("outputs", {})),
+            trouble=watch.trouble,
+            now=facts.get("now"),
+        )
+        for subscription in list(watch.subscriptions):
+            subscription.put(update)
+        if status.state.is_final:
+            key = (watch.handle.stamp, watch.handle.jobndx)
+            # While the answer was under way, somebody else may have begun to watch the same job anew.
+            if self._watches.get(key) is watch:
+                del self._watches[key]
+        return changed
+
+
+def _look_item(watch: _Watch) -> dict[str, Any]:
+    return {
+        "stamp": watch.handle.stamp,
+        "jobndx": watch.handle.jobndx,
+        "native_id": watch.handle.native_id,
+        "type": watch.handle.type,
+        "seen": watch.seen,
+        "offsets": watch.offsets,
+    }

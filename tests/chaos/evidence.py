@@ -1,0 +1,53 @@
+"""Gathers the evidence of a run: the files of lines, Slurm's accounting and queue, and what still lives."""
+
+from __future__ import annotations
+
+import time
+
+from tests.chaos.driver import Driver
+from tests.chaos.faults import Field
+from tests.chaos.flows import JOB_VARIABLE
+from tests.chaos.score import ENDED, Evidence, SlurmJob
+from tests.chaos.truth import read_told
+from tests.testbed.daemons import all_pids, environment_of
+
+_LOOK_SECONDS = 3.0
+
+
+def gather(field: Field, driver: Driver, deadline: float) -> Evidence:
+    """Wait until Slurm has nothing left, or until the deadline, and gather."""
+    lives = driver.lives
+    names = {job.name for life in lives for job in life.scenario.jobs}
+    slurm = _slurm_jobs(field, names)
+    while time.time() < deadline and any(job.state not in ENDED for job in slurm.values()):
+        time.sleep(_LOOK_SECONDS)
+        slurm = _slurm_jobs(field, names)
+    told = field.services.place / "told"
+    alive = {environment_of(pid).get(JOB_VARIABLE) for pid in all_pids()} & names
+    return Evidence(
+        scenarios=[life.scenario for life in lives],
+        ended=driver.ended,
+        runs=field.services.runs(),
+        told=read_told(told.read_text().splitlines(keepends=True) if told.exists() else []),
+        slurm=slurm,
+        alive=frozenset(name for name in alive if name),
+        disk_full=field.disk_full,
+    )
+
+
+def _slurm_jobs(field: Field, names: set[str]) -> dict[str, SlurmJob]:
+    """All jobs of these names: as accounting has them, and over that as the queue has them."""
+    user = f"--user={field.facility.user}"
+    fields = "JobID,State,End,JobName,WorkDir"
+    environment = "SLURM_TIME_FORMAT=%s"
+    rows = field.facility.slurm.ask("env", environment, "sacct", "-nPX", user, "-S", "now-1day", "-o", fields)
+    found = {}
+    for line in rows.splitlines():
+        native_id, state, end, name, directory = line.split("|", 4)
+        if name in names and directory.startswith(f"{field.prefix}/"):
+            found[native_id] = SlurmJob(name, state.split()[0], float(end) if end.isdigit() else None)
+    for line in field.facility.squeue("-h", user, "-o", "%i|%T|%j|%Z").splitlines():
+        native_id, state, name, directory = line.split("|", 3)
+        if name in names and directory.startswith(f"{field.prefix}/") and state not in ENDED:
+            found[native_id] = SlurmJob(name, state, None)
+    return found

@@ -1,0 +1,256 @@
+"""A Prefect server, workers, served flows and flow processes of their own, to be killed when a test likes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import State
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import AwaitingRetry, Cancelling, Crashed
+
+from prefect_psik import BackendAttributes, PsikBackend
+from tests.integration.local import wait_until
+from tests.testbed.facility import Facility
+
+REPOSITORY = Path(__file__).parents[2]
+POOL = "beamline"
+#: A busy machine takes this long to start what is here.
+_START_SECONDS = 300.0
+
+
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """Kill those that still live."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+class Child:
+    """A process of its own session; its log is a file."""
+
+    def __init__(self, log: Path, environment: dict[str, str], *command: str) -> None:
+        self.log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    def signal(self, signum: signal.Signals) -> None:
+        """Send a signal to the process alone."""
+        self.process.send_signal(signum)
+
+    def lines(self) -> list[str]:
+        """What it wrote to its log."""
+        return self.log.read_text(errors="replace").splitlines()
+
+    def descendants(self) -> list[psutil.Process]:
+        """What it started, and what that started."""
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self) -> None:
+        """Kill it and all that it started, without warning."""
+        victims = self.descendants()
+        self.process.kill()
+        kill_all(victims)
+        self.process.wait(30)
+
+    def ends(self, seconds: float) -> bool:
+        """Wait for its end; say whether it came in time."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+
+class Services:
+    """A Prefect server on loopback with a database of its own, and all processes that tests start beside it."""
+
+    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = str(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self._port}/api"
+        self._directory = directory
+        self._server: Child | None = None
+        self._children: list[Child] = []
+        self._started = 0
+        kept = {name: value for name, value in environment.items() if not name.startswith("PREFECT_API")}
+        own = {
+            "PREFECT_HOME": str(directory / "prefect"),
+            "PREFECT_API_URL": self.url,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # Flow runs begin, and cancels arrive, sooner than a beamline would need.
+            "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+        }
+        self.environment = {**kept, **own}
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers."""
+        command = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", self._port)
+        self._server = Child(self._directory / "server.log", self.environment, sys.executable, *command)
+        wait_until(self._answers, _START_SECONDS)
+        self.prefect("work-pool", "create", POOL, "--type", "process")
+
+    def stop(self) -> None:
+        """Kill all that was started here, and the server."""
+        self.end_children()
+        if self._server is not None:
+            self._server.kill()
+
+    def end_children(self) -> None:
+        """Kill all that was started beside the server."""
+        while self._children:
+            self._children.pop().kill()
+
+    def python(self, *arguments: str, **environment: str) -> Child:
+        """Start a Python process beside the server."""
+        self._started += 1
+        log = self._directory / f"{self._started}.log"
+        child = Child(log, {**self.environment, **environment}, sys.executable, *arguments)
+        self._children.append(child)
+        return child
+
+    def prefect(self, *arguments: str) -> str:
+        """Run a command of Prefect's, and return what it printed."""
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=_START_SECONDS
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def worker(self) -> Child:
+        """Start a process worker on the work pool `POOL`."""
+        return self.python("-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process")
+
+    def client(self) -> SyncPrefectClient:
+        """A client of this server, whatever server this process has."""
+        with self.api():
+            return get_client(sync_client=True)
+
+    @contextmanager
+    def api(self) -> Iterator[None]:
+        """Let this process use this server, too, while the block runs."""
+        with temporary_settings({PREFECT_API_URL: self.url}):
+            yield
+
+    def deployed(self, deployment: str) -> bool:
+        """Whether there is a deployment of this name."""
+        with self.client() as client:
+            try:
+                client.read_deployment_by_name(deployment)
+            except ObjectNotFound:
+                return False
+        return True
+
+    def run_deployment(self, deployment: str, **parameters: object) -> UUID:
+        """Start a flow run of a deployment, as the UI does."""
+        with self.client() as client:
+            found = client.read_deployment_by_name(deployment)
+            return client.create_flow_run_from_deployment(found.id, parameters=parameters).id
+
+    def newest(self, flow: str) -> UUID:
+        """The flow run of a flow that began last."""
+        wanted = FlowFilter(name=FlowFilterName(any_=[flow]))
+        with self.client() as client:
+            [run] = client.read_flow_runs(flow_filter=wanted, sort=FlowRunSort.START_TIME_DESC, limit=1)
+        return run.id
+
+    def state(self, run: UUID) -> State:
+        """The state of a flow run."""
+        with self.client() as client:
+            state = client.read_flow_run(run).state
+        assert state is not None
+        return state
+
+    def logs(self, run: UUID) -> list[str]:
+        """The log of a flow run, as the UI shows it."""
+        wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]))
+        with self.client() as client:
+            return [entry.message for entry in client.read_logs(wanted)]
+
+    def cancel(self, run: UUID) -> None:
+        """Cancel a flow run, as the UI does."""
+        self._set(run, Cancelling())
+
+    def retry(self, run: UUID) -> None:
+        """Retry a flow run, as the UI does; one that a crash left in Running is first set to Crashed, by hand."""
+        if not self.state(run).is_final():
+            self._set(run, Crashed())
+        self._set(run, AwaitingRetry())
+
+    def resume(self, run: UUID) -> None:
+        """Resume a suspended flow run, as the UI does."""
+        with self.client() as client:
+            client.resume_flow_run(run)
+
+    def _set(self, run: UUID, state: State) -> None:
+        with self.client() as client:
+            client.set_flow_run_state(run, state, force=True)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+@pytest.fixture(scope="session")
+def services(facility: Facility, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """Prefect services whose processes are clients of the facility."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GLOBUS_", "SLURM_"))}
+    started = Services(tmp_path_factory.mktemp("prefect"), {**inherited, **facility.env})
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(scope="module")
+def block(facility: Facility, services: Services) -> str:
+    """The facility as a block of that server; the login is the worker's own."""
+    with services.api():
+        PsikBackend(
+            endpoint_id=UUID(facility.endpoint_id),
+            prefix=str(facility.prefix),
+            attributes=BackendAttributes(type="slurm", queue_name="debug", project_name="proj1"),
+            poll_interval_seconds=3,
+        ).save("facility", overwrite=True)
+    return "facility"
+
+
+@pytest.fixture
+def alone(facility: Facility, services: Services) -> Iterator[None]:
+    """End what a test leaves: processes beside the server, and jobs."""
+    yield
+    services.end_children()
+    facility.slurm.ask("scancel", "-u", facility.user)

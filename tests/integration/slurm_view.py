@@ -1,0 +1,51 @@
+"""What Slurm itself says of jobs that tests know by their names."""
+
+from __future__ import annotations
+
+import time
+
+from tests.integration.local import wait_until
+from tests.testbed.facility import Facility
+
+#: States in which a job still holds, or waits for, a node.
+LIVE = "PENDING,RUNNING,SUSPENDED,COMPLETING"
+
+
+def live(facility: Facility, name: str) -> dict[str, str]:
+    """Native ids of the jobs in the queue whose names begin so, with their states."""
+    lines = facility.squeue("-h", "-t", LIVE, "-o", "%i|%T|%j").splitlines()
+    found = [line.split("|", 2) for line in lines]
+    return {native_id: state for native_id, state, called in found if called.startswith(name)}
+
+
+def wait_running(facility: Facility, name: str, count: int = 1, seconds: float = 180) -> dict[str, str]:
+    """Wait until so many jobs whose names begin so run; returns their ids."""
+    wait_until(lambda: list(live(facility, name).values()).count("RUNNING") == count, seconds)
+    return live(facility, name)
+
+
+def accounted(facility: Facility, name: str) -> dict[str, str]:
+    """Native ids of all jobs that ever had this name, with their states.
+
+    Accounting lags: it is asked until it knows a job that was submitted only now.
+    """
+    last = f"last-{time.time_ns()}"
+    queued = facility.as_user("sbatch", "-J", last, "-o", "/dev/null", "--wrap", "true")
+    assert queued.returncode == 0, queued.stderr
+    lines: list[str] = []
+
+    def known() -> bool:
+        nonlocal lines
+        # By default it tells of today only, and a test may begin before midnight.
+        lines = facility.sacct("-n", "-P", "-X", "-S", "now-1days", "-o", "JobID,State,JobName").splitlines()
+        return any(line.endswith(f"|{last}") for line in lines)
+
+    wait_until(known, 120)
+    found = [line.split("|", 2) for line in lines]
+    return {native_id: state for native_id, state, called in found if called == name}
+
+
+def lines_of(facility: Facility, name: str) -> list[str]:
+    """What the jobs of this name appended to the file of this name: a line for each start of a script."""
+    path = facility.data / name
+    return path.read_text().splitlines() if path.exists() else []

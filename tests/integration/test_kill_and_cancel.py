@@ -1,0 +1,100 @@
+"""A real server, worker and Slurm: what is killed is found again, what is cancelled is gone, in time."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from prefect.client.schemas.objects import StateType
+
+from prefect_psik import GlobusCollection
+from tests.integration.local import wait_until
+from tests.integration.prefect_services import POOL, Services, kill_all
+from tests.integration.slurm_view import accounted, lines_of, live, wait_running
+from tests.testbed.facility import Facility
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+@pytest.fixture
+def tag() -> str:
+    """Names that no job of the facility ever had."""
+    return f"{time.time_ns():x}"
+
+
+def test_tomography_on_a_worker_that_is_killed_is_found_again(
+    facility: Facility, services: Services, block: str, tag: str, tmp_path: Path
+) -> None:
+    data = facility.data / f"tomography-{tag}"
+    (data / "rec").mkdir(parents=True)
+    (data / "rec").chmod(0o777)
+    with services.api():
+        GlobusCollection(base_path=str(data)).save("tomography-scratch", overwrite=True)
+    parameters = {
+        "scan": "killed",
+        "facility": block,
+        "scratch": "tomography-scratch",
+        "phantom": {"size": 48, "slices": 8, "angles": 60},
+        "resources": {"python": str(facility.science_python)},
+        "local": str(tmp_path),
+    }
+    before = accounted(facility, "reconstruct"), accounted(facility, "report")
+    services.prefect("deploy", "flows/tomography.py:tomography", "--name", "beamline", "--pool", POOL)
+    worker = services.worker()
+    run = services.run_deployment("tomography/beamline", **parameters)
+    [native_id] = wait_running(facility, "reconstruct")
+    facility.scontrol("suspend", native_id)  # it shall not end before what is killed now is back
+    worker.kill()
+    assert live(facility, "reconstruct") == {native_id: "SUSPENDED"}
+
+    services.worker()
+    services.retry(run)
+    wait_until(lambda: any("found again" in line for line in services.logs(run)), 180)
+    facility.scontrol("resume", native_id)
+    wait_until(lambda: services.state(run).is_final(), 300)
+    assert services.state(run).is_completed(), services.state(run).message
+    assert accounted(facility, "reconstruct") == {**before[0], native_id: "COMPLETED"}
+    assert len(accounted(facility, "report")) == len(before[1]) + 1
+    assert (tmp_path / "slice_z.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_cancel_of_a_map_of_200_jobs_frees_all_within_30_seconds(
+    facility: Facility, services: Services, block: str
+) -> None:
+    services.python("tests/integration/places.py", "serve")
+    wait_until(lambda: services.deployed("crowd/served"), 180)
+    run = services.run_deployment("crowd/served", backend=block, count=200)
+    wait_until(lambda: len(live(facility, "crowd")) == 200, 300)
+    services.cancel(run)
+    begin = time.monotonic()
+    wait_until(lambda: not live(facility, "crowd"))
+    wait_until(lambda: services.state(run).is_final())
+    assert time.monotonic() - begin < 30
+    assert services.state(run).type is StateType.CANCELLED
+
+
+def test_a_serve_that_is_stopped_leaves_its_jobs_to_the_retry(
+    facility: Facility, services: Services, block: str, tag: str
+) -> None:
+    name = f"{tag}-submitted"
+    first = services.python("tests/integration/places.py", "serve")
+    wait_until(lambda: services.deployed("submitted/served"), 180)
+    run = services.run_deployment("submitted/served", backend=block, tag=tag)
+    running = wait_running(facility, name)
+    flows = first.descendants()
+    first.signal(signal.SIGTERM)
+    assert first.ends(90)
+    kill_all(flows)  # Prefect leaves them to whatever ended serve(), such as systemd
+    assert live(facility, name) == running
+
+    services.python("tests/integration/places.py", "serve")
+    services.retry(run)
+    wait_until(lambda: any("found again" in line for line in services.logs(run)), 180)
+    assert live(facility, name) == running
+    services.cancel(run)
+    wait_until(lambda: services.state(run).is_final(), 120)
+    assert services.state(run).type is StateType.CANCELLED
+    assert list(accounted(facility, name)) == list(running)
+    assert lines_of(facility, name) == list(running)

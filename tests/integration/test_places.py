@@ -1,0 +1,315 @@
+"""Cancel and crash told apart in every place where a task can wait: a table whose rows are run side by side.
+
+A cancel through the API ends the Slurm jobs and the flow run. A crash, Ctrl-C or a redeploy leaves the jobs, and
+what waits there next finds them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.schemas.objects import StateType
+
+from prefect_psik import asubmit_job, await_for_job, submit_job, wait_for_job
+from tests.integration.local import wait_until
+from tests.integration.places import JOBS, PLACES, sleeper
+from tests.integration.prefect_services import POOL, Child, Services, kill_all
+from tests.integration.slurm_view import accounted, lines_of, live, wait_running
+from tests.testbed.facility import Facility
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+#: Longer than a cancel takes until Slurm has it: what still runs then was left.
+LEFT_SECONDS = 8.0
+#: In all names and keys: no job of the facility ever had them.
+RUN = f"{time.time_ns():x}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The Slurm jobs of one place before and after, by native id, and how its flow run ended."""
+
+    before: dict[str, str]
+    after: dict[str, str]
+    state: StateType | None = None
+
+
+Table = dict[tuple[str, str], Row]
+
+
+def names_of(place: str, tag: str) -> list[str]:
+    """The names of the jobs of a place."""
+    name = f"{tag}-{RUN}-{place}"
+    return [name] if JOBS[place] == 1 else [f"{name}-{number}" for number in range(JOBS[place])]
+
+
+def jobs_of(facility: Facility, tag: str) -> dict[str, dict[str, str]]:
+    """The live jobs of all places."""
+    return {place: live(facility, f"{tag}-{RUN}-{place}") for place in PLACES}
+
+
+def told(log: Iterable[str], jobs: int) -> bool:
+    """Whether so many jobs were submitted or found again, by the log of what waits for them."""
+    return sum(" submitted on " in line or " found again on " in line for line in log) >= jobs
+
+
+def wait_for(condition: Callable[[str], bool]) -> None:
+    """Wait until a condition holds for all places."""
+    for place in PLACES:
+        wait_until(lambda place=place: condition(place), 300)  # type: ignore[misc]
+
+
+def cancel_all(facility: Facility, services: Services, runs: dict[str, UUID], tag: str) -> Table:
+    """Cancel the flow runs of all places through the API."""
+    before = jobs_of(facility, tag)
+    for run in runs.values():
+        services.cancel(run)
+    wait_for(lambda place: services.state(runs[place]).is_final())
+    after = jobs_of(facility, tag)
+    return {
+        ("cancel", place): Row(before[place], after[place], services.state(run).type)
+        for place, run in runs.items()
+    }
+
+
+# --------------------------------------------------------------------------------- scripts without a runner
+
+
+@pytest.fixture(scope="module")
+def scripts(facility: Facility, services: Services, block: str) -> Table:
+    """Run each place as a script, again and again with the same keys: killed, interrupted, at last cancelled."""
+
+    def start() -> dict[str, Child]:
+        command = "tests/integration/places.py"
+        children = {place: services.python(command, place, block, f"script-{RUN}") for place in PLACES}
+        wait_for(lambda place: told(children[place].lines(), JOBS[place]))
+        wait_running(facility, f"script-{RUN}", sum(JOBS.values()))
+        return children
+
+    rows: Table = {}
+    for signum in SIGNALS:
+        children = start()
+        before = jobs_of(facility, "script")
+        for child in children.values():
+            child.signal(signum)
+        time.sleep(LEFT_SECONDS)
+        for child in children.values():
+            child.kill()
+        after = jobs_of(facility, "script")
+        rows |= {(signum.name, place): Row(before[place], after[place]) for place in PLACES}
+    children = start()
+    rows |= cancel_all(facility, services, {place: services.newest(place) for place in PLACES}, "script")
+    assert all(child.ends(60) for child in children.values())
+    return rows
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_script_that_is_killed_leaves_its_jobs(scripts: Table, signum: signal.Signals, place: str) -> None:
+    row = scripts[signum.name, place]
+    assert row.before == row.after
+    assert len(row.after) == JOBS[place]
+    assert row.before.keys() == scripts["cancel", place].before.keys(), "each next one found them again"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_script_that_is_cancelled_ends_its_jobs(facility: Facility, scripts: Table, place: str) -> None:
+    row = scripts["cancel", place]
+    assert row.after == {}
+    # No runner decides on this flow run: the engine's end and ours race. It is never stuck.
+    assert row.state in (StateType.CANCELLED, StateType.FAILED)
+    for name in names_of(place, "script"):
+        [state] = accounted(facility, name).values()
+        assert state.startswith("CANCELLED")
+        assert len(lines_of(facility, name)) == 1
+
+
+# -------------------------------------------------------------------------------------------------- serve()
+
+
+@pytest.fixture(scope="module")
+def served(facility: Facility, services: Services, block: str) -> Table:
+    """Serve all places, and cancel a flow run of each; and one of each that asked to leave its jobs."""
+    serving = services.python("tests/integration/places.py", "serve")
+    wait_until(lambda: services.deployed("crowd/served"), 180)
+    runs, leave = (
+        {
+            place: services.run_deployment(
+                f"{place}/served", backend=block, tag=f"{tag}-{RUN}", on_cancel=on_cancel
+            )
+            for place in PLACES
+        }
+        for tag, on_cancel in (("served", "cancel"), ("leave", "leave"))
+    )
+    for tag in ("served", "leave"):
+        wait_running(facility, f"{tag}-{RUN}", sum(JOBS.values()), 300)
+    rows = cancel_all(facility, services, runs, "served")
+    left = cancel_all(facility, services, leave, "leave")
+    serving.kill()
+    return rows | {("leave", place): row for (_, place), row in left.items()}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_served_flow_run_that_is_cancelled_ends_its_jobs(facility: Facility, served: Table, place: str) -> None:
+    row = served["cancel", place]
+    assert len(row.before) == JOBS[place]
+    assert row.after == {}
+    assert row.state is StateType.CANCELLED
+    for name in names_of(place, "served"):
+        [state] = accounted(facility, name).values()
+        assert state.startswith("CANCELLED")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_jobs_that_a_cancel_is_to_leave_go_on(served: Table, place: str) -> None:
+    row = served["leave", place]
+    assert len(row.before) == JOBS[place]
+    assert row.after == row.before
+    assert row.state is StateType.CANCELLED
+
+
+# ----------------------------------------------------------------------------------------- a process worker
+
+
+@pytest.fixture(scope="module")
+def worked(facility: Facility, services: Services, block: str) -> Table:
+    """Run all places on a process worker: their processes are killed and retried, at last cancelled."""
+    deploying = services.python("tests/integration/places.py", "deploy", POOL)
+    assert deploying.ends(180)
+    worker = services.worker()
+    runs = {
+        place: services.run_deployment(f"{place}/worked", backend=block, tag=f"worked-{RUN}") for place in PLACES
+    }
+    rows: Table = {}
+    jobs = sum(JOBS.values())
+    for times, signum in enumerate((signal.SIGKILL, signal.SIGTERM), 1):
+        wait_until(lambda times=times: told(worker.lines(), times * jobs), 300)  # type: ignore[misc]
+        wait_running(facility, f"worked-{RUN}", sum(JOBS.values()))
+        before = jobs_of(facility, "worked")
+        flows = worker.descendants()
+        for process in flows:
+            process.send_signal(signum)
+        time.sleep(LEFT_SECONDS)
+        kill_all(flows)
+        wait_for(lambda place: services.state(runs[place]).is_final())
+        after = jobs_of(facility, "worked")
+        rows |= {
+            (signum.name, place): Row(before[place], after[place], services.state(run).type)
+            for place, run in runs.items()
+        }
+        for run in runs.values():
+            services.retry(run)
+    wait_until(lambda: told(worker.lines(), 3 * jobs), 300)
+    rows |= cancel_all(facility, services, runs, "worked")
+    worker.kill()
+    return rows
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_workers_flow_process_that_is_killed_leaves_its_jobs(
+    worked: Table, signum: signal.Signals, place: str
+) -> None:
+    row = worked[signum.name, place]
+    assert len(row.before) == JOBS[place]
+    assert row.after == row.before
+    assert row.state is StateType.CRASHED
+    assert row.before.keys() == worked["cancel", place].before.keys(), "the retries found them again"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_workers_flow_run_that_is_cancelled_ends_its_jobs(facility: Facility, worked: Table, place: str) -> None:
+    row = worked["cancel", place]
+    assert row.after == {}
+    assert row.state is StateType.CANCELLED
+    for name in names_of(place, "worked"):
+        [state] = accounted(facility, name).values()
+        assert state.startswith("CANCELLED")
+        assert len(lines_of(facility, name)) == 1
+
+
+# ------------------------------------------------------------------- the hook, suspend and resume, time-outs
+
+
+@pytest.mark.parametrize("by", ["served", "worked"])
+def test_a_job_that_nobody_waits_for_is_ended_by_the_hook(
+    facility: Facility, services: Services, block: str, by: str
+) -> None:
+    name = f"hook-{RUN}-{by}"
+    if by == "served":
+        running = services.python("tests/integration/places.py", "serve")
+        wait_until(lambda: services.deployed("crowd/served"), 180)
+    else:
+        assert services.python("tests/integration/places.py", "deploy", POOL).ends(180)
+        running = services.worker()
+    run = services.run_deployment(f"forgetful/{by}", backend=block, tag=name)
+    wait_running(facility, name)
+    services.cancel(run)
+    wait_until(lambda: services.state(run).is_final(), 120)
+    assert services.state(run).type is StateType.CANCELLED
+    assert live(facility, name) == {}
+    running.kill()
+
+
+def test_a_flow_run_that_is_suspended_and_resumed_finds_its_job_again(
+    facility: Facility, services: Services, block: str
+) -> None:
+    tag = f"suspend-{RUN}"
+    serving = services.python("tests/integration/places.py", "serve")
+    wait_until(lambda: services.deployed("crowd/served"), 180)
+    run = services.run_deployment("suspended/served", backend=block, tag=tag)
+    wait_until(lambda: services.state(run).is_paused(), 180)
+    running = wait_running(facility, tag)
+    time.sleep(LEFT_SECONDS)
+    assert live(facility, tag) == running
+    services.resume(run)
+    wait_until(lambda: any(" found again on " in line for line in services.logs(run)), 180)
+    assert live(facility, tag) == running
+    services.cancel(run)
+    wait_until(lambda: services.state(run).is_final(), 120)
+    assert services.state(run).type is StateType.CANCELLED
+    assert live(facility, tag) == {}
+    assert len(lines_of(facility, f"{tag}-suspended")) == 1
+    serving.kill()
+
+
+@pytest.mark.parametrize("how", ["direct", "submitted"])
+def test_a_sync_tasks_own_timeout_leaves_the_job(
+    facility: Facility, services: Services, block: str, how: str
+) -> None:
+    name = f"timeout-{RUN}-{how}"
+
+    @flow
+    def impatient() -> None:
+        handle = submit_job(block, sleeper(name))
+        wait = wait_for_job.with_options(timeout_seconds=3)
+        if how == "direct":
+            wait(handle)
+        else:
+            wait.submit(handle).result()
+
+    with services.api(), facility.client():
+        assert impatient(return_state=True).is_failed()
+    wait_running(facility, name)
+
+
+async def test_an_async_tasks_own_timeout_leaves_the_job(
+    facility: Facility, services: Services, block: str
+) -> None:
+    name = f"timeout-{RUN}-awaited"
+
+    @flow
+    async def impatient() -> None:
+        handle = await asubmit_job(block, sleeper(name))
+        await await_for_job.with_options(timeout_seconds=3)(handle)
+
+    with services.api(), facility.client():
+        state = await impatient(return_state=True)
+        assert state.is_failed()
+    await asyncio.to_thread(wait_running, facility, name)

@@ -1,0 +1,177 @@
+"""Tests of the scorecard of `make chaos`: clean evidence counts nothing, and each kind of bad evidence its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from tests.chaos.faults import KINDS
+from tests.chaos.plan import FLOWS, JOBS_PER_FAULT, Job, Scenario, rounds, scenarios
+from tests.chaos.score import FREE_SECONDS, Ended, Evidence, SlurmJob, score
+from tests.chaos.truth import Run, Told, read_runs, read_told
+
+JOB = Job("s0-0", 1, "well")
+FAILING = Job("s0-0", 1, "code", 3)
+WRITING = Job("s0-0", 1, "output")
+RUN = Run("7", 1, 100.0, 110.0, 0)
+TOLD = Told("s0-0", "run", "7", "completed", None, 0, "", "completed", 115.0)
+ROW = SlurmJob("s0-0", "COMPLETED", 110.0)
+GOOD = Evidence(
+    [Scenario("s0", "direct", (JOB,))], {"s0": Ended("Completed")}, {"s0-0": [RUN]}, {"s0-0": [TOLD]}, {"7": ROW}
+)
+CANCELLED = Evidence(
+    [Scenario("s0", "direct", (JOB,), 5)],
+    {"s0": Ended("Cancelled", 105.0)},
+    {"s0-0": [Run("7", 1, 100.0)]},
+    {},
+    {"7": SlurmJob("s0-0", "CANCELLED", 108.0)},
+)
+
+
+def with_job(job: Job, **changes: object) -> Evidence:
+    return replace(GOOD, scenarios=[Scenario("s0", "direct", (job,))], **changes)  # type: ignore[arg-type]
+
+
+def counts(evidence: Evidence) -> dict[str, int]:
+    found = score(evidence)
+    assert len(found.problems) == found.lost + found.twice + found.wrong + found.running + found.not_freed
+    return {
+        name: number
+        for name in ("lost", "twice", "wrong", "running", "not_freed")
+        if (number := getattr(found, name))
+    }
+
+
+def test_clean_evidence_is_clean() -> None:
+    found = score(GOOD)
+    assert (found.is_clean, found.jobs, found.stall, found.problems) == (True, 1, 5.0, [])
+    assert score(CANCELLED).is_clean
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        replace(GOOD, told={}),
+        replace(GOOD, ended={"s0": Ended("not final")}),
+        replace(GOOD, ended={"s0": Ended("Failed")}),
+        replace(GOOD, ended={}),
+    ],
+)
+def test_a_job_of_which_nothing_was_told_is_lost(evidence: Evidence) -> None:
+    assert counts(evidence) == {"lost": 1}
+
+
+def test_a_job_that_never_ended_and_is_told_completed_is_lost() -> None:
+    assert counts(replace(GOOD, runs={}, slurm={})) == {"lost": 1, "wrong": 1}
+    assert counts(replace(GOOD, runs={"s0-0": [Run("7", 1, 100.0)]})) == {"lost": 1, "wrong": 1}
+
+
+def test_a_job_that_left_no_trace_may_be_told_as_lost_and_is_shown() -> None:
+    told = replace(TOLD, state="failed", cause="lost", exit_code=None)
+    found = score(replace(GOOD, runs={}, slurm={}, told={"s0-0": [told]}))
+    assert (found.is_clean, found.known_lost) == (True, 1)
+    assert counts(replace(GOOD, told={"s0-0": [told]})) == {"wrong": 1}
+    assert counts(replace(GOOD, told={"s0-0": [told]}, disk_full=[(105.0, 107.0)])) == {}
+    assert counts(replace(GOOD, told={"s0-0": [told]}, disk_full=[(111.0, 120.0)])) == {"wrong": 1}
+
+
+@pytest.mark.parametrize(
+    ("second", "state"),
+    [
+        (Run("8", 1, 120.0, 130.0, 0), "COMPLETED"),  # the same run again
+        (Run("8", 2, 120.0, 130.0, 0), "COMPLETED"),  # after one that ended well
+        (Run("8", 1, 105.0, 115.0, 0), "NODE_FAIL"),  # a double of the same run, whatever Slurm says
+    ],
+)
+def test_a_job_that_ran_twice_is_counted(second: Run, state: str) -> None:
+    told = replace(TOLD, native_id="8", time=131.0)
+    slurm = {"7": replace(ROW, state=state), "8": ROW}
+    assert counts(replace(GOOD, runs={"s0-0": [RUN, second]}, told={"s0-0": [told]}, slurm=slurm)) == {"twice": 1}
+
+
+def test_a_job_runs_again_after_it_failed_or_its_node_did() -> None:
+    first, second = replace(RUN, code=3), Run("8", 2, 120.0, 130.0, 3)
+    told = replace(TOLD, native_id="8", state="failed", cause="script", exit_code=3, time=131.0)
+    slurm = {"7": ROW, "8": ROW}
+    again = with_job(FAILING, runs={"s0-0": [first, second]}, told={"s0-0": [told]}, slurm=slurm)
+    assert counts(again) == {}
+    overlapping = replace(second, begin=105.0)
+    assert counts(replace(again, runs={"s0-0": [first, overlapping]})) == {"twice": 1}
+    killed = {"7": replace(ROW, state="NODE_FAIL"), "8": ROW}
+    assert counts(replace(again, runs={"s0-0": [replace(RUN, end=None), second]}, slurm=killed)) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": "failed", "cause": "script", "exit_code": 1},
+        {"exit_code": 1},
+        {"state": "failed", "cause": "node_failure", "exit_code": None},
+        {"state": "canceled", "cause": "canceled_outside", "exit_code": None},
+        {"native_id": "8"},
+    ],
+)
+def test_what_was_told_otherwise_is_wrong(change: dict[str, object]) -> None:
+    told = replace(TOLD, **change)  # type: ignore[arg-type]
+    assert counts(replace(GOOD, told={"s0-0": [told]}, slurm={"7": ROW, "8": ROW})) == {"wrong": 1}
+
+
+def test_a_failed_job_told_completed_is_wrong() -> None:
+    assert counts(with_job(FAILING, runs={"s0-0": [replace(RUN, code=3)]})) == {"wrong": 1}
+
+
+def test_a_promised_file_that_is_missing_must_be_told() -> None:
+    assert counts(with_job(replace(JOB, end="missing"))) == {"wrong": 1}
+
+
+def test_the_output_of_another_run_is_wrong() -> None:
+    right, stale = (replace(TOLD, output=f"s0-0 {native_id}") for native_id in ("7", "6"))
+    assert counts(with_job(WRITING, told={"s0-0": [right]})) == {}
+    assert counts(with_job(WRITING, told={"s0-0": [stale]})) == {"wrong": 1}
+
+
+def test_a_node_failure_that_slurm_confirms_is_right() -> None:
+    told = replace(TOLD, state="failed", cause="node_failure", exit_code=None)
+    failed = {"7": replace(ROW, state="NODE_FAIL")}
+    assert counts(replace(GOOD, told={"s0-0": [told]}, slurm=failed)) == {}
+
+
+def test_a_cancel_by_slurm_itself_is_right_only_if_slurm_says_so() -> None:
+    # A controller that was killed may give the id of a job that it forgot to another, and end that for it.
+    told = replace(TOLD, state="canceled", cause="canceled_outside", exit_code=None)
+    never_ran = replace(GOOD, runs={}, told={"s0-0": [told]})
+    assert counts(replace(never_ran, slurm={"7": replace(ROW, state="CANCELLED")})) == {}
+    assert counts(never_ran) == {"wrong": 1}
+
+
+def test_a_cancelled_job_that_runs_on_is_counted() -> None:
+    assert counts(replace(CANCELLED, alive=frozenset(["s0-0"]))) == {"running": 1}
+    left = {"7": SlurmJob("s0-0", "RUNNING", None)}
+    assert counts(replace(CANCELLED, slurm=left)) == {"running": 1, "not_freed": 1}
+
+
+def test_a_cancel_that_frees_the_node_too_late_is_counted() -> None:
+    late = {"7": SlurmJob("s0-0", "CANCELLED", 105.0 + FREE_SECONDS + 1)}
+    assert counts(replace(CANCELLED, slurm=late)) == {"not_freed": 1}
+
+
+def test_lines_of_jobs_and_flows_are_read() -> None:
+    lines = ["start a 7 1 100.5 ", "start b 8 1 101 ", "end a 7 1 103 0", "start b 9 2 110 ", "end b 9 2 111 3"]
+    assert read_runs(lines) == {
+        "a": [Run("7", 1, 100.5, 103.0, 0)],
+        "b": [Run("8", 1, 101.0), Run("9", 2, 110.0, 111.0, 3)],
+    }
+    assert read_told(['{"job": "a", "cut off']) == {}
+
+
+def test_a_short_run_has_ten_kinds_and_the_plan_comes_from_the_seed() -> None:
+    for seed in range(20):
+        kinds = rounds(Random(seed), list(KINDS), 12)
+        assert len(set(kinds)) == 12
+        plan = scenarios(Random(seed), 12 * JOBS_PER_FAULT)
+        assert plan == scenarios(Random(seed), 12 * JOBS_PER_FAULT)
+        assert sum(len(scenario.jobs) for scenario in plan) >= 12 * JOBS_PER_FAULT
+        assert {scenario.flow for scenario in plan} == set(FLOWS)
+        assert any(scenario.cancel_after for scenario in plan)
