@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from prefect_psik.exceptions import PrefectPsikError
+from prefect_psik.exceptions import PrefectPsikError, RemoteCodeError
 from prefect_psik.transport.base import MAX_CALL_BYTES, Transport, error_from
 
 #: How long a call is repeated while its errors are transient.
@@ -50,7 +51,7 @@ class Batcher:
             stamps: set[str] = set()
             size = 0
             for entry in list(self._items):
-                weight = len(str(entry[0]))
+                weight = len(json.dumps(entry[0]))
                 if entry[0]["stamp"] in stamps:
                     continue
                 if batch and (size + weight > MAX_CALL_BYTES // 2 or len(batch) >= MAX_JOBS_PER_CALL):
@@ -61,11 +62,13 @@ class Batcher:
                 self._items.remove(entry)
             try:
                 await self._send(batch)
-            except BaseException as err:  # whoever waits must learn of it, even of a defect
+            except Exception as err:  # noqa: BLE001 - whoever waits must learn of a defect; the others go on
+                text = (
+                    f"The work on {len(batch)} jobs failed on {self._transport.place}: {err!r}. This is a defect."
+                )
                 for _, future, _ in batch:
                     if not future.done():
-                        future.set_exception(err)
-                raise
+                        future.set_exception(RemoteCodeError(text))
 
     async def _send(self, batch: list[_Entry]) -> None:
         busy = []

@@ -9,9 +9,11 @@ backend.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 import httpx
@@ -20,7 +22,9 @@ from prefect.exceptions import PrefectException, TerminationSignal
 from prefect.states import Cancelled
 
 from prefect_psik.exceptions import FlowRunCancelling, PrefectPsikError
+from prefect_psik.marks import Place
 from prefect_psik.models import JobHandle
+from prefect_psik.records import cancel_flow_run
 from prefect_psik.session import Channel
 from prefect_psik.watches import Subscription, Update
 
@@ -62,9 +66,16 @@ class Wait(Watched):
     subscription: Subscription[Update]
 
 
+W = TypeVar("W", bound=Watched)
+
 _waits: dict[tuple[str, ...], list[Watched]] = {}
 _watchers: dict[tuple[str, ...], asyncio.Task[None]] = {}
-_cancelling: set[tuple[str, ...]] = set()
+_asking: dict[tuple[str, ...], asyncio.Task[str | None]] = {}
+_clearing: dict[str, asyncio.Task[None]] = {}
+#: Flow runs that were seen being cancelled.
+_cancelling: set[str] = set()
+#: Where this process submitted jobs of a flow run, that it waits for or not.
+_places: dict[str, dict[Channel, Place]] = {}
 
 
 def owner_of(flow_runs: list[str], on_cancel: OnCancel = "cancel") -> dict[str, Any]:
@@ -111,12 +122,19 @@ def refuse_cancelling(flow_runs: list[str]) -> None:
     Raises:
         FlowRunCancelling: It is.
     """
-    if tuple(flow_runs) in _cancelling:
+    if _cancelling.intersection(flow_runs):
         raise FlowRunCancelling("The flow run is being cancelled; nothing more is submitted.")
 
 
-async def end_wait(wait: Watched) -> None:
-    """The opposite of `begin_wait` and `watch`."""
+def note_place(channel: Channel, place: Place, flow_runs: list[str]) -> None:
+    """Remember where jobs of these flow runs are submitted: a cancel reaches those that nobody waits for, too."""
+    for flow_run in flow_runs:
+        _places.setdefault(flow_run, {})[channel] = place
+
+
+async def end_wait(beginning: Future[W]) -> None:
+    """The opposite of `begin_wait` and `watch`, which may not have come to its end yet."""
+    wait: W = await asyncio.wrap_future(beginning)
     _forget(wait)
 
 
@@ -129,37 +147,53 @@ def _forget(wait: Watched) -> None:
         _waits.pop(wait.flow_runs, None)
 
 
-async def after_interrupt(wait: Watched) -> bool:
+async def after_interrupt(beginning: Future[W]) -> bool:
     """Decide what an interrupted wait means for its work: cancel it only if the user cancelled the flow run.
 
     Returns:
         Whether the work was asked to stop.
     """
-    if wait.on_cancel != "cancel" or not await is_cancelling(wait.flow_runs):
+    wait: W = await asyncio.wrap_future(beginning)
+    cancelling = await _cancelling_of(wait.flow_runs) if wait.on_cancel == "cancel" else None
+    if cancelling is None:
         return False
     await _cancel([wait])
+    await _cancel_the_rest(cancelling)
     return True
 
 
 async def is_cancelling(flow_runs: tuple[str, ...]) -> bool:
     """Ask Prefect's API whether one of these flow runs is being cancelled; no answer means no."""
+    return await _cancelling_of(flow_runs) is not None
+
+
+async def _cancelling_of(flow_runs: tuple[str, ...]) -> str | None:
+    """The outermost of these flow runs that is being cancelled; who asks at the same time gets the same answer."""
+    if flow_runs not in _asking or _asking[flow_runs].done():
+        _asking[flow_runs] = asyncio.create_task(_ask(flow_runs))
+    return await asyncio.shield(_asking[flow_runs])
+
+
+async def _ask(flow_runs: tuple[str, ...]) -> str | None:
     try:
         async with get_client() as client:
             for flow_run in flow_runs:
                 state = (await client.read_flow_run(UUID(flow_run))).state
                 if state is not None and (state.is_cancelling() or state.is_cancelled()):
-                    return True
-    except (PrefectException, httpx.HTTPError, OSError):
-        return False
-    return False
+                    return flow_run
+    except (PrefectException, httpx.HTTPError, OSError, ValueError):
+        return None
+    return None
 
 
 async def _watch(flow_runs: tuple[str, ...]) -> None:
     while flow_runs in _waits:
-        if await is_cancelling(flow_runs):
-            _cancelling.add(flow_runs)
+        cancelling = await _cancelling_of(flow_runs)
+        if cancelling is not None:
+            _cancelling.add(cancelling)
             waits = list(_waits.get(flow_runs, []))
             await _cancel([wait for wait in waits if wait.on_cancel == "cancel"])
+            await _cancel_the_rest(cancelling)
             # Before the waits end: the process may end with them, and the flow run would be stuck.
             await _end_unsupervised(flow_runs[0])
             for wait in waits:
@@ -180,8 +214,27 @@ async def _end_unsupervised(flow_run: str) -> None:
                 await client.set_flow_run_state(
                     run.id, Cancelled(message="Its jobs and transfers were asked to stop."), force=True
                 )
-    except (PrefectException, httpx.HTTPError, OSError):
+    except (PrefectException, httpx.HTTPError, OSError, ValueError):
         return
+
+
+async def _cancel_the_rest(flow_run: str) -> None:
+    """Cancel the jobs of a flow run that nobody waits for just now; all who want it at the same time share it."""
+    if flow_run not in _clearing or _clearing[flow_run].done():
+        _clearing[flow_run] = asyncio.create_task(_clear(flow_run))
+    await asyncio.shield(_clearing[flow_run])
+
+
+async def _clear(flow_run: str) -> None:
+    left = {
+        wait.handle.stamp
+        for waits in _waits.values()
+        for wait in waits
+        if isinstance(wait, Wait) and wait.on_cancel == "leave"
+    }
+    for channel, place in _places.get(flow_run, {}).items():
+        with contextlib.suppress(PrefectPsikError):
+            await cancel_flow_run(channel, place.endpoint_id, place.backend, flow_run, leave=left)
 
 
 async def _cancel(waits: list[Watched]) -> None:

@@ -8,6 +8,8 @@ from uuid import UUID
 
 from prefect_psik.exceptions import SpecError
 from prefect_psik.resolve import BackendLike, load_backend
+from prefect_psik.session import Session
+from prefect_psik.waiting import result
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def register(
     from prefect_psik.transport.registration import register_remote_code, source_digest
 
     credentials = block.credentials if block is not None else None
-    function_id = register_remote_code(credentials, group=group, ha_endpoint=ha_endpoint)
+    registering = register_remote_code(credentials, group=group, ha_endpoint=ha_endpoint)
+    function_id = result(Session.current().run(registering))
     given = credentials is not None and not credentials.is_empty
     return RegisteredFunction(
         function_id=function_id,

@@ -59,11 +59,19 @@ class Caller:
 
 @dataclass(frozen=True)
 class Identity:
-    """The key of a submission, its stamp, and which try of it this is."""
+    """The key of a submission, its stamp, and which try of it this is.
+
+    Args:
+        key: What makes two submissions the same one.
+        stamp: Of psik, made from the key.
+        attempt: Run counts, to be compared in order.
+        is_own: No other root run can have this key.
+    """
 
     key: str
     stamp: str
     attempt: list[int] = field(default_factory=list)
+    is_own: bool = False
 
 
 def current_caller() -> Caller:
@@ -164,14 +172,14 @@ def identify(spec: JobSpec, *, endpoint: str, prefix: str, key: str | None, call
         return Identity(key, stamp_of(key), caller.attempt)
     if caller.scope is None:
         key = uuid.uuid4().hex
-        return Identity(key, stamp_of(key))
+        return Identity(key, stamp_of(key), is_own=True)
     if caller.detached:
         raise SpecError(
             "This task runs in another process than its flow (a Dask or Ray task runner, for instance), where "
             "equal submissions cannot be told apart. Give each an explicit key=, such as the scan number."
         )
     key = key_of(caller.scope, _sha256(spec.canonical(), endpoint, prefix), caller)
-    return Identity(key, stamp_of(key), caller.attempt)
+    return Identity(key, stamp_of(key), caller.attempt, is_own=True)
 
 
 def key_of(scope: str, what: str, caller: Caller) -> str:

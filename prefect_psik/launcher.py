@@ -10,6 +10,8 @@ SCRIPT_FILE = "prefect/script"
 SECRETS = ("GLOBUS_COMPUTE_CLIENT_ID", "GLOBUS_COMPUTE_CLIENT_SECRET")
 #: Exit code of a launcher that found another Slurm job of the same run at work (sysexits' EX_TEMPFAIL).
 NOT_THE_OWNER = 75
+#: Exit code of a launcher whose run was to be canceled before it began (BSD's EX_PROTOCOL has it).
+CANCELED = 76
 #: Exit code of a launcher that cannot write to the job's directory (sysexits' EX_CANTCREAT).
 NOT_WRITABLE = 73
 
@@ -30,6 +32,9 @@ elif [ "$owner" != "$jobid" ]; then
   : > "$d/refused.$jobndx.$jobid"
   echo "Another job of this run is at work: $owner; this one, $jobid, does nothing." >&2
   exit {not_the_owner}
+elif [ -e "$d/cancel.$jobndx" ]; then
+  echo "Somebody asked for the end of this run before it began." >&2
+  exit {canceled}
 fi
 {exports}umask {umask}
 exec {interpreter} "$base/{script_file}" < /dev/null
@@ -66,6 +71,7 @@ def launcher_script(interpreter: list[str], *, umask: str, scheduler: str) -> st
             with `--export=NIL`.
     """
     return _LAUNCHER.format(
+        canceled=CANCELED,
         not_the_owner=NOT_THE_OWNER,
         not_writable=NOT_WRITABLE,
         exports="export SLURM_EXPORT_ENV=ALL\n" if scheduler == "slurm" else f"unset {' '.join(SECRETS)}\n",

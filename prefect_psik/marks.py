@@ -38,7 +38,12 @@ class Place(BaseModel):
         return LABEL + hashlib.sha256(f"{self.endpoint_id}|{self.prefix}".encode()).hexdigest()[:12]
 
 
-async def mark(flow_runs: list[str], block: PsikBackend) -> list[str]:
+def place_of(block: PsikBackend) -> Place:
+    """Where a block's jobs are."""
+    return Place(endpoint_id=block.endpoint_id, prefix=block.prefix, backend=block.document_name)
+
+
+async def mark(flow_runs: list[str], place: Place) -> list[str]:
     """Note on the flow runs that they may have jobs here; on the session's loop, once a process and place.
 
     It happens before the submission, so that no crash lies between. Where Prefect's API does not answer, the
@@ -48,7 +53,6 @@ async def mark(flow_runs: list[str], block: PsikBackend) -> list[str]:
         What went wrong, for the run's log.
     """
     troubles = []
-    place = Place(endpoint_id=block.endpoint_id, prefix=block.prefix, backend=block.document_name)
     for flow_run in flow_runs:
         key = (flow_run, place.label)
         if key not in _marked:
@@ -63,7 +67,7 @@ async def mark(flow_runs: list[str], block: PsikBackend) -> list[str]:
 async def _set_label(flow_run: str, place: Place) -> str | None:
     try:
         await set_label(flow_run, place.label, place.model_dump_json())
-    except (PrefectException, httpx.HTTPError, OSError) as err:
+    except (PrefectException, httpx.HTTPError, OSError, ValueError) as err:
         return f"flow run {flow_run} could not be marked as having jobs below {place.prefix}: {err}"
     return None
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from prefect_psik.exceptions import FailureCause
-from prefect_psik.launcher import NOT_THE_OWNER
+from prefect_psik.launcher import CANCELED, NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
 from prefect_psik.slurm_outcome import (
     LATE_SECONDS,
@@ -92,6 +92,8 @@ def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
         facts: Of one job, as `remote.status` gathers them.
         handle: Of the run that is looked at.
     """
+    if "error" in facts:
+        return JobStatus(handle=handle, state=JobState.new, reason=str(facts["error"]["message"]))
     if facts.get("missing"):
         return _without_directory(facts, handle)
     rows = rows_of_run(parse_status(facts["status"]), handle.jobndx, facts.get("refused", 0))
@@ -205,7 +207,8 @@ def _live_state(rows: list[Row]) -> JobState:
 
 
 def _from_psik(final: Row, facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
-    if final.state is JobState.canceled:
+    never_began = final.info == str(CANCELED) and facts.get("cancel_asked") is not None
+    if final.state is JobState.canceled or never_began:
         return _canceled(facts, handle)
     if final.state is JobState.completed:
         missing = [

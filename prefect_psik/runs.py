@@ -16,7 +16,7 @@ from prefect_psik.identity import Identity, current_caller, enclosing_flow_runs,
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.lifecycle import Again, Submitted
 from prefect_psik.limits import LimitWatch, WaitLimits
-from prefect_psik.marks import mark
+from prefect_psik.marks import mark, place_of
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus, PreflightReport
 from prefect_psik.preflight import failure_of, preflight
 from prefect_psik.progress import Reporter, run_logger
@@ -61,7 +61,10 @@ class Submission:
 
         async def work(channel: Channel) -> Submitted:
             cancellation.refuse_cancelling(self.flow_runs)
-            troubles = await mark(self.flow_runs, self.block) if self.on_cancel == "cancel" else []
+            troubles: list[str] = []
+            if self.on_cancel == "cancel":
+                cancellation.note_place(channel, place_of(self.block), self.flow_runs)
+                troubles = await mark(self.flow_runs, place_of(self.block))
             submitted = await lifecycle.submit(
                 channel,
                 self.block,
@@ -81,7 +84,8 @@ class Submission:
         async def work(channel: Channel) -> None:
             submitted = await asyncio.wrap_future(submission)
             cancelled = await cancellation.is_cancelling(tuple(self.flow_runs))
-            if self.on_cancel == "cancel" and submitted.created and cancelled:
+            ours = submitted.created or self.identity.is_own
+            if self.on_cancel == "cancel" and ours and cancelled:
                 await channel.cancel(submitted.handle, owner_of(self.flow_runs))
 
         return on_block(self.block, work)
@@ -123,15 +127,16 @@ def _told(submitted: Submitted) -> JobHandle:
 def wait(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel, limits: WaitLimits) -> JobResult:
     """Wait until a job is final, within limits."""
     session, reporter = Session.current(), Reporter(handle)
-    waiting = result(_begin_wait(handle, block, on_cancel))
+    beginning = _begin_wait(handle, block, on_cancel)
     try:
+        waiting = result(beginning)
         update = _follow(waiting, reporter, limits, lambda update: update.is_final)
         found = result(session.run(lifecycle.finish(waiting.channel, update)))
     except INTERRUPTS:
-        linger(session.run(cancellation.after_interrupt(waiting)))
+        linger(session.run(cancellation.after_interrupt(beginning)))
         raise
     finally:
-        session.run(cancellation.end_wait(waiting))
+        session.run(cancellation.end_wait(beginning))
     reporter.finish(found)
     return _completed(found)
 
@@ -141,15 +146,16 @@ async def await_(
 ) -> JobResult:
     """Async twin of `wait`."""
     session, reporter = Session.current(), Reporter(handle)
-    waiting = await aresult(_begin_wait(handle, block, on_cancel))
+    beginning = _begin_wait(handle, block, on_cancel)
     try:
+        waiting = await aresult(beginning)
         update = await _afollow(waiting, reporter, limits, lambda update: update.is_final)
         found = await aresult(session.run(lifecycle.finish(waiting.channel, update)))
     except INTERRUPTS:
-        await alinger(session.run(cancellation.after_interrupt(waiting)))
+        await alinger(session.run(cancellation.after_interrupt(beginning)))
         raise
     finally:
-        session.run(cancellation.end_wait(waiting))
+        session.run(cancellation.end_wait(beginning))
     await reporter.afinish(found)
     return _completed(found)
 
@@ -159,14 +165,15 @@ def wait_for_start(
 ) -> JobStatus:
     """Wait until a job is active or final, within limits."""
     session = Session.current()
-    waiting = result(_begin_wait(handle, block, on_cancel))
+    beginning = _begin_wait(handle, block, on_cancel)
     try:
+        waiting = result(beginning)
         return _started(_follow(waiting, Reporter(handle), limits, _has_started))
     except INTERRUPTS:
-        linger(session.run(cancellation.after_interrupt(waiting)))
+        linger(session.run(cancellation.after_interrupt(beginning)))
         raise
     finally:
-        session.run(cancellation.end_wait(waiting))
+        session.run(cancellation.end_wait(beginning))
 
 
 async def await_for_start(
@@ -174,14 +181,15 @@ async def await_for_start(
 ) -> JobStatus:
     """Async twin of `wait_for_start`."""
     session = Session.current()
-    waiting = await aresult(_begin_wait(handle, block, on_cancel))
+    beginning = _begin_wait(handle, block, on_cancel)
     try:
+        waiting = await aresult(beginning)
         return _started(await _afollow(waiting, Reporter(handle), limits, _has_started))
     except INTERRUPTS:
-        await alinger(session.run(cancellation.after_interrupt(waiting)))
+        await alinger(session.run(cancellation.after_interrupt(beginning)))
         raise
     finally:
-        session.run(cancellation.end_wait(waiting))
+        session.run(cancellation.end_wait(beginning))
 
 
 def _has_started(update: Update) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
 from prefect_psik.batches import REPEAT_SECONDS, Batcher, is_transient
-from prefect_psik.exceptions import PrefectPsikError
+from prefect_psik.exceptions import FacilityTimeout, PrefectPsikError
 from prefect_psik.models import JobHandle, JobStatus
 from prefect_psik.outcome import judge
 from prefect_psik.transport.base import Transport, error_from
@@ -74,13 +74,23 @@ class Channel:
         return rows
 
     async def look(self, handle: JobHandle) -> JobStatus:
-        """Look once."""
+        """Look once.
+
+        Raises:
+            FacilityTimeout: The facility does not answer, or not for this job.
+        """
         subscription = self.poller.subscribe(handle)
+        trouble = "there is no answer."
         try:
-            while True:
-                update = await asyncio.wrap_future(subscription.next())
-                if update.status is not None:
-                    return update.status
+            async with asyncio.timeout(REPEAT_SECONDS):
+                while True:
+                    update = await asyncio.wrap_future(subscription.next())
+                    if update.status is not None:
+                        return update.status
+                    trouble = update.trouble or trouble
+        except TimeoutError:
+            text = f"Nothing was learned of {handle} on {handle.place} within {REPEAT_SECONDS:.0f} s: {trouble}"
+            raise FacilityTimeout(text) from None
         finally:
             self.poller.unsubscribe(handle, subscription)
 

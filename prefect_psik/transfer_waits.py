@@ -55,34 +55,36 @@ class TransferWait(Watched):
 def wait(carrier: Carrier, handle: TransferHandle, on_cancel: OnCancel) -> TransferResult:
     """Wait until a transfer is final."""
     session, reporter = Session.current(), TransferReporter(handle)
-    waiting = result(session.run(_begin_wait(carrier, handle, on_cancel, enclosing_flow_runs())))
+    beginning = session.run(_begin_wait(carrier, handle, on_cancel, enclosing_flow_runs()))
     try:
+        waiting = result(beginning)
         update = TransferUpdate()
         while not update.is_final:
             update = result(waiting.subscription.next())
             reporter.tell(update)
     except INTERRUPTS:
-        linger(session.run(cancellation.after_interrupt(waiting)))
+        linger(session.run(cancellation.after_interrupt(beginning)))
         raise
     finally:
-        session.run(cancellation.end_wait(waiting))
+        session.run(cancellation.end_wait(beginning))
     return succeeded(handle, update.status)
 
 
 async def await_(carrier: Carrier, handle: TransferHandle, on_cancel: OnCancel) -> TransferResult:
     """Async twin of `wait`."""
     session, reporter = Session.current(), TransferReporter(handle)
-    waiting = await aresult(session.run(_begin_wait(carrier, handle, on_cancel, enclosing_flow_runs())))
+    beginning = session.run(_begin_wait(carrier, handle, on_cancel, enclosing_flow_runs()))
     try:
+        waiting = await aresult(beginning)
         update = TransferUpdate()
         while not update.is_final:
             update = await aresult(waiting.subscription.next())
             await reporter.atell(update)
     except INTERRUPTS:
-        await alinger(session.run(cancellation.after_interrupt(waiting)))
+        await alinger(session.run(cancellation.after_interrupt(beginning)))
         raise
     finally:
-        session.run(cancellation.end_wait(waiting))
+        session.run(cancellation.end_wait(beginning))
     return succeeded(handle, update.status)
 
 

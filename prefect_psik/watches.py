@@ -13,7 +13,7 @@ from prefect_psik.batches import Call
 from prefect_psik.exceptions import PrefectPsikError, RemoteCodeError
 from prefect_psik.models import JobHandle, JobStatus
 from prefect_psik.outcome import judge
-from prefect_psik.transport.base import Transport
+from prefect_psik.transport.base import Transport, error_from
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -127,7 +127,8 @@ class Poller:
         try:
             await self._cycles()
         except BaseException as err:  # a wait that nobody serves any more must end
-            self._end_watches(RemoteCodeError(f"Looking at jobs failed on {self._transport.place}: {err!r}."))
+            defect = RemoteCodeError(f"Looking at jobs failed on {self._transport.place}: {err!r}.")
+            self._tell(list(self._watches.values()), defect)
             raise
 
     async def _cycles(self) -> None:
@@ -155,18 +156,22 @@ class Poller:
                 continue
 
     def _tell_trouble(self, error: PrefectPsikError) -> None:
-        if not error.transient:
-            self._end_watches(error)
-        for watch in self._watches.values():
+        self._tell(list(self._watches.values()), Update(trouble=str(error)) if error.transient else error)
+
+    def _tell(self, watches: list[_Watch], trouble: Update | PrefectPsikError) -> None:
+        """Tell those who watch these jobs of trouble; an error ends their waits."""
+        for watch in watches:
             watch.silent = True
             for subscription in watch.subscriptions:
-                subscription.put(Update(trouble=str(error)))
+                subscription.put(trouble)
+            if isinstance(trouble, PrefectPsikError):
+                self._forget(watch)
 
-    def _end_watches(self, error: PrefectPsikError) -> None:
-        for watch in self._watches.values():
-            for subscription in watch.subscriptions:
-                subscription.put(error)
-        self._watches.clear()
+    def _forget(self, watch: _Watch) -> None:
+        key = (watch.handle.stamp, watch.handle.jobndx)
+        # While an answer was under way, somebody else may have begun to watch the same job anew.
+        if self._watches.get(key) is watch:
+            del self._watches[key]
 
     async def _look_at(self, watches: list[_Watch]) -> bool:
         """One poll cycle; returns whether anything changed."""
@@ -174,7 +179,8 @@ class Poller:
         while watches:
             # Answers come by stamp, so two runs of one job take two calls.
             part = list({watch.handle.stamp: watch for watch in watches}.values())[:MAX_LOOKS_PER_CALL]
-            watches = [watch for watch in watches if watch not in part]
+            taken = {id(watch) for watch in part}
+            watches = [watch for watch in watches if id(watch) not in taken]
             answers = await self._call([_look_item(watch) for watch in part])
             for watch in part:
                 changed |= self._apply(watch, answers[watch.handle.stamp])
@@ -186,6 +192,10 @@ class Poller:
                 watch.silent = False
                 for subscription in watch.subscriptions:
                     subscription.put(Update(trouble=watch.trouble))
+            return False
+        if "error" in facts:
+            error = error_from(facts["error"], self._transport.place)
+            self._tell([watch], error if isinstance(error, RemoteCodeError) else Update(trouble=str(error)))
             return False
         status = judge(facts, watch.handle)
         logs: dict[str, str] = {}
@@ -216,10 +226,7 @@ class Poller:
         for subscription in list(watch.subscriptions):
             subscription.put(update)
         if status.state.is_final:
-            key = (watch.handle.stamp, watch.handle.jobndx)
-            # While the answer was under way, somebody else may have begun to watch the same job anew.
-            if self._watches.get(key) is watch:
-                del self._watches[key]
+            self._forget(watch)
         return changed
 
 

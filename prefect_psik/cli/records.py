@@ -105,9 +105,9 @@ def logs(
     while True:
         text, offset, ended = result(on_handle(handle, block, _reader(handle, stream, offset)))
         print(text, end="", flush=True)
-        if not text and (ended or not follow):
+        if not follow or (ended and not text):
             return 0
-        if follow and not ended:
+        if not ended:
             result(Session.current().run(asyncio.sleep(_FOLLOW_SECONDS)))
 
 

@@ -41,19 +41,29 @@ def _last_run(base: str) -> int:
 
 
 def _native_id(base: str, jobndx: int) -> str | None:
+    """The id of the job that does the work of a run: it passed the launcher's guard, or else was recorded."""
+    return _owner(base, jobndx) or _recorded_id(base, jobndx)
+
+
+def _recorded_id(base: str, jobndx: int) -> str | None:
     return next((row[3] for row in reversed(_rows(base)) if row[1] == jobndx and row[2] == "queued"), None)
+
+
+def _owner(base: str, jobndx: int) -> str | None:
+    try:
+        owner = os.readlink(os.path.join(base, "prefect", f"owner.{jobndx}"))
+    except OSError:
+        return None
+    return owner if owner.isdigit() else None
 
 
 def _launched(base: str, jobndx: int) -> tuple[str, str] | None:
     """Native id and the script's process line, as the launcher left them."""
-    ours = os.path.join(base, "prefect")
-    try:
-        owner = os.readlink(os.path.join(ours, f"owner.{jobndx}"))
-    except OSError:
+    owner = _owner(base, jobndx)
+    if owner is None:
         return None
-    text = (_read(os.path.join(ours, f"process.{jobndx}.{os.path.basename(owner)}")) or b"").decode(
-        "utf-8", "replace"
-    )
+    process = os.path.join(base, "prefect", f"process.{jobndx}.{owner}")
+    text = (_read(process) or b"").decode("utf-8", "replace")
     return (owner, text.strip()) if text.strip() else None
 
 

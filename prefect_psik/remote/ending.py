@@ -9,9 +9,10 @@ import signal
 import time
 from typing import Any
 
-from prefect_psik.remote.directory import _has_end, _last_run, _native_id
+from prefect_psik.remote.directory import _has_end, _last_run, _native_id, _recorded_id
 from prefect_psik.remote.facts import _facts, _Snapshot
-from prefect_psik.remote.files import _append, _audit, _read_json, _user, _write_whole
+from prefect_psik.remote.files import _append, _audit, _lock_file, _read_json, _try_lock, _user, _write_whole
+from prefect_psik.remote.launch import _adopt, _doubt_left
 from prefect_psik.remote.payload import Trouble, _existing_prefix, _jobs
 from prefect_psik.remote.processes import _members, _processes
 from prefect_psik.remote.slurm import SLURM_FINAL, _ask_squeue, _rows_by_id, _slurm
@@ -40,7 +41,11 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
             with contextlib.suppress(OSError):  # a full disk must not keep a job on its nodes
                 _write_whole(os.path.join(base, "prefect", f"cancel.{jobndx}"), json.dumps(asked).encode())
             runs["slurm" if record["type"] == "slurm" else "local"][base] = jobndx
-    remaining, cancelled = _end_in_slurm(runs["slurm"])
+    unknown = {
+        base: why for base, jobndx in runs["slurm"].items() if (why := _find_unrecorded(prefix, base, jobndx))
+    }
+    remaining, cancelled = _end_in_slurm({base: n for base, n in runs["slurm"].items() if base not in unknown})
+    remaining |= unknown
     remaining.update(_end_processes(list(runs["local"].items())))
     answers: dict[str, Any] = {}
     for base, jobndx in {**runs["local"], **runs["slurm"]}.items():
@@ -70,12 +75,11 @@ def _end_in_slurm(runs: dict[str, int]) -> tuple[dict[str, str], set[str]]:
         What it says of those that go on, and those that it calls cancelled. One that ended in another way
         needs no record of ours: `status` reads why.
     """
-    cancelled: set[str] = set()
     ids = {base: _native_id(base, jobndx) or "" for base, jobndx in runs.items()}
-    remaining = {base: "its submission is not confirmed yet" for base, native_id in ids.items() if not native_id}
+    cancelled = {base for base, native_id in ids.items() if not native_id}  # it never began
     waiting = {base: native_id for base, native_id in ids.items() if native_id}
     if not waiting:
-        return remaining, cancelled
+        return {}, cancelled
     ok, text = _slurm("scancel", *waiting.values())
     deadline = time.monotonic() + SCANCEL_SECONDS
     answer = "Slurm has not been asked"
@@ -95,7 +99,30 @@ def _end_in_slurm(runs: dict[str, int]) -> tuple[dict[str, str], set[str]]:
             answer = f"scancel was {how}, but Slurm has it as {set(states.values())}"
         if waiting:
             time.sleep(0.5)
-    return {**remaining, **dict.fromkeys(waiting, answer)}, cancelled
+    return dict.fromkeys(waiting, answer), cancelled
+
+
+def _find_unrecorded(prefix: str, base: str, jobndx: int) -> str | None:
+    """Look for a run whose submission was never confirmed, and record its id.
+
+    Returns:
+        Why nothing is known of it yet; None if it has an id now, or is known not to have begun.
+    """
+    if _recorded_id(base, jobndx) is not None:
+        return None
+    with _lock_file(os.path.join(prefix, ".locks", os.path.basename(base))) as handle:
+        if not _try_lock(handle):
+            return "it is being submitted just now"
+        intent = _read_json(os.path.join(base, "prefect", f"intent.{jobndx}"))
+        if intent is None:
+            return None
+        try:
+            if _adopt(base, jobndx, float(intent["time"])) is not None:
+                return None
+        except Trouble as trouble:
+            return str(trouble)
+        left = _doubt_left(base, jobndx, slurm=True)
+    return f"Slurm has no trace of it yet, and may have for {left:.0f} s more" if left > 0 else None
 
 
 def _end_processes(runs: list[tuple[str, int]]) -> dict[str, str]:

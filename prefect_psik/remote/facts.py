@@ -25,7 +25,7 @@ from prefect_psik.remote.directory import (
 )
 from prefect_psik.remote.files import _read, _read_json, _size, _write_whole
 from prefect_psik.remote.outputs import _output_files
-from prefect_psik.remote.payload import _existing_prefix, _jobs
+from prefect_psik.remote.payload import DEFECTS, Trouble, _defect, _existing_prefix, _jobs, _os_trouble
 from prefect_psik.remote.processes import Process, _members, _processes
 from prefect_psik.remote.slurm import _shared_accounts, _shared_queue, _slurm_facts
 
@@ -80,8 +80,8 @@ def status(payload: dict[str, Any]) -> dict[str, Any]:
         log text comes.
 
     Returns:
-        `{"jobs": {stamp: facts}}`; a job whose token is unchanged comes as `{"same": true}`, and so does one
-        for which this answer has no room: `{"same": true, "later": true}`.
+        `{"jobs": {stamp: facts or {"error"}}}`; a job whose token is unchanged comes as `{"same": true}`, and so
+        does one for which this answer has no room: `{"same": true, "later": true}`.
     """
     prefix = _existing_prefix(payload)
     jobs = _jobs(payload)
@@ -94,13 +94,25 @@ def status(payload: dict[str, Any]) -> dict[str, Any]:
             answers[job["stamp"]] = {"same": True, "later": True}
             continue
         facts = _facts(prefix, job, snapshot)
-        same = facts["token"] is not None and facts["token"] == job.get("seen")
+        same = facts.get("token") is not None and facts["token"] == job.get("seen")
         answers[job["stamp"]] = {"same": True} if same else facts
         snapshot.facts_budget -= 0 if same else len(json.dumps(facts))
     return {"jobs": answers}
 
 
 def _facts(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, Any]:
+    """Gather the facts of one job; what is wrong with its directory concerns no other: `{"error"}`."""
+    try:
+        return _gathered(prefix, job, snapshot)
+    except Trouble as trouble:
+        return {"error": trouble.answer}
+    except OSError as err:
+        return {"error": _os_trouble(err).answer}
+    except DEFECTS as err:
+        return {"error": _defect("status", err).answer}
+
+
+def _gathered(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, Any]:
     base = os.path.join(prefix, job["stamp"])
     record = _read_json(os.path.join(base, "prefect", "job.json"))
     if record is None:
@@ -108,7 +120,7 @@ def _facts(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, A
     jobndx = job.get("jobndx") or _last_run(base) or 1
     ours = os.path.join(base, "prefect")
     text = _status_text(base)
-    native_id = next((row[3] for row in reversed(_parsed(text)) if row[1] == jobndx and row[2] == "queued"), None)
+    native_id = _native_id(base, jobndx)
     intent = _read_json(os.path.join(ours, f"intent.{jobndx}")) or {}
     begins = {"console": int(intent.get("console", 0))}
     facts: dict[str, Any] = {
@@ -222,7 +234,7 @@ def _log_text(path: str, offset: int, snapshot: _Snapshot) -> dict[str, Any]:
     length = min(size - begin, LOG_CHUNK_BYTES, snapshot.log_budget)
     data = b""
     if length > 0:
-        with open(path, "rb") as file:
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # it may just be renamed
             file.seek(begin)
             data = file.read(length)
     snapshot.log_budget -= len(data)

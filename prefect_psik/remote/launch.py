@@ -12,7 +12,7 @@ import socket
 import time
 from typing import Any, Iterator
 
-from prefect_psik.remote.directory import _launched, _log, _native_id
+from prefect_psik.remote.directory import _launched, _log, _native_id, _recorded_id
 from prefect_psik.remote.files import _append, _audit, _read_json, _size, _write_whole
 from prefect_psik.remote.payload import Trouble
 from prefect_psik.remote.processes import _note_process
@@ -40,13 +40,12 @@ async def _launch(
         if adopted is not None:
             _audit(prefix, "adopt", job, jobndx=jobndx, native_id=adopted)
             return adopted, []
-        age = time.time() - since
-        doubt = _slurm_message_seconds() + 10 if slurm else DOUBT_SECONDS
-        if age < doubt:
+        left = _doubt_left(base, jobndx, slurm=slurm)
+        if left > 0:
             raise Trouble(
                 "busy",
-                f"An earlier call may have started job {job['stamp']} {age:.0f} s ago, without a trace yet; it is "
-                f"submitted again if there is none after {doubt:.0f} s.",
+                f"An earlier call may have started job {job['stamp']}, of which there is no trace yet; it is "
+                f"submitted again if there is none after {left:.0f} s.",
             )
     # psik's local backend appends the console of all runs to one file; Slurm begins it anew.
     console = 0 if slurm else _size(_log(base, "console", jobndx))
@@ -55,12 +54,17 @@ async def _launch(
     _note_owner(prefix, job)
     intended = {"time": time.time(), "attempt": job["attempt"], "asked": job.get("asked"), "console": console}
     _write_whole(intent, json.dumps(intended).encode())
+    for old in ("none", "cancel"):  # of an earlier try to start this run
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(base, "prefect", f"{old}.{jobndx}"))
     pid = os.getpid()
-    said: list[str] = []
+    heard = _Heard()
     try:
-        number, native_id = await _psik_submit(created or await psik.Job(base), base, said, slurm)
+        number, native_id = await _psik_submit(created or await psik.Job(base), base, heard, slurm)
     except (psik.exceptions.SubmitException, FileNotFoundError, IndexError) as err:
-        raise _refusal(base, intent, jobndx, " ".join(said) or str(err), slurm) from None
+        text = " ".join(heard.said) or str(err)
+        sure = isinstance(err, FileNotFoundError) or heard.refused
+        raise _refusal(base, intent, jobndx, text, doubtful=slurm and not sure) from None
     finally:
         # psik's local backend forks; should the child come back up here, it must not go on as this process.
         if os.getpid() != pid:
@@ -68,7 +72,18 @@ async def _launch(
     if not slurm:
         _note_process(base, number, native_id)
     _audit(prefix, "submit", job, jobndx=number, native_id=native_id)
-    return str(native_id), said
+    return str(native_id), heard.said
+
+
+def _doubt_left(base: str, jobndx: int, *, slurm: bool) -> float:
+    """Seconds for which a run without a trace may still turn up, from when none was found first."""
+    path = os.path.join(base, "prefect", f"none.{jobndx}")
+    note = _read_json(path)
+    if note is None:
+        note = {"time": time.time()}
+        _write_whole(path, json.dumps(note).encode())
+    doubt = _slurm_message_seconds() + 10 if slurm else DOUBT_SECONDS
+    return float(note["time"]) + doubt - time.time()
 
 
 def _keep_console(base: str, jobndx: int) -> None:
@@ -78,14 +93,14 @@ def _keep_console(base: str, jobndx: int) -> None:
             os.rename(os.path.join(base, "log", "console"), kept)
 
 
-async def _psik_submit(job: Any, base: str, said: list[str], slurm: bool) -> tuple[int, str]:
+async def _psik_submit(job: Any, base: str, heard: _Heard, slurm: bool) -> tuple[int, str]:
     job.spec.attributes.pop("psik_python", None)
     if slurm:
         job.base = type(job.base)(_plain(base))
         # The working directory is kept in Slurm's accounting too: by it a job is found after a lost reply.
         job.spec.attributes[f"--chdir={base}"] = f"--chdir={base}"
     # A job that psik forks would inherit the listener, and its warnings would not reach its console.
-    with _listening(said) if slurm else contextlib.nullcontext():
+    with _listening(heard) if slurm else contextlib.nullcontext():
         number, native_id = await job.submit()
     return number, native_id
 
@@ -120,8 +135,20 @@ def _plain(base: str) -> str:
     )
 
 
+class _Heard:
+    """What sbatch said, and whether that was a refusal of its own; killed by a signal it tells nothing."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.code: int | None = None
+
+    @property
+    def refused(self) -> bool:
+        return 0 < (self.code or 0) < 128 and not any(words in " ".join(self.said) for words in MAYBE_SUBMITTED)
+
+
 @contextlib.contextmanager
-def _listening(said: list[str]) -> Iterator[None]:
+def _listening(heard: _Heard) -> Iterator[None]:
     """Collect what sbatch says: psik only logs it. Other jobs of this process are not heard."""
     import contextvars
     import logging
@@ -130,10 +157,12 @@ def _listening(said: list[str]) -> Iterator[None]:
 
     class Ear(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            if mine.get() and text.startswith("sbatch stderr: "):
+            text = record.getMessage() if mine.get() else ""
+            if text.startswith("sbatch stderr: "):
                 lines = text.split(": ", 1)[1].splitlines()
-                said.append(" ".join(re.sub("^sbatch: (error: )?", "", line).strip() for line in lines))
+                heard.said.append(" ".join(re.sub("^sbatch: (error: )?", "", line).strip() for line in lines))
+            elif text.startswith("sbatch returned "):
+                heard.code = int(text.rsplit(" ", 1)[1])
 
     ear, logger = Ear(), logging.getLogger("psik.console")
     token = mine.set(True)
@@ -145,14 +174,14 @@ def _listening(said: list[str]) -> Iterator[None]:
         mine.reset(token)
 
 
-def _refusal(base: str, intent: str, jobndx: int, text: str, slurm: bool) -> Trouble:
+def _refusal(base: str, intent: str, jobndx: int, text: str, *, doubtful: bool) -> Trouble:
     """Word a submission that failed; only where nothing can have been submitted, its traces go."""
-    if slurm and any(words in text for words in MAYBE_SUBMITTED):
+    if doubtful:
         return Trouble("busy", f"Slurm did not confirm the submission: {text}")
     os.unlink(intent)
     if jobndx == 1:
         shutil.rmtree(base, ignore_errors=True)
-    if slurm and any(words in text for words in NOT_SUBMITTED):
+    if any(words in text for words in NOT_SUBMITTED):
         return Trouble("busy", f"Slurm cannot be reached: {text}")
     if "No such file or directory: 'sbatch'" in text:
         return Trouble("setup", f"sbatch is not on the PATH of the endpoint on {socket.gethostname()}.")
@@ -161,9 +190,8 @@ def _refusal(base: str, intent: str, jobndx: int, text: str, slurm: bool) -> Tro
 
 def _adopt(base: str, jobndx: int, slurm_since: float | None) -> str | None:
     """Find the job that an earlier call started, and record its id; None if there is no trace of it."""
-    native_id = _native_id(base, jobndx)
-    if native_id is not None:
-        return native_id
+    if _recorded_id(base, jobndx) is not None:
+        return _native_id(base, jobndx)
     launched = _launched(base, jobndx)
     found = launched[0] if launched else None
     if found is None and slurm_since is not None:

@@ -101,7 +101,8 @@ def _existing_prefix(payload: dict[str, Any]) -> str:
 def _writable_prefix(payload: dict[str, Any]) -> str:
     prefix = _prefix(payload)
     try:
-        os.makedirs(os.path.join(prefix, ".locks"), mode=0o700, exist_ok=True)
+        for directory in (prefix, os.path.join(prefix, ".locks")):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
         probe = os.path.join(prefix, ".locks", f".probe.{os.getpid()}.{time.monotonic_ns()}")
         _write(probe, b"")
         os.unlink(probe)

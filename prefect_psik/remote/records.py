@@ -71,7 +71,8 @@ def _note_owner(prefix: str, job: dict[str, Any]) -> None:
     owner = job.get("owner") or {}
     for flow_run in owner.get("flow_runs") or []:
         directory = _run_directory(prefix, flow_run)
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        for made in (os.path.dirname(directory), directory):
+            os.makedirs(made, mode=0o700, exist_ok=True)
         _write(os.path.join(directory, job["stamp"]), b"")
 
 
@@ -125,6 +126,8 @@ def _remove_one(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[s
         if not _try_lock(handle):
             return {"kept": "somebody works on it"}
         facts = _facts(prefix, {"stamp": stamp}, snapshot)
+        if "error" in facts:
+            return {"kept": facts["error"]["message"]}
         if facts.get("missing"):
             return {"kept": "it is no job of ours"}
         if facts.get("alive", False) is not False:

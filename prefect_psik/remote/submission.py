@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from prefect_psik.remote.directory import _asked, _attempt, _last_run, _launched, _native_id
+from prefect_psik.remote.directory import _asked, _attempt, _has_end, _last_run, _launched, _recorded_id
 from prefect_psik.remote.facts import _facts, _Snapshot
 from prefect_psik.remote.files import LOCK_SECONDS, _locked, _read_json, _write, _write_whole
 from prefect_psik.remote.launch import _launch, _plain
@@ -49,7 +49,7 @@ def submit(payload: dict[str, Any]) -> dict[str, Any]:
 
     jobs = _jobs(payload)
     rules = _site_rules()
-    if not all(os.path.lexists(os.path.join(_prefix(payload), job["stamp"])) for job in jobs):
+    if not all(_record(_prefix(payload), job["stamp"]) for job in jobs):
         _check_prefix(rules, _prefix(payload))
     prefix = _writable_prefix(payload)
     psik = _import_psik()
@@ -116,7 +116,7 @@ async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[s
             if last and _launched(base, last):
                 return _existing(prefix, base, job, last)
             raise Trouble("busy", f"Another call has been submitting job {job['stamp']} for {LOCK_SECONDS:.0f} s.")
-        record = _read_json(os.path.join(base, "prefect", "job.json"))
+        record = _record(prefix, job["stamp"])
         created = None
         if record is None:
             _check_backend(rules, job["backend"], job["spec"]["attributes"])
@@ -135,11 +135,11 @@ async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[s
                 jobndx = last + 1
                 if job.get("changed"):
                     created = await _change(psik, base, job)
-            elif last and _native_id(base, last) is not None:
+            elif last and (_recorded_id(base, last) is not None or _has_end(base, last)):
                 return _existing(prefix, base, job, last)
             else:
                 jobndx = last or 1
-            created = await _allowed(psik, rules, base) if rules else None
+            created = await _allowed(psik, rules, prefix, base) if rules else None
         native_id, warnings = await _launch(psik, prefix, base, job, jobndx, created)
     return {
         "created": True,
@@ -152,8 +152,13 @@ async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[s
     }
 
 
-async def _allowed(psik: Any, rules: dict[str, Any], base: str) -> Any:
+def _record(prefix: str, stamp: str) -> dict[str, Any] | None:
+    return _read_json(os.path.join(prefix, stamp, "prefect", "job.json"))
+
+
+async def _allowed(psik: Any, rules: dict[str, Any], prefix: str, base: str) -> Any:
     """Read a stored job that is to run again; the site may have ruled it out since it was created."""
+    _check_prefix(rules, prefix)
     stored = await psik.Job(base)
     backend = stored.info.backend.model_dump()
     arguments = {key: value for key, value in stored.spec.attributes.items() if key not in backend["attributes"]}

@@ -8,11 +8,11 @@ only: nothing pickled is sent, and nothing pickled is accepted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
-import os
-import platform
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from itertools import chain, repeat
 from typing import Any, TypeVar
 from uuid import UUID
 
-import globus_compute_sdk
 from globus_sdk import (
     AuthAPIError,
     GlobusAPIError,
@@ -41,7 +40,7 @@ from prefect_psik.exceptions import (
 )
 from prefect_psik.remote import letter
 from prefect_psik.transport.base import CALL_SECONDS, MAX_CALL_BYTES
-from prefect_psik.transport.globus_connection import GlobusConnection
+from prefect_psik.transport.globus_connection import STORED_LOGIN, GlobusConnection, function_document, login_of
 from prefect_psik.transport.globus_errors import api_error, silence_asked, task_error
 from prefect_psik.transport.limiter import RequestBudget, ledger_of
 from prefect_psik.transport.threads import in_daemon_thread
@@ -58,8 +57,6 @@ SUBMIT_SECONDS = 0.012
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 #: How long a call that got no answer asks for the reason, after its time limit.
 REASON_SECONDS = 5.0
-
-STORED_LOGIN = "the stored login"
 
 _SERIALIZER_PATH = "globus_compute_sdk.serialize.JSONData"
 #: Functions that this process has registered, by login and text.
@@ -91,14 +88,14 @@ class GlobusTransport:
         self._credentials = credentials
         self._function_id = str(function_id) if function_id else None
         self._user_endpoint_config = user_endpoint_config
-        given = str(credentials.client_id) if credentials and credentials.client_id else None
-        #: Who asks, as Globus sees it: what it allows is counted for this login.
-        self._login = given or os.environ.get("GLOBUS_COMPUTE_CLIENT_ID") or STORED_LOGIN
+        self._login = login_of(credentials)
         self._connection: GlobusConnection | None = None
         self._budget: RequestBudget | None = None
         self._registering: asyncio.Task[str] | None = None
         self._waiting: dict[str, _Way] = {}
         self._collector: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._connecting = threading.Lock()
 
     @property
     def key(self) -> str:
@@ -147,9 +144,16 @@ class GlobusTransport:
 
     async def endpoint_status(self) -> str:
         """Ask the service for the endpoint's status: online, offline, or what it says."""
-        answer = await self._request(
-            _Way(), lambda connection: connection.v2.get_endpoint_status(self.endpoint_id)
-        )
+        way = _Way()
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                answer = await self._request(
+                    way, lambda connection: connection.v2.get_endpoint_status(self.endpoint_id)
+                )
+        except TimeoutError:
+            why = way.trouble or "It does not answer at all."
+            text = f"Globus did not tell the status of {self.place} within {CALL_SECONDS:.0f} s. {why}"
+            raise FacilityTimeout(text) from None
         return str(answer.get("status", "unknown"))
 
     # ------------------------------------------------------------------------------------- sending
@@ -189,13 +193,7 @@ class GlobusTransport:
         return await asyncio.shield(self._registering)
 
     async def _register_now(self, way: _Way) -> str:
-        # The client's own method would repeat requests by itself, past the budget.
-        function = {
-            "function_name": "call",
-            "function_code": letter(),
-            "serialized": False,
-            "meta": {"python_version": platform.python_version(), "sdk_version": globus_compute_sdk.__version__},
-        }
+        function = function_document()
         async with asyncio.timeout(CALL_SECONDS):
             answer = await self._request(
                 way, lambda connection: connection.v3.register_function(function)["function_uuid"]
@@ -209,6 +207,7 @@ class GlobusTransport:
         way.earliest = time.monotonic() + work
         way.future = asyncio.get_running_loop().create_future()
         self._waiting[way.task_id] = way
+        self._news.set()
         if self._collector is None or self._collector.done():
             self._collector = asyncio.create_task(self._collect())
         return await way.future
@@ -223,7 +222,7 @@ class GlobusTransport:
     async def _looks(self) -> None:
         """Ask for the results of all calls under way, in one request each time."""
         while self._waiting:
-            await asyncio.sleep(self._until_next_look())
+            await self._next_look()
             asked = dict(self._waiting)
             if not asked:
                 return
@@ -254,6 +253,16 @@ class GlobusTransport:
     def _end_calls(self, error: PrefectPsikError) -> None:
         for way in list(self._waiting.values()):
             self._settle(way, error)
+
+    async def _next_look(self) -> None:
+        """Wait until the result of a call is to be asked for; a new call may be due sooner than the others."""
+        due = time.monotonic() + self._until_next_look()
+        while (left := due - time.monotonic()) > 0:
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._news.wait()
+                due = min(due, time.monotonic() + self._until_next_look())
 
     def _until_next_look(self) -> float:
         return min((way.until_next_look() for way in self._waiting.values()), default=0.0)
@@ -314,12 +323,14 @@ class GlobusTransport:
         return await in_daemon_thread(work, lambda failure: budget.answered(place, silence=silence_asked(failure)))
 
     def _connected(self) -> GlobusConnection:
-        if self._connection is None:
-            self._connection = GlobusConnection(self._credentials)
-        return self._connection
+        with self._connecting:  # requests are made in threads
+            if self._connection is None:
+                self._connection = GlobusConnection(self._credentials)
+            return self._connection
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
+        with self._connecting:
+            connection, self._connection = self._connection, None
         if connection:
             connection.close()
 

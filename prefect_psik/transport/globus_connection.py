@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from typing import Any
 
+import globus_compute_sdk
 from globus_compute_sdk import Client
 from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
 from globus_sdk import ClientApp, ComputeClientV2, ComputeClientV3, GlobusApp
@@ -11,8 +14,22 @@ from globus_sdk.transport import RetryConfig
 
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import FacilitySetupError
+from prefect_psik.remote import letter
 
 HTTP_SECONDS = 20.0
+STORED_LOGIN = "the stored login"
+
+
+def login_of(credentials: GlobusCredentials | None) -> str:
+    """Who asks, as Globus sees it: what it allows is counted for this login."""
+    given = str(credentials.client_id) if credentials and credentials.client_id else None
+    return given or os.environ.get("GLOBUS_COMPUTE_CLIENT_ID") or STORED_LOGIN
+
+
+def function_document(**more: str) -> dict[str, Any]:
+    """What registers the remote code; the client's own method would repeat requests by itself, past the budget."""
+    meta = {"python_version": platform.python_version(), "sdk_version": globus_compute_sdk.__version__}
+    return {"function_name": "call", "function_code": letter(), "serialized": False, "meta": meta, **more}
 
 
 class GlobusConnection:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import re
@@ -17,7 +18,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from prefect_psik.exceptions import FacilitySetupError, FacilityTimeout, PayloadTooLarge, RemoteCodeError
+from prefect_psik.exceptions import (
+    FacilityError,
+    FacilitySetupError,
+    FacilityTimeout,
+    PayloadTooLarge,
+    RemoteCodeError,
+)
 from prefect_psik.remote import letter
 from prefect_psik.transport.base import CALL_SECONDS, MAX_CALL_BYTES
 
@@ -58,8 +65,15 @@ class LocalTransport:
                 f"The call {name!r} has {len(request):,} bytes, over the limit of {MAX_CALL_BYTES:,}. Use Globus "
                 "Transfer for large inputs."
             )
-        with tempfile.TemporaryDirectory(prefix="prefect-psik-") as directory:
-            return await self._run(Path(directory), name, request, timeout)
+        try:
+            with tempfile.TemporaryDirectory(prefix="prefect-psik-") as directory:
+                return await self._run(Path(directory), name, request, timeout)
+        except OSError as err:
+            raise FacilityError(
+                f"The call {name!r} cannot be made on this machine: {err}. Make room for temporary files, or "
+                "set TMPDIR to a directory that can be written.",
+                transient=err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE),
+            ) from err
 
     async def _run(self, directory: Path, name: str, request: str, timeout: float) -> dict[str, Any]:
         question, answer, errors = directory / "request.json", directory / "answer.json", directory / "errors"

@@ -12,8 +12,10 @@ from globus_sdk.exc import GlobusError
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import FacilityError, FacilitySetupError, SpecError
 from prefect_psik.remote import letter
-from prefect_psik.transport.globus_connection import GlobusConnection
-from prefect_psik.transport.globus_errors import RETRY_STATUSES
+from prefect_psik.transport.globus_connection import GlobusConnection, function_document, login_of
+from prefect_psik.transport.globus_errors import RETRY_STATUSES, silence_asked
+from prefect_psik.transport.limiter import RequestBudget, ledger_of
+from prefect_psik.transport.threads import in_daemon_thread
 
 
 def source_digest() -> str:
@@ -21,7 +23,7 @@ def source_digest() -> str:
     return hashlib.sha256(letter().encode()).hexdigest()
 
 
-def register_remote_code(
+async def register_remote_code(
     credentials: GlobusCredentials | None, *, group: UUID | None = None, ha_endpoint: UUID | None = None
 ) -> UUID:
     """Register the remote code; each call makes a new function, which the service never changes.
@@ -37,15 +39,19 @@ def register_remote_code(
     """
     login = str(credentials.client_id) if credentials and not credentials.is_empty else None
     who = f"the client {login}" if login else "the worker's own login"
+    function = function_document(
+        description=f"prefect-psik {version('prefect-psik')}, SHA-256 {source_digest()}",
+        **({"group": str(group)} if group else {}),
+        **({"ha_endpoint_id": str(ha_endpoint)} if ha_endpoint else {}),
+    )
     try:
         connection = GlobusConnection(credentials)
+        budget = RequestBudget(ledger_of(login_of(credentials)))
+        place = await budget.take()
         try:
-            function_id = connection.client.register_source_code(
-                letter(),
-                "call",
-                description=f"prefect-psik {version('prefect-psik')}, SHA-256 {source_digest()}",
-                group=group,
-                ha_endpoint_id=ha_endpoint,
+            answer = await in_daemon_thread(
+                lambda: connection.v3.register_function(function),
+                lambda failure: budget.answered(place, silence=silence_asked(failure)),
             )
         finally:
             connection.close()
@@ -57,7 +63,7 @@ def register_remote_code(
         raise
     except (GlobusError, ValueError) as err:
         raise FacilitySetupError(f"Globus cannot be used as {who}: {err}") from None
-    return UUID(function_id)
+    return UUID(str(answer["function_uuid"]))
 
 
 def _refusal(err: GlobusAPIError, who: str, group: UUID | None, ha_endpoint: UUID | None) -> FacilityError:

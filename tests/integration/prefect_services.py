@@ -7,13 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
+import httpx
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -115,7 +114,8 @@ class Services:
         """Start the server, and wait until it answers."""
         command = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", self._port)
         self._server = Child(self._directory / "server.log", self.environment, sys.executable, *command)
-        wait_until(self._answers, _START_SECONDS)
+        wait_until(lambda: self._answers() or self._server_ended(), _START_SECONDS)
+        assert self._answers(), "\n".join(self._server.lines()[-20:])
         self.prefect("work-pool", "create", POOL, "--type", "process")
 
     def stop(self) -> None:
@@ -217,10 +217,13 @@ class Services:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
+            # The facility beside it may be a proxy of this process.
+            return httpx.get(f"{self.url}/health", timeout=5, trust_env=False).is_success
+        except httpx.HTTPError:
             return False
+
+    def _server_ended(self) -> bool:
+        return self._server is not None and self._server.process.poll() is not None
 
 
 @pytest.fixture(scope="session")

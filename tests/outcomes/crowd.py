@@ -8,11 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import httpx
 
 from prefect_psik import ResourceSpec
 from tests.outcomes.case import Seen, case
@@ -103,9 +103,8 @@ def _start(
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+        return httpx.get(url, timeout=5, trust_env=False).is_success
+    except httpx.HTTPError:
         return False
 
 

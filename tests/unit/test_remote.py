@@ -220,7 +220,9 @@ def test_payload_without_what_it_needs_is_refused_with_a_sentence(tmp_path: Path
 @pytest.mark.parametrize("offsets", ["x", {"stdout": "x"}, {"stdout": [1]}, {"stdout": float("inf")}], ids=repr)
 def test_malformed_offsets_are_refused_with_a_sentence(tmp_path: Path, offsets: Any) -> None:
     make_job(tmp_path)
-    assert refusal("status", {"prefix": str(tmp_path), "jobs": [{"stamp": STAMP, "offsets": offsets}]})
+    job = {"stamp": STAMP, "offsets": offsets}
+    answer = check_answer(remote.call("status", {"prefix": str(tmp_path), "jobs": [job]}))
+    check_error(answer["jobs"][STAMP]["error"])
 
 
 @pytest.mark.parametrize(
