@@ -9,31 +9,49 @@ import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
-from uuid import UUID
 
 from prefect import flow, unmapped
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.sorting import TaskRunSort
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 from pydantic import BaseModel
 
-from prefect_psik import JobRecord, JobStatus, PsikBackend, cancel_job, list_jobs, poll_job
+from prefect_psik import (
+    JobRecord,
+    JobStatus,
+    PrefectPsikError,
+    PsikBackend,
+    arun_job,
+    await_for_job,
+    await_for_start,
+    cancel_job,
+    list_jobs,
+    poll_job,
+    run_job,
+    wait_for_job,
+    wait_for_start,
+)
 from prefect_psik.marks import places_of
 
-#: As many flow runs as Prefect's API gives in one answer.
+#: As many runs as Prefect's API gives in one answer.
 PAGE = 200
+#: Tasks that do nothing but wait for a job.
+WAITS = {
+    task.task_key for task in (run_job, arun_job, wait_for_job, await_for_job, wait_for_start, await_for_start)
+}
 
 
 class Finding(BaseModel):
     """A row of the table."""
 
-    kind: Literal["job", "flow run"]
+    kind: Literal["backend", "job", "flow run"]
     id: str
     name: str
     why: str
+    still_runs: str = ""
     done: str = "reported"
 
 
@@ -55,7 +73,8 @@ def reconcile(
         backends: Names of `psik-backend` blocks.
         cancel: Cancel jobs whose flow run was cancelled or no longer exists. Look at a report first: where another
             Prefect server submits to the same prefix, its flow runs do not exist for this one.
-        close: Set flow runs to Crashed that wait for jobs which are gone; they can be retried then.
+        close: End flow runs that wait for jobs which are gone: a running one becomes Crashed and can be retried,
+            one that is being cancelled becomes Cancelled. One with another task that runs is left.
         idle: A flow run waits in vain if for this long no job of it was alive and no task of it began.
 
     Returns:
@@ -63,10 +82,12 @@ def reconcile(
     """
     with get_client(sync_client=True) as client:
         running = read_running(client)
-        jobs = [job for backend in backends for job in read_jobs(backend, {str(run.id) for run in running})]
+        jobs, troubles = read_all(backends, {str(run.id) for run in running})
         orphans = find_orphans(client, jobs)
-        waiting = find_waiting(client, running, backends, jobs, idle)
+        away = {trouble.name for trouble in troubles}
+        waiting = find_waiting(client, running, [name for name in backends if name not in away], jobs, idle)
         findings = [
+            *troubles,
             *(cancel_orphans(orphans) if cancel else (finding for _, finding in orphans)),
             *(close_flow_runs(client, waiting) if close else (finding for _, finding in waiting)),
         ]
@@ -78,18 +99,37 @@ def reconcile(
     return findings
 
 
-def read_jobs(backend: str, running: set[str]) -> list[Job]:
-    """The jobs of a backend, as they are now, that may be alive or are of a running flow run."""
+def read_all(backends: list[str], running: set[str]) -> tuple[list[Job], list[Finding]]:
+    """The jobs of all backends, and the backends of which not all is known."""
+    jobs: list[Job] = []
+    troubles = []
+    for backend in backends:
+        try:
+            found, unknown = read_jobs(backend, running)
+            jobs += found
+            why = f"{len(unknown)} of its jobs cannot be looked at: {unknown[0]}" if unknown else None
+        except PrefectPsikError as err:
+            why = str(err)
+        if why:
+            troubles.append(Finding(kind="backend", id=backend, name=backend, why=why))
+    return jobs, troubles
+
+
+def read_jobs(backend: str, running: set[str]) -> tuple[list[Job], list[Exception]]:
+    """The jobs of a backend, as they are now, that may be alive or are of a running flow run; and the errors."""
     records = [
         record
         for record in list_jobs(backend, limit=None)
         if record.flow_runs and (not record.state.is_final or running.intersection(record.flow_runs))
     ]
-    statuses = poll_job.map([record.handle for record in records], backend=unmapped(backend)).result()
-    return [
+    asked = poll_job.map([record.handle for record in records], backend=unmapped(backend))
+    told = [future.result(raise_on_failure=False) for future in asked]
+    jobs = [
         Job(backend=backend, record=record, status=status)
-        for record, status in zip(records, statuses, strict=True)
+        for record, status in zip(records, told, strict=True)
+        if isinstance(status, JobStatus)
     ]
+    return jobs, [status for status in told if isinstance(status, Exception)]
 
 
 # --------------------------------------------------------------------------------- jobs without a flow run
@@ -140,7 +180,7 @@ def cancel_orphans(orphans: list[tuple[Job, Finding]]) -> Iterable[Finding]:
 
 def find_waiting(
     client: SyncPrefectClient, running: list[FlowRun], backends: list[str], jobs: list[Job], idle: timedelta
-) -> list[tuple[UUID, Finding]]:
+) -> list[tuple[FlowRun, Finding]]:
     """Of the running flow runs those that have had nothing to wait for since long."""
     blocks = [PsikBackend.load(backend) for backend in backends]
     here = {(block.endpoint_id, block.prefix) for block in blocks if isinstance(block, PsikBackend)}
@@ -156,8 +196,17 @@ def find_waiting(
         if datetime.now(UTC) - since > idle:
             what = f"all of its {len(mine)} jobs have ended" if mine else "its jobs no longer exist"
             why = f"{what}, and nothing has happened since {since:%F %R} UTC"
-            found.append((run.id, Finding(kind="flow run", id=str(run.id), name=run.name, why=why)))
+            still = ", ".join(running_tasks(client, run))
+            found.append((run, Finding(kind="flow run", id=str(run.id), name=run.name, why=why, still_runs=still)))
     return found
+
+
+def running_tasks(client: SyncPrefectClient, run: FlowRun) -> list[str]:
+    """What is said to run in a flow run beside waits for jobs; tasks of a killed process are said to, as well."""
+    mine = FlowRunFilter.model_validate({"id": {"any_": [run.id]}})
+    at_work = TaskRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
+    found = client.read_task_runs(flow_run_filter=mine, task_run_filter=at_work, limit=PAGE)
+    return sorted(task.name for task in found if task.task_key not in WAITS)
 
 
 def read_running(client: SyncPrefectClient) -> list[FlowRun]:
@@ -185,11 +234,19 @@ def ended(status: JobStatus) -> datetime:
     return datetime.fromtimestamp(status.ended or status.submitted or 0, UTC)
 
 
-def close_flow_runs(client: SyncPrefectClient, waiting: list[tuple[UUID, Finding]]) -> Iterable[Finding]:
-    """Set these flow runs to Crashed."""
+def close_flow_runs(client: SyncPrefectClient, waiting: list[tuple[FlowRun, Finding]]) -> Iterable[Finding]:
+    """End these flow runs, unless something else is at work in them."""
     for run, finding in waiting:
-        client.set_flow_run_state(run, Crashed(message=f"Reconciled: {finding.why}."), force=True)
-        yield finding.model_copy(update={"done": "closed"})
+        if finding.still_runs:
+            yield finding.model_copy(
+                update={"done": "left: another task runs. If its process is gone, end it by hand"}
+            )
+            continue
+        why = f"Reconciled: {finding.why}."
+        cancelling = run.state is not None and run.state.is_cancelling()
+        state: State[Any] = Cancelled(message=why) if cancelling else Crashed(message=why)
+        client.set_flow_run_state(run.id, state, force=True)
+        yield finding.model_copy(update={"done": f"closed as {state.name}"})
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from prefect_psik.remote import letter
 from prefect_psik.session import Channel
 
 PSIK_OLDEST = (3, 1, 1)
+#: What psik 3.1.1 runs on.
+PYTHON_OLDEST = (3, 9)
 #: Below the first figure nothing can be submitted, below the second somebody should look.
 FREE_BYTES = 10_000_000, 1_000_000_000
 FREE_INODES = 100, 10_000
@@ -86,7 +88,7 @@ def judge_preflight(facts: Mapping[str, Any], *, duration: int, nodes: int) -> l
     """
     checks = [
         _check("call", Verdict.ok, f"{facts['user']} on {facts['host']} answers."),
-        *_function(facts.get("letter")),
+        _function(facts.get("letter")),
         _versions(facts),
         _psik(facts),
         *_site(facts["site"]),
@@ -128,6 +130,10 @@ def _versions(facts: Mapping[str, Any]) -> Check:
     message = f"Python {here} here and {there} there"
     if endpoint is not None:
         message += f", globus-compute-sdk {sdk} here and globus-compute-endpoint {endpoint} there"
+    if tuple(map(int, there.split(".")[:2])) < PYTHON_OLDEST:
+        oldest = ".".join(map(str, PYTHON_OLDEST))
+        text = f"{message}: that is too old for psik. Give the endpoint a Python {oldest} or newer."
+        return _check("versions", Verdict.failed, text)
     same = here.rsplit(".", 1)[0] == there.rsplit(".", 1)[0] and endpoint in (None, sdk)
     harmless = "" if same else "; the difference does no harm, since only text and JSON cross the wire"
     return _check("versions", Verdict.ok, f"{message}{harmless}.")
@@ -168,14 +174,15 @@ def _psik_python(facts: Mapping[str, Any]) -> Check:
     )
 
 
-def _function(answering: str | None) -> Iterator[Check]:
-    if not letter().endswith(f'\nLETTER = "{answering}"\n'):
-        yield _check(
-            "function",
-            Verdict.warning,
-            "The function that answers is of another release. Register this one's with `prefect-psik functions "
-            "register`, and put its id into function_id of the block and allowed_functions of the endpoint.",
-        )
+def _function(answering: str | None) -> Check:
+    if letter().endswith(f'\nLETTER = "{answering}"\n'):
+        return _check("function", Verdict.ok, "It is allowed there, and is this release's.")
+    return _check(
+        "function",
+        Verdict.warning,
+        "The function that answers is of another release. Register this one's with `prefect-psik functions "
+        "register`, and put its id into function_id of the block and allowed_functions of the endpoint.",
+    )
 
 
 def _site(facts: Mapping[str, Any]) -> Iterator[Check]:

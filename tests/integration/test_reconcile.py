@@ -112,6 +112,6 @@ def test_flow_runs_whose_jobs_are_gone(api: SyncPrefectClient, place: str, backe
     assert artifact.type == "table"
 
     [closed] = reconcile([place], close=True, idle=AT_ONCE)
-    assert (closed.id, closed.done) == (str(waiting), "closed")
+    assert (closed.id, closed.done) == (str(waiting), "closed as Crashed")
     states = [api.read_flow_run(run).state_name for run in (waiting, busy, unjudged)]
     assert states == ["Crashed", "Running", "Running"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from prefect import flow, unmapped
 
 from prefect_psik import (
     BackendAttributes,
+    FacilityError,
     FailureCause,
     GlobusCredentials,
     JobCanceled,
@@ -28,7 +31,9 @@ from prefect_psik import (
     ResourceSpec,
     SubmitRejected,
     arun_job,
+    batches,
     cancel_job,
+    list_jobs,
     poll_job,
     run_job,
     submit_job,
@@ -263,6 +268,49 @@ def test_a_submission_that_slurm_did_not_confirm_is_found_again(facility: Facili
     assert marker.read_text() == "x\n"
     assert result.state is JobState.completed
     assert rows_of(facility, result.handle) == 1
+
+
+def test_an_sbatch_that_is_killed_after_its_work_is_no_refusal(
+    facility: Facility, backend: PsikBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm has the job, and nobody has its id: the same submission finds it, and so does a cancel."""
+    real = shutil.which("sbatch")
+    (tmp_path / "sbatch").write_text(f'#!/bin/bash\n{real} "$@" > /dev/null\nkill -9 $$\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    for name, value in facility.slurm.env.items():
+        monkeypatch.setenv(name, value)
+    here = backend.model_copy(update={"endpoint_id": None, "prefix": str(tmp_path / "psik")})
+    with monkeypatch.context() as killed:
+        killed.setattr(batches, "REPEAT_SECONDS", 0.0)
+        killed.setenv("PATH", str(tmp_path), prepend=":")
+        held = with_attributes(here, options={"--begin": "now+1hour"})  # so that it leaves no trace of its own
+        for name, place in {"found": here, "canceled": held}.items():
+            with pytest.raises(FacilityError, match="did not confirm"):
+                submit_job(place, script("sleep 300", name), key=name)
+    handle = submit_job(here, script("sleep 300", "found"), key="found")
+    assert rows_of(facility, handle) == 1
+    assert cancel_job(handle).state is JobState.canceled
+    [record] = [record for record in list_jobs(here) if record.handle.key == "canceled"]
+    assert record.handle.native_id is None
+    status = cancel_job(record.handle)
+    assert status.state is JobState.canceled
+    assert accounted(facility, status.handle, "State").startswith("CANCELLED")
+
+
+def test_what_never_reached_slurm_is_canceled_after_a_while(facility: Facility, backend: PsikBackend) -> None:
+    """Nothing of it is in the queue or in accounting for longer than a request can be on its way."""
+    handle = submit_job(backend, script("sleep 300", "never"))
+    assert cancel_job(handle, backend=backend).state is JobState.canceled
+    lost = facility.prefix / "9"
+    copied = ("cp", "-r", str(facility.prefix / handle.stamp), str(lost))
+    facility.slurm.run("runuser", "-u", facility.user, "--", *copied)
+    (lost / "status.csv").write_text(f"{time.time()},0,new,\n")
+    for path in (lost / "prefect").glob("*.1*"):
+        path.unlink()
+    (lost / "prefect" / "intent.1").write_text(json.dumps({"time": time.time()}))
+    (lost / "prefect" / "none.1").write_text(json.dumps({"time": time.time() - 200}))
+    unconfirmed = handle.model_copy(update={"stamp": "9", "native_id": None})
+    assert cancel_job(unconfirmed, backend=backend).state is JobState.canceled
 
 
 def test_many_jobs_share_calls_and_stay_within_the_limit(facility: Facility, backend: PsikBackend) -> None:

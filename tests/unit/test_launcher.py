@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from prefect_psik.launcher import NOT_THE_OWNER, NOT_WRITABLE, SCRIPT_FILE, launcher_script, normalize_script
+from prefect_psik.launcher import (
+    CANCELED,
+    NOT_THE_OWNER,
+    NOT_WRITABLE,
+    SCRIPT_FILE,
+    launcher_script,
+    normalize_script,
+)
 
 ODD_NAMES = ["two words", "it's", 'say "so"', "Größe ☃", "$HOME `id` $(id)", " edges ", "*?[a]", "-n", "a\\b;c&d"]
 
@@ -269,3 +276,12 @@ def test_refused_job_does_not_run_the_script_even_if_its_directory_is_gone(place
     process.communicate(launcher, timeout=60)
     assert process.returncode == NOT_WRITABLE
     assert not (place.base / "work" / "ran").exists()
+
+
+def test_a_run_that_was_to_end_before_it_began_does_nothing(place: Place) -> None:
+    place.write("#!/bin/bash\ntouch ran\n")
+    (place.base / "prefect" / "cancel.1").write_text("{}")
+    done = place.run("#!/bin/bash\ntouch ran\n")
+    assert done.returncode == CANCELED
+    assert not (place.base / "work" / "ran").exists()
+    assert place.run("#!/bin/bash\ntouch ran\n", jobndx=2).returncode == 0

@@ -63,6 +63,7 @@ def test_all_is_well() -> None:
         ("versions.psik", "3.1.4", "psik", "ok", "3.1.4"),
         ("versions.psik", "4.0rc1", "psik", "warning", "Try one job"),
         ("python", "3.13.0", "versions", "ok", "does no harm"),
+        ("python", "3.8.10", "versions", "failed", "too old"),
         ("prefix", {"error": "The prefix /x is not writable."}, "prefix", "failed", "not writable"),
         ("prefix.free_bytes", 10, "space", "failed", "Remove old job directories"),
         ("prefix.free_bytes", 10**8, "space", "warning", "100,000,000 bytes"),

@@ -781,3 +781,18 @@ def test_whatever_is_submitted_writes_no_file_outside_of_prefix_and_directory(
         for stamp, found in answer.get("jobs", {}).items():
             if "error" in found and [job["stamp"] for job in whole].count(stamp) == 1 and stamp != "12":
                 assert not (prefix / stamp).exists()
+
+
+def test_what_we_make_is_ours_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        prefix = tmp_path / "psik"
+        job = new_job(owner={"flow_runs": ["0" * 8]})
+        with nothing_is_started():
+            assert "error" not in remote.call("submit", {"prefix": str(prefix), "jobs": [job]})["jobs"][STAMP]
+        remote._note_owner(str(prefix), job)
+    finally:
+        os.umask(before)
+    made = [prefix, *(path for path in prefix.rglob("*") if path.is_dir())]
+    assert {".locks", ".runs", STAMP} <= {path.name for path in made}
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o700}

@@ -368,3 +368,25 @@ def test_site_without_accounting_is_not_asked_for_usage_again(commands: Commands
     stamp = slurm_job(prefix)
     commands.say("sacct", code=1, error=NO_ACCOUNTING)
     assert used(prefix, stamp)[stamp] == {"usage": None, "wait": None}
+
+
+def test_a_damaged_directory_is_the_trouble_of_its_own_job(commands: Commands, prefix: Path) -> None:
+    commands.say("squeue", "78|RUNNING|1|Unknown||n1|None")
+    broken, whole = slurm_job(prefix, 1), slurm_job(prefix, 2, "1,queued,78", "1,active,")
+    record = prefix / broken / "prefect" / "job.json"
+    record.unlink()
+    record.mkdir()
+    answer = remote.call("status", {"prefix": str(prefix), "jobs": [{"stamp": broken}, {"stamp": whole}]})
+    assert answer["jobs"][broken]["error"]["kind"] == "setup"
+    assert answer["jobs"][whole]["alive"] is True
+    removed = remote.call("remove", {"prefix": str(prefix), "jobs": [{"stamp": broken}]})
+    assert "Is a directory" in removed["jobs"][broken]["kept"]
+
+
+def test_the_job_that_does_the_work_counts_not_the_one_that_was_noted(commands: Commands, prefix: Path) -> None:
+    """sbatch's answer came late: the job that it noted was refused by the one that it had submitted before."""
+    commands.say("squeue", "78|RUNNING|1|Unknown||n1|None")
+    stamp = slurm_job(prefix, 1, "1,queued,77", "1,active,")
+    (prefix / stamp / "prefect" / "owner.1").symlink_to("78")
+    facts = remote.call("status", {"prefix": str(prefix), "jobs": [{"stamp": stamp}]})["jobs"][stamp]
+    assert (facts["native_id"], facts["alive"]) == ("78", True)

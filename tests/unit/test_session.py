@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
+import pytest
+
+from prefect_psik import session
+from prefect_psik.batches import MAX_JOBS_PER_CALL
+from prefect_psik.exceptions import FacilityError, FacilityTimeout, RemoteCodeError
 from prefect_psik.models import JobHandle, JobState
 from prefect_psik.session import Channel, Session
+from prefect_psik.transport.base import MAX_CALL_BYTES
+from prefect_psik.watches import Update
+
+T = TypeVar("T")
 
 HANDLE = JobHandle(prefix="/p", stamp="1", key="k", native_id="7")
 
@@ -57,3 +68,75 @@ async def test_an_answer_to_a_watch_that_ended_does_not_end_the_next_one() -> No
         update = await asyncio.wrap_future(second.next())
     assert update.status is not None
     assert update.status.state is JobState.completed
+
+
+class Answering(HeldTransport):
+    """Answers at once, by a function of the jobs asked for."""
+
+    def __init__(self, answer: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self._answer = answer
+
+    async def call(self, name: str, payload: dict[str, Any], *, timeout: float = 60) -> dict[str, Any]:
+        self.sizes.append(len(json.dumps(payload)))
+        return {"jobs": self._answer(payload["jobs"])}
+
+
+def on_session(work: Coroutine[Any, Any, T]) -> T:
+    return Session.current().run(work).result(30)
+
+
+async def _all_of(channel: Channel, jobs: list[dict[str, Any]]) -> list[Any]:
+    return list(await asyncio.gather(*(channel.submit(job) for job in jobs), return_exceptions=True))
+
+
+def test_a_defect_in_one_call_ends_its_own_jobs_and_no_others() -> None:
+    def answer(jobs: list[dict[str, Any]]) -> dict[str, Any]:
+        return {job["stamp"]: {"created": True} for job in jobs if jobs[0]["stamp"] != "0"}
+
+    jobs = [{"stamp": str(number)} for number in range(MAX_JOBS_PER_CALL + 1)]
+    found = on_session(_all_of(Channel(Session.current(), Answering(answer), "/p", 1.0), jobs))
+    assert all(isinstance(error, RemoteCodeError) for error in found[:-1])
+    assert found[-1] == {"created": True}
+
+
+def test_calls_are_sized_in_what_is_sent_not_in_characters() -> None:
+    transport = Answering(lambda jobs: {job["stamp"]: {"created": True} for job in jobs})
+    jobs = [{"stamp": str(number), "script": "é" * 12_000} for number in range(200)]
+    found = on_session(_all_of(Channel(Session.current(), transport, "/p", 1.0), jobs))
+    assert found == [{"created": True}] * 200
+    assert len(transport.sizes) > 1
+    assert max(transport.sizes) < MAX_CALL_BYTES
+
+
+def test_trouble_with_one_job_ends_no_wait_for_another() -> None:
+    now = time.time()
+    facts = {"type": "local", "native_id": "7", "status": f"{now},1,queued,7\n{now},1,completed,\n", "now": now}
+
+    def answer(jobs: list[dict[str, Any]]) -> dict[str, Any]:
+        error = {"error": {"kind": "setup", "message": "Its directory cannot be read."}}
+        return {job["stamp"]: error if job["stamp"] == "2" else facts for job in jobs}
+
+    channel = Channel(Session.current(), Answering(answer), "/p", 1.0)
+    damaged = HANDLE.model_copy(update={"stamp": "2"})
+
+    async def both() -> tuple[Update, Update]:
+        watched = [channel.poller.subscribe(handle) for handle in (damaged, HANDLE)]
+        one, other = [await asyncio.wrap_future(subscription.next()) for subscription in watched]
+        channel.poller.unsubscribe(damaged, watched[0])
+        return one, other
+
+    trouble, update = on_session(both())
+    assert trouble.trouble == "Its directory cannot be read. (said by test)"
+    assert update.is_final
+
+
+def test_a_look_at_a_facility_that_is_away_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(jobs: list[dict[str, Any]]) -> dict[str, Any]:
+        raise FacilityError("Globus does not answer.", transient=True)
+
+    monkeypatch.setattr(session, "REPEAT_SECONDS", 0.5)
+    channel = Channel(Session.current(), Answering(away), "/p", 1.0)
+    with pytest.raises(FacilityTimeout, match="Globus does not answer"):
+        on_session(channel.look(HANDLE))

@@ -316,3 +316,11 @@ def test_the_documents_example_is_a_psik_json_that_pins(site: Path, tmp_path: Pa
     rules = remote._site_rules()
     assert rules["prefix"] == "/lustre/als"
     assert rules["backends"]["debug"]["--qos"] == "debug"
+
+
+def test_an_empty_directory_of_the_jobs_name_does_not_open_another_prefix(site: Path, tmp_path: Path) -> None:
+    write(site, prefix=str(tmp_path / "allowed"))
+    other = tmp_path / "other"
+    (other / STAMP).mkdir(parents=True)
+    assert submit(other)["error"]["kind"] == "rejected"
+    assert [path.name for path in other.rglob("*")] == [STAMP], "nothing was written there"
