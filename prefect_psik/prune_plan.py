@@ -204,6 +204,12 @@ async def _step(collection: GlobusCollection, order: Order, source: str, destina
             f"{found.files_skipped} and names {len(moved)} as moved, which proves nothing. Nothing was "
             "deleted; look at it in Globus's web app."
         )
+    if strange := moved - {path for path, _ in order.items}:
+        raise TransferError(
+            f"Transfer {task_id} names {min(strange)!r} as moved, which was not submitted under that name, so it "
+            "cannot be told which files differ. Nothing was deleted. Give the collection's base_path as Transfer "
+            "writes it, without '~' and links."
+        )
     return moved
 
 
@@ -217,8 +223,7 @@ def _parts(files: list[str]) -> list[list[str]]:
 
 
 def _base(collection: GlobusCollection) -> str:
-    path = collection.base_path
-    return os.path.realpath(path) if collection.collection_id is None else posixpath.normpath(f"/{path}")
+    return os.path.realpath(collection.base_path) if collection.collection_id is None else collection.path("")
 
 
 def _same_place(source: GlobusCollection, check: GlobusCollection) -> SpecError:

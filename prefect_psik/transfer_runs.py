@@ -214,7 +214,7 @@ async def list_below(
     """List what is below a path of the collection's own, with paths below its base path."""
     found = []
     async for entry in carrier.list(id_of(collection), path, recursive=recursive):
-        relative = posixpath.relpath(entry.path, collection.base_path)
+        relative = posixpath.relpath(entry.path, collection.path(""))
         found.append(entry.model_copy(update={"path": relative}))
     return sorted(found, key=lambda entry: entry.path)
 

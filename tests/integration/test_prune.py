@@ -75,6 +75,23 @@ def test_only_what_the_check_is_proven_to_hold_goes(places: tuple[Place, Place])
     assert [file.path for file in report.having(PruneVerdict.deleted)] == ["rec/held", "rec/sub/held too"]
 
 
+@pytest.mark.parametrize("spelled", ["{}", "//{}", "/.//{}/", "/x/../{}"])
+def test_a_base_path_in_other_words_hides_no_difference(globus: Globus, spelled: str) -> None:
+    """Transfer names the files that it had to move in its own spelling of their paths."""
+    base = f"{uuid.uuid4().hex}/y"
+    away, home = (
+        Place(place.block.model_copy(update={"base_path": spelled.format(base.replace("/", "//"))}), place.root)
+        for place in (emulated(globus, "scratch", base), emulated(globus, "home", base))
+    )
+    for place in (away, home):
+        place.write("rec/held", b"0123456789")
+    away.write("rec/changed", b"0123456789")
+    home.write("rec/changed", b"012345678X")
+    with pytest.raises(PruneIncomplete, match="another checksum"):
+        prune(away.block, "rec", check=home.block)
+    assert away.files("rec") == {"changed": b"0123456789"}
+
+
 async def test_twice_and_a_single_file(places: tuple[Place, Place]) -> None:
     away, home = places
     for place in places:

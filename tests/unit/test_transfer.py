@@ -10,10 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_psik import GlobusCollection, SpecError, TransferCause, TransferError, TransferHandle, TransferState
+from prefect_psik import (
+    GlobusCollection,
+    SpecError,
+    TransferCause,
+    TransferError,
+    TransferHandle,
+    TransferState,
+    prune_plan,
+)
 from prefect_psik import transfer_waits as waits
 from prefect_psik.transfer_globus import collections_in, status_of
-from prefect_psik.transfer_models import TransferStatus, TransferUpdate
+from prefect_psik.transfer_models import Order, TransferStatus, TransferUpdate
 from prefect_psik.transfer_once import LABEL, Kept, transfers_of
 from prefect_psik.transfer_progress import amount, describe
 from prefect_psik.watches import Subscription
@@ -144,6 +152,26 @@ def test_a_service_that_stays_silent_past_the_deadline_ends_the_wait(monkeypatch
 def test_what_is_no_trouble_on_the_way_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TransferError, match="gone"):
         _follow(Service(TransferError("gone")), monkeypatch)
+
+
+async def test_files_that_were_not_submitted_under_that_name_prove_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Renaming(Service):
+        async def reserve(self) -> str:
+            return "s"
+
+        async def submit(self, order: Order, submission_id: str) -> tuple[str, bool]:
+            return "t", True
+
+        async def moved(self, task_id: str) -> set[str]:
+            return {"/home/u/data/1"}
+
+    service = Renaming(TransferStatus(state=TransferState.succeeded, files=1, files_transferred=1))
+    monkeypatch.setattr(prune_plan, "carrier_of", lambda _: service)
+    order = Order("one", "other", [("/~/data/1", "/room/1")])
+    with pytest.raises(TransferError, match="'/home/u/data/1' as moved"):
+        await prune_plan._step(GlobusCollection(), order, "away", "room")
 
 
 def test_a_collection_is_read_from_its_scope() -> None:
