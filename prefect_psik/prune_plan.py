@@ -8,12 +8,14 @@ not the same. Afterwards the room is deleted.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import posixpath
 import time
 import uuid
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from prefect_psik.blocks import GlobusCollection
 from prefect_psik.exceptions import SpecError, TransferCause, TransferError
@@ -25,11 +27,16 @@ from prefect_psik.transfer_runs import carrier_of, id_of, list_below, name_of
 from prefect_psik.transfer_waits import carry_out
 from prefect_psik.transport.threads import in_daemon_thread
 
+T = TypeVar("T")
+
 #: In the check's own directory, so that it shows if that is the source's, too, by a link or another collection.
 #: What a killed prune leaves there, the next prune of the same path deletes.
 ROOM = ".prefect-psik-prune"
 #: Files in one task of Globus Transfer.
 FILES_PER_TASK = 10_000
+#: Another change so soon after the last may leave size and time as they are: Transfer tells whole seconds.
+SETTLED_SECONDS = 3.0
+UNSETTLED = f"was changed less than {SETTLED_SECONDS:.0f} s ago, there or at the check"
 #: A step of a prune is given up after this time.
 STEP_SECONDS = 24 * 3600.0
 
@@ -63,52 +70,85 @@ async def make_plan(
 ) -> PruneReport:
     """Look at both collections, and prove what can be proven; deletes nothing that is not its own."""
     report = PruneReport(source=name_of(source), check=name_of(check), path=path, dry_run=dry_run)
-    held = await _files(check, path)
-    before = time.time() - min_age.total_seconds()
-    for entry in (await _files(source, path)).values():
-        reason = _difference(entry, held.get(entry.path))
-        verdict = PruneVerdict.unproven if reason else PruneVerdict.delete
-        if entry.modified > before:
-            verdict, reason = PruneVerdict.young, f"changed less than {min_age} ago"
-        report.files.append(
-            PruneFile(path=entry.path, size=entry.size, modified=entry.modified, verdict=verdict, reason=reason)
-        )
-    wanted = [file.path for file in report.having(PruneVerdict.delete)]
-    if wanted:
+    report.files = await _judged(source, check, path, min_age)
+    if any(file.reason == UNSETTLED for file in report.files):
+        await asyncio.sleep(SETTLED_SECONDS)  # a result that has just been brought home is settled then
+        report.files = await _judged(source, check, path, min_age)
+    if wanted := report.having(PruneVerdict.delete):
         prove = _prove_here if source.collection_id is None else _prove_by_transfer
-        _keep(report, await prove(source, check, path, wanted))
+        reasons = await prove(source, check, path, [file.path for file in wanted])
+        for file in wanted:
+            if reason := reasons.get(file.path):
+                file.verdict, file.reason = PruneVerdict.unproven, reason
     return report
 
 
 async def carry_out_plan(source: GlobusCollection, check: GlobusCollection, report: PruneReport) -> PruneReport:
-    """Delete what is proven, after another look: what has changed since the proof stays."""
-    now, held = await _files(source, report.path), await _files(check, report.path)
-    changed = {}
-    for file in report.having(PruneVerdict.delete):
-        entry = now.get(file.path)
-        if entry is None or (entry.size, entry.modified) != (file.size, file.modified):
-            changed[file.path] = "changed while it was compared"
-        elif reason := _difference(entry, held.get(file.path)):
-            changed[file.path] = reason
-    _keep(report, changed)
-    wanted = [file.path for file in report.having(PruneVerdict.delete)]
-    for part in _parts(wanted):
-        items = [(source.path(path), "") for path in part]
-        await _step(source, Order(id_of(source), None, items), f"{name_of(source)}:{report.path}", "pruned")
-    report.files = [
-        file.model_copy(update={"verdict": PruneVerdict.deleted}) if file.verdict is PruneVerdict.delete else file
-        for file in report.files
-    ]
+    """Delete what is proven, after another look: what has changed since the proof, at either end, stays."""
+    for part in _parts(report.having(PruneVerdict.delete)):
+        there, held = await _files(source, report.path), await _files(check, report.path)
+        going = []
+        for file in part:
+            if not _is_as_seen(there.get(file.path), file.size, file.modified):
+                file.verdict, file.reason = PruneVerdict.unproven, "changed while it was compared"
+            elif not _is_as_seen(held.get(file.path), file.size, file.check_modified):
+                file.verdict, file.reason = PruneVerdict.unproven, "changed at the check while it was compared"
+            else:
+                going.append(file)
+        if going:
+            items = [(source.path(file.path), "") for file in going]
+            await _step(source, Order(id_of(source), None, items), f"{name_of(source)}:{report.path}", "pruned")
+        for file in going:
+            file.verdict = PruneVerdict.deleted
     return report
 
 
-def _keep(report: PruneReport, reasons: dict[str, str]) -> None:
-    report.files = [
-        file.model_copy(update={"verdict": PruneVerdict.unproven, "reason": reasons[file.path]})
-        if file.path in reasons
-        else file
-        for file in report.files
-    ]
+async def _judged(
+    source: GlobusCollection, check: GlobusCollection, path: str, min_age: timedelta
+) -> list[PruneFile]:
+    """Look at both collections, and tell what names, sizes and times allow."""
+    now = time.time()
+    held = await _files(check, path)
+    files = []
+    for entry in (await _files(source, path)).values():
+        other = held.get(entry.path)
+        verdict, reason = judge(entry, other, min_age, now)
+        files.append(
+            PruneFile(
+                path=entry.path,
+                size=entry.size,
+                modified=entry.modified,
+                check_modified=other.modified if other else None,
+                verdict=verdict,
+                reason=reason,
+            )
+        )
+    return files
+
+
+def judge(entry: FileEntry, other: FileEntry | None, min_age: timedelta, now: float) -> tuple[PruneVerdict, str]:
+    """What names, sizes and times allow for a file, given what the check has; pure.
+
+    Args:
+        entry: At the source.
+        other: At the check.
+        min_age: Younger files are left out.
+        now: Unix time before either was looked at.
+    """
+    if min_age and entry.modified is not None and entry.modified > now - min_age.total_seconds():
+        return PruneVerdict.young, f"changed less than {min_age} ago"
+    if reason := _difference(entry, other):
+        return PruneVerdict.unproven, reason
+    times = [entry.modified, other.modified if other else None]
+    if None in times:
+        return PruneVerdict.unproven, "has no time of its last change, so that a change would not be noticed"
+    if any(moment is not None and moment > now - SETTLED_SECONDS for moment in times):
+        return PruneVerdict.unproven, UNSETTLED
+    return PruneVerdict.delete, ""
+
+
+def _is_as_seen(entry: FileEntry | None, size: int, modified: float | None) -> bool:
+    return entry is not None and (entry.kind, entry.size, entry.modified) == ("file", size, modified)
 
 
 def _difference(entry: FileEntry, other: FileEntry | None) -> str:
@@ -218,7 +258,7 @@ async def _clean(check: GlobusCollection, rooms: str) -> None:
     await _step(check, Order(id_of(check), None, items, recursive=True), f"{name_of(check)}:{rooms}", "deleted")
 
 
-def _parts(files: list[str]) -> list[list[str]]:
+def _parts(files: list[T]) -> list[list[T]]:
     return [files[begin : begin + FILES_PER_TASK] for begin in range(0, len(files), FILES_PER_TASK)]
 
 

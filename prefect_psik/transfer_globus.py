@@ -193,7 +193,7 @@ def _entry(path: str, row: dict[str, Any]) -> FileEntry:
         # Of a link Globus tells the type of what it leads to.
         kind="link" if row.get("link_target") else _KINDS.get(str(row["type"]), "other"),
         size=row.get("size") or 0,
-        modified=datetime.fromisoformat(modified).timestamp() if modified else 0.0,
+        modified=datetime.fromisoformat(modified).timestamp() if modified else None,
     )
 
 

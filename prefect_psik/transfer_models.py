@@ -92,7 +92,9 @@ class FileEntry(_Stored):
     path: str = Field(description="Below the collection's base path.")
     kind: Literal["file", "directory", "link", "other"]
     size: int = Field(default=0, description="Bytes.")
-    modified: float = Field(default=0.0, description="Unix time of the last change, as the collection tells it.")
+    modified: float | None = Field(
+        default=None, description="Unix time of the last change, as the collection tells it; None: it does not."
+    )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from flows.prune import prune_data
 from prefect_psik import (
     GlobusCollection,
     PruneIncomplete,
+    PruneReport,
     PruneVerdict,
     ScheduleError,
     SpecError,
@@ -28,6 +29,7 @@ from prefect_psik import (
     prune,
     schedule_prune,
 )
+from prefect_psik.prune_plan import SETTLED_SECONDS, carry_out_plan, make_plan
 from tests.integration.local import wait_until
 from tests.integration.transfer_places import Place, emulated, local
 from tests.testbed.globus import Globus
@@ -125,6 +127,58 @@ def test_young_files_stay(places: tuple[Place, Place]) -> None:
     report = prune(away.block, "rec", check=home.block, min_age=timedelta(days=1))
     assert set(away.files()) == {"rec/young"}
     assert [file.path for file in report.having(PruneVerdict.young)] == ["rec/young"]
+
+
+@pytest.mark.parametrize("end", ["source", "check"])
+def test_what_changes_after_the_proof_stays(places: tuple[Place, Place], end: str) -> None:
+    away, home = places
+    for place in places:
+        place.write("rec/1", b"proven")
+        place.write("rec/2", b"proven")
+    changing = away if end == "source" else home
+
+    async def work() -> PruneReport:
+        report = await make_plan(away.block, home.block, "rec", timedelta(0), dry_run=False)
+        assert len(report.having(PruneVerdict.delete)) == 2
+        changing.write("rec/2", b"PROVEN", age=0)  # a detector's file keeps its size
+        return await carry_out_plan(away.block, home.block, report)
+
+    report = asyncio.run(work())
+    assert [file.path for file in report.unproven] == ["rec/2"]
+    assert "while it was compared" in report.unproven[0].reason
+    assert set(away.files("rec")) == {"2"}
+
+
+def test_what_has_just_arrived_is_pruned_a_little_later(places: tuple[Place, Place]) -> None:
+    away, home = places
+    for place in places:
+        place.write("rec/1", age=0)
+    begin = time.monotonic()
+    prune(away.block, "rec", check=home.block)
+    assert time.monotonic() - begin > SETTLED_SECONDS
+    assert away.files() == {}
+
+
+def test_a_check_that_is_still_written_proves_nothing(places: tuple[Place, Place]) -> None:
+    away, home = places
+    away.write("rec/1")
+    home.write("rec/1", age=-3600)  # as one that is written all the time
+    with pytest.raises(PruneIncomplete, match="at the check"):
+        prune(away.block, "rec", check=home.block)
+    assert set(away.files()) == {"rec/1"}
+
+
+@pytest.mark.parametrize("end", ["scratch", "home"])
+@pytest.mark.parametrize("min_age", [timedelta(0), timedelta(days=1)])
+def test_a_file_without_a_time_is_not_taken_for_an_old_one(globus: Globus, end: str, min_age: timedelta) -> None:
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for place in (away, home):
+        place.write("rec/1", age=7 * 86400)
+    globus.order_fault("no_time", match=f"{end}/{base}/rec", seconds=3600)
+    with pytest.raises(PruneIncomplete, match="no time of its last change"):
+        prune(away.block, "rec", check=home.block, min_age=min_age)
+    assert set(away.files()) == {"rec/1"}
 
 
 def test_a_link_is_no_copy_and_no_file(places: tuple[Place, Place]) -> None:

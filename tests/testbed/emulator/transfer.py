@@ -140,7 +140,10 @@ class Transfer:
             entries = [entry for entry in entries if not entry.name.startswith(".")]
         if len(entries) > _MOST_ENTRIES:
             raise Refusal(502, "ExternalError.DirListingFailed.SizeLimit", "The directory has too many entries.")
-        page = _page([_entry(entry) for entry in entries], request, "file_list", limit=_MOST_ENTRIES)
+        rows = [_entry(entry) for entry in entries]
+        if self._faults.standing("no_time", collection.name + path):
+            rows = [row | {"last_modified": None} for row in rows]
+        page = _page(rows, request, "file_list", limit=_MOST_ENTRIES)
         return {**page, "endpoint": collection.id, "path": path, "absolute_path": path}
 
     def stat(self, _caller: KnownClient, request: Request, key: str) -> Json:
