@@ -16,8 +16,9 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException, TerminationSignal
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Failed
 
 from prefect_psik.exceptions import FlowRunCancelling, PrefectPsikError
 from prefect_psik.models import JobHandle
@@ -28,6 +29,8 @@ OnCancel = Literal["cancel", "leave"]
 
 #: Prefect leaves 30 s between the cancel and SIGKILL.
 WATCH_SECONDS = 3.0
+#: For so long work is asked to stop again that could not be asked.
+STOP_SECONDS = 20.0
 #: What a task gets when its process is asked to stop, whoever asks.
 INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt, TerminationSignal)
 
@@ -134,10 +137,14 @@ async def after_interrupt(wait: Watched) -> bool:
 
     Returns:
         Whether the work was asked to stop.
+
+    Raises:
+        FlowRunCancelling: It could not be asked.
     """
     if wait.on_cancel != "cancel" or not await is_cancelling(wait.flow_runs):
         return False
-    await _cancel([wait])
+    if left := await _stop([wait]):
+        raise _told(wait, left)
     return True
 
 
@@ -159,31 +166,74 @@ async def _watch(flow_runs: tuple[str, ...]) -> None:
         if await is_cancelling(flow_runs):
             _cancelling.add(flow_runs)
             waits = list(_waits.get(flow_runs, []))
-            await _cancel([wait for wait in waits if wait.on_cancel == "cancel"])
+            left = await _stop([wait for wait in waits if wait.on_cancel == "cancel"])
             # Before the waits end: the process may end with them, and the flow run would be stuck.
-            await _end_unsupervised(flow_runs[0])
+            await _end_unsupervised(flow_runs[0], left)
             for wait in waits:
-                asked = "it was asked to stop" if wait.on_cancel == "cancel" else "it goes on, as asked"
-                wait.tell(
-                    FlowRunCancelling(f"The flow run is being cancelled while waiting for {wait.what}; {asked}.")
-                )
+                wait.tell(_told(wait, left))
                 _forget(wait)
         await asyncio.sleep(WATCH_SECONDS)
 
 
-async def _end_unsupervised(flow_run: str) -> None:
-    """Set a flow run to Cancelled that no runner supervises: a plain `python flow.py` would cancel for ever."""
+def _told(wait: Watched, left: dict[Watched, str]) -> FlowRunCancelling:
+    asked = "it was asked to stop" if wait.on_cancel == "cancel" else "it goes on, as asked"
+    if wait in left:
+        asked = f"{_may_go_on(left[wait])} Look at it there, and cancel it by hand"
+    return FlowRunCancelling(f"The flow run is being cancelled while waiting for {wait.what}; {asked}.")
+
+
+def _may_go_on(why: str) -> str:
+    return f"it may go on, since it could not be asked to stop: {why.rstrip('.')}."
+
+
+async def _end_unsupervised(flow_run: str, left: dict[Watched, str]) -> None:
+    """End a flow run that no runner supervises: a plain `python flow.py` would cancel for ever.
+
+    It is cancelled only if its work is; of a cancel that did not reach everything a red run says so.
+    """
+    told = " ".join(f"{wait.what}: {_may_go_on(why)}" for wait, why in left.items())
     try:
         async with get_client() as client:
             run = await client.read_flow_run(UUID(flow_run))
-            if run.deployment_id is None and run.state is not None and run.state.is_cancelling():
-                await client.set_flow_run_state(
-                    run.id, Cancelled(message="Its jobs and transfers were asked to stop."), force=True
-                )
+            if run.deployment_id is not None or run.state is None:
+                return
+            # The watcher of a subflow sees its own part only, and may have been content before.
+            if left and (run.state.is_cancelling() or run.state.is_cancelled()):
+                failed: State[None] = Failed(message=f"The cancel did not reach all of its work. {told}")
+                await client.set_flow_run_state(run.id, failed, force=True)
+            elif run.state.is_cancelling():
+                cancelled: State[None] = Cancelled(message="Its jobs and transfers were asked to stop.")
+                await client.set_flow_run_state(run.id, cancelled, force=True)
     except (PrefectException, httpx.HTTPError, OSError):
         return
 
 
-async def _cancel(waits: list[Watched]) -> None:
-    """Cancel work; jobs of one backend travel together. What cannot be canceled stops no other."""
-    await asyncio.gather(*(wait.stop() for wait in waits), return_exceptions=True)
+async def _stop(waits: list[Watched]) -> dict[Watched, str]:
+    """Ask work to stop; jobs of one backend travel together, and what cannot be asked keeps no other.
+
+    Returns:
+        What may go on, and why.
+    """
+    until = asyncio.get_running_loop().time() + STOP_SECONDS
+    reasons = await asyncio.gather(*(_ask(wait, until) for wait in waits), return_exceptions=True)
+    return {
+        wait: reason if isinstance(reason, str) else f"a defect, {reason!r}"
+        for wait, reason in zip(waits, reasons, strict=True)
+        if reason
+    }
+
+
+async def _ask(wait: Watched, until: float) -> str:
+    """Ask until it works or time is up; returns why it did not work, or nothing."""
+    why = "no answer came in time"
+    try:
+        async with asyncio.timeout_at(until):
+            while True:
+                try:
+                    await wait.stop()
+                    return ""
+                except PrefectPsikError as err:
+                    why = str(err)
+                await asyncio.sleep(WATCH_SECONDS)
+    except TimeoutError:
+        return why

@@ -14,6 +14,7 @@ import posixpath
 import time
 import uuid
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +25,7 @@ from prefect_psik.transfer_local import digest
 from prefect_psik.transfer_models import FileEntry, Order
 from prefect_psik.transfer_once import repeated
 from prefect_psik.transfer_runs import carrier_of, id_of, list_below, name_of
-from prefect_psik.transfer_waits import carry_out
+from prefect_psik.transfer_waits import begin, carry_out
 from prefect_psik.transport.threads import in_daemon_thread
 
 T = TypeVar("T")
@@ -188,18 +189,17 @@ async def _prove_here(
     source: GlobusCollection, check: GlobusCollection, _path: str, files: list[str]
 ) -> dict[str, str]:
     """Compare the checksums of files on this machine; returns why some are not the same."""
+    reasons = {}
+    for path in files:
+        if reason := await in_daemon_thread(partial(_compare, Path(source.path(path)), Path(check.path(path)))):
+            reasons[path] = reason
+    return reasons
 
-    def compare() -> dict[str, str]:
-        reasons = {}
-        for path in files:
-            one, other = Path(source.path(path)), Path(check.path(path))
-            if one.samefile(other):
-                reasons[path] = "is the same file as at the check, not a copy"
-            elif digest(one) != digest(other):
-                reasons[path] = "has another checksum at the check"
-        return reasons
 
-    return await in_daemon_thread(compare)
+def _compare(one: Path, other: Path) -> str:
+    if one.samefile(other):
+        return "is the same file as at the check, not a copy"
+    return "" if digest(one) == digest(other) else "has another checksum at the check"
 
 
 async def _prove_by_transfer(
@@ -254,8 +254,13 @@ async def _step(collection: GlobusCollection, order: Order, source: str, destina
 
 
 async def _clean(check: GlobusCollection, rooms: str) -> None:
-    items = [(check.path(rooms), "")]
-    await _step(check, Order(id_of(check), None, items, recursive=True), f"{name_of(check)}:{rooms}", "deleted")
+    """Delete rooms. A prune that is being stopped does not wait for that; Transfer goes on by itself."""
+    order = Order(id_of(check), None, [(check.path(rooms), "")], recursive=True)
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        await begin(carrier_of(check), order)
+    else:
+        await _step(check, order, f"{name_of(check)}:{rooms}", "deleted")
 
 
 def _parts(files: list[T]) -> list[list[T]]:
