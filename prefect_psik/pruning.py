@@ -16,6 +16,7 @@ from prefect import task
 from prefect.artifacts import acreate_table_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Scheduled
 
@@ -34,6 +35,8 @@ from prefect_psik.watches import Subscription
 
 T = TypeVar("T")
 
+#: States of a scheduled prune that is still to come, or came.
+_BEGUN = {StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.COMPLETED}
 #: Rows of the table artifact, and files that an error names.
 MOST_ROWS = 1000
 MOST_NAMES = 20
@@ -289,11 +292,15 @@ async def _schedule(
         except ObjectNotFound as err:
             raise ScheduleError(f"Prefect took the prune {made.id}, and does not know of it.") from err
     known = all(run.parameters.get(name) == value for name, value in parameters.items())
-    # A retry finds the run of the first try, which may have begun.
-    waiting = run.state is not None and (run.state.is_scheduled() or key is not None)
-    if run.deployment_id != found.id or run.expected_start_time is None or not known or not waiting:
+    if run.deployment_id != found.id or run.expected_start_time is None or not known:
         raise ScheduleError(
             f"Prefect has the flow run {run.id} ({run.state_name}, {run.parameters}), which is not the prune that "
             "was to be scheduled. Look at it in Prefect's UI."
+        )
+    # A retry finds the run of the first try, which may have begun.
+    if run.state is None or run.state.type not in (_BEGUN if key is not None else {StateType.SCHEDULED}):
+        raise ScheduleError(
+            f"The prune was scheduled as the flow run {run.id}, which is {run.state_name} and prunes nothing "
+            "more. Retry that run in Prefect's UI, or prune by hand."
         )
     return ScheduledPrune(flow_run_id=run.id, at=run.expected_start_time, deployment=deployment)

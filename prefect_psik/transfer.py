@@ -33,8 +33,9 @@ def submit_transfer(
 ) -> TransferHandle:
     """Submit a transfer once, and return at once.
 
-    A retry of the task or flow, also after a crash, gets the same transfer back; a newer attempt begins a failed
-    one anew. Two directories of this machine are copied by this process.
+    A retry of the task or flow, also after a crash, gets the same transfer back while it is under way, and begins
+    one that has ended anew: what is there already is not moved again. Two directories of this machine are copied
+    by this process.
 
     Args:
         source: A `globus-collection` block or its name.

@@ -15,7 +15,7 @@ from prefect_psik import cancellation
 from prefect_psik.blocks import GlobusCollection
 from prefect_psik.cancellation import INTERRUPTS, OnCancel
 from prefect_psik.credentials import transfer_login
-from prefect_psik.exceptions import SpecError
+from prefect_psik.exceptions import SpecError, TransferError
 from prefect_psik.identity import current_caller, enclosing_flow_runs, key_of
 from prefect_psik.progress import run_logger
 from prefect_psik.session import Session
@@ -32,6 +32,9 @@ from prefect_psik.transfer_models import (
 from prefect_psik.transfer_once import Keeping, repeated, submit_once
 from prefect_psik.transfer_waits import LOCAL_PAUSES_SECONDS, PAUSES_SECONDS
 from prefect_psik.waiting import alinger, aresult, linger, result
+
+#: A transfer that was asked to stop has so long to end.
+CANCEL_SECONDS = 120.0
 
 Items = str | Iterable[tuple[str, str]]
 
@@ -191,13 +194,22 @@ async def asubmit(shipment: Shipment) -> TransferHandle:
 def cancel(carrier: Carrier, handle: TransferHandle) -> Future[TransferStatus]:
     """Cancel, and look until it has ended."""
 
-    async def work() -> TransferStatus:
-        await repeated(lambda: carrier.cancel(handle.task_id))
+    async def ended() -> TransferStatus:
         while True:
             status = await repeated(lambda: carrier.look(handle.task_id))
             if status.state.is_final:
                 return status
             await asyncio.sleep(LOCAL_PAUSES_SECONDS[0] if handle.is_local else PAUSES_SECONDS[0])
+
+    async def work() -> TransferStatus:
+        await repeated(lambda: carrier.cancel(handle.task_id))
+        try:
+            return await asyncio.wait_for(ended(), CANCEL_SECONDS)
+        except TimeoutError:
+            raise TransferError(
+                f"The {handle} was asked to stop {CANCEL_SECONDS:.0f} s ago and has not ended; it may go on. "
+                "Look at it in Globus's web app, then cancel it again."
+            ) from None
 
     return Session.current().run(work())
 

@@ -10,11 +10,14 @@ import time
 import uuid
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed, Crashed, Running
 
 from flows.prune import prune_data
 from prefect_psik import (
@@ -22,6 +25,7 @@ from prefect_psik import (
     PruneIncomplete,
     PruneReport,
     PruneVerdict,
+    ScheduledPrune,
     ScheduleError,
     SpecError,
     TransferError,
@@ -363,6 +367,40 @@ async def test_a_scheduled_prune_exists(tmp_path: Path) -> None:
     assert run.parameters == {"source": names[0], "path": "raw", "check": names[1]}
     assert run.expected_start_time is not None
     assert abs(run.expected_start_time.timestamp() - time.time() - 7 * 86400) < 600
+
+
+@pytest.mark.parametrize(
+    ("state", "passes"), [(Running(), True), (Completed(), True), (Cancelled(), False), (Crashed(), False)]
+)
+def test_a_retry_does_not_take_a_prune_that_will_not_come(tmp_path: Path, state: State[Any], passes: bool) -> None:
+    names = [f"{name}-{uuid.uuid4().hex[:8]}" for name in ("away", "home")]
+    for name in names:
+        local(tmp_path / name).block.save(name)
+    begun: list[ScheduledPrune] = []
+
+    @flow(retries=1)
+    def schedules() -> None:
+        with get_client(sync_client=True) as client:
+            if not begun:
+                client.create_deployment(client.create_flow(prune_data), "prune")
+            begun.append(schedule_prune(names[0], "raw", check=names[1], after=timedelta(days=7)))
+            if len(begun) == 1:
+                client.set_flow_run_state(begun[0].flow_run_id, state, force=True)
+                raise RuntimeError("after the scheduling")
+
+    ended = schedules(return_state=True)
+    assert ended.is_completed() == passes
+    if not passes:
+        assert f"is {state.name} and prunes nothing more" in str(ended.message)
+
+
+@pytest.mark.parametrize("end", ["scratch", "home"])
+def test_a_collection_that_is_not_there_is_not_an_empty_one(globus: Globus, end: str) -> None:
+    base = uuid.uuid4().hex
+    blocks = {name: emulated(globus, name, base).block for name in ("scratch", "home")}
+    blocks[end] = blocks[end].model_copy(update={"collection_id": uuid.uuid4()})
+    with pytest.raises(TransferError, match=r"EndpointNotFound.*Check the collection_id"):
+        prune(blocks["scratch"], "rec", check=blocks["home"])
 
 
 def test_the_flow_that_is_deployed(tmp_path: Path) -> None:

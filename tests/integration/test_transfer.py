@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from datetime import timedelta
@@ -31,6 +32,8 @@ from prefect_psik import (
     submit_transfer,
     wait_for_transfer,
 )
+from prefect_psik.credentials import transfer_login
+from prefect_psik.transfer_globus import GlobusCarrier
 from prefect_psik.transfer_local import PART
 from tests.integration.transfer_places import Place, emulated, local
 from tests.testbed.globus import Globus
@@ -195,17 +198,30 @@ def test_a_consent_that_the_client_can_give_itself_is_given(globus: Globus) -> N
     assert mapped.files() == {"raw": b"raw"}
 
 
-def test_a_consent_that_is_missing_is_told_with_its_command(globus: Globus) -> None:
+def test_a_consent_that_a_client_is_refused_is_told_with_what_helps(globus: Globus) -> None:
     home, _ = _pair(globus)
     vault = emulated(globus, "vault", "v")
     home.write("raw")
     with pytest.raises(ConsentRequired) as caught:
         run_transfer(home.block, vault.block, "raw")
-    scope = (
-        "urn:globus:auth:scope:transfer.api.globus.org:all[*https://auth.globus.org/scopes/"
-        f"{vault.block.collection_id}/data_access]"
-    )
-    assert f"globus session consent '{scope}'" in str(caught.value)
+    assert f"role or permission to {globus.login('client')[0]}@clients.auth.globus.org" in str(caught.value)
+    assert "globus session consent" not in str(caught.value), "which does nothing for a client"
+    [scope] = caught.value.scopes
+    assert scope.endswith(f"{vault.block.collection_id}/data_access]")
+
+
+async def test_two_first_calls_at_once_give_themselves_the_consent(globus: Globus) -> None:
+    """Both are refused before either has logged in anew."""
+    carrier = GlobusCarrier(transfer_login(None))
+    mapped = emulated(globus, "mapped", uuid.uuid4().hex)
+    mapped.write("raw")
+    globus.order_fault("delay", match="GET */stat*", after=1, seconds=3)
+
+    async def look() -> int:
+        key, path = str(mapped.block.collection_id), mapped.block.path("raw")
+        return len([entry async for entry in carrier.list(key, path, recursive=False)])
+
+    assert await asyncio.gather(*(look() for _ in range(4))) == [1] * 4
 
 
 def test_a_cancel(globus: Globus) -> None:
@@ -241,6 +257,43 @@ def test_a_retry_gets_the_same_transfer_and_a_newer_attempt_begins_a_failed_one_
     assert anew != first, "it had failed"
     assert len(globus.transfers()) == before + 2
     assert away.files() == {"raw": b"content"}
+
+
+@pytest.mark.parametrize("ended", ["succeeded", "pruned since"])
+def test_a_newer_attempt_moves_again_what_is_gone_since(globus: Globus, ended: str) -> None:
+    home, away = _pair(globus)
+    home.write("raw")
+    before, seen = len(globus.transfers()), []
+
+    @flow(retries=1)
+    def moves() -> None:
+        seen.append(run_transfer(home.block, away.block, "raw"))
+        if len(seen) == 1:
+            if ended == "pruned since":
+                (away.root / "raw").unlink()
+            raise RuntimeError("after the transfer")
+
+    moves()
+    assert away.files() == {"raw": b"content"}
+    assert len(globus.transfers()) == before + 2
+    assert seen[1].files_transferred == (ended == "pruned since"), "what is there is not moved again"
+
+
+def test_a_newer_attempt_deletes_again(globus: Globus) -> None:
+    home, _ = _pair(globus)
+    home.write("raw")
+    tries = []
+
+    @flow(retries=1)
+    def deletes() -> None:
+        delete_files(home.block, "raw")
+        tries.append(home.files())
+        if len(tries) == 1:
+            home.write("raw")
+            raise RuntimeError("after the deletion")
+
+    deletes()
+    assert tries == [{}, {}]
 
 
 def test_intended_twins_are_two(globus: Globus) -> None:
