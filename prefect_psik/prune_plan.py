@@ -13,6 +13,7 @@ import os
 import posixpath
 import time
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -22,17 +23,17 @@ from prefect_psik.blocks import GlobusCollection
 from prefect_psik.exceptions import SpecError, TransferCause, TransferError
 from prefect_psik.prune_models import PruneFile, PruneReport, PruneVerdict
 from prefect_psik.transfer_local import digest
-from prefect_psik.transfer_models import FileEntry, Order
+from prefect_psik.transfer_models import FileEntry, Order, TransferResult
 from prefect_psik.transfer_once import repeated
-from prefect_psik.transfer_runs import carrier_of, id_of, list_below, name_of
+from prefect_psik.transfer_runs import carrier_of, globus_carrier_of, id_of, list_below, name_of
 from prefect_psik.transfer_waits import begin, carry_out
 from prefect_psik.transport.threads import in_daemon_thread
 
 T = TypeVar("T")
 
-#: In the check's own directory, so that it shows if that is the source's, too, by a link or another collection.
-#: What a killed prune leaves there, the next prune of the same path deletes.
-ROOM = ".prefect-psik-prune"
+#: Begin of a room's name. It is in the check's own directory, so that it shows if that is the source's, too, by a
+#: link or another collection.
+ROOM = ".prefect-psik-prune-"
 #: Files in one task of Globus Transfer.
 FILES_PER_TASK = 10_000
 #: Another change so soon after the last may leave size and time as they are: Transfer tells whole seconds.
@@ -40,6 +41,8 @@ SETTLED_SECONDS = 3.0
 UNSETTLED = f"was changed less than {SETTLED_SECONDS:.0f} s ago, there or at the check"
 #: A step of a prune is given up after this time.
 STEP_SECONDS = 24 * 3600.0
+#: A room that did not change for so long was left by a prune that was killed: two steps use it.
+ROOM_SECONDS = 2 * STEP_SECONDS
 
 
 def refuse(source: GlobusCollection, check: GlobusCollection | None, path: str) -> GlobusCollection:
@@ -178,7 +181,8 @@ async def _files(collection: GlobusCollection, path: str, *, rooms: bool = False
     return {
         entry.path: entry
         for entry in found
-        if entry.kind != "directory" and (rooms or ROOM not in entry.path.split("/"))
+        if entry.kind != "directory"
+        and (rooms or not any(part.startswith(ROOM) for part in entry.path.split("/")))
     }
 
 
@@ -206,38 +210,34 @@ async def _prove_by_transfer(
     source: GlobusCollection, check: GlobusCollection, path: str, files: list[str]
 ) -> dict[str, str]:
     """Have Globus Transfer compare checksums in a room at the check; returns why some are not the same."""
-    rooms = posixpath.join(posixpath.dirname(path) if files == [posixpath.normpath(path)] else path, ROOM)
-    # Never one that was there before: two prunes in one room would take each other's files for the check's.
-    room = f"{rooms}/{uuid.uuid4().hex}"
-    await _clean(check, rooms)
+    place = posixpath.dirname(path) if files == [posixpath.normpath(path)] else path
+    # One of its own: two prunes in one room would take each other's files for the check's.
+    room = posixpath.join(place, f"{ROOM}{uuid.uuid4().hex}")
+    await _remove_left_rooms(check, place)
     reasons: dict[str, str] = {}
     try:
         for part in _parts(files):
             copies = [(check.path(file), check.path(f"{room}/{file}")) for file in part]
-            await _step(check, Order(id_of(check), id_of(check), copies), f"{name_of(check)}:{path}", "its room")
+            await _copy(check, Order(id_of(check), id_of(check), copies), f"{name_of(check)}:{path}", "its room")
             if await _files(source, room, rooms=True):
                 raise _same_place(source, check)
             onto = [(source.path(file), check.path(f"{room}/{file}")) for file in part]
             order = Order(id_of(source), id_of(check), onto)
-            moved = await _step(source, order, f"{name_of(source)}:{path}", "the room")
+            moved = await _copy(source, order, f"{name_of(source)}:{path}", "the room")
             reasons |= {file: "has another checksum at the check" for file in part if source.path(file) in moved}
     finally:
-        await _clean(check, rooms)
+        await _remove(check, room)
     return reasons
 
 
-async def _step(collection: GlobusCollection, order: Order, source: str, destination: str) -> set[str]:
-    """Carry out one step; returns the source paths of what had to be moved.
+async def _copy(collection: GlobusCollection, order: Order, source: str, destination: str) -> set[str]:
+    """Have Transfer make files equal; returns the source paths of those that were not.
 
     Raises:
         TransferError: It did not succeed, or Transfer's numbers and names do not agree.
     """
-    carrier = carrier_of(collection)
-    order = Order(**{**vars(order), "deadline": time.time() + STEP_SECONDS, "label": "prefect-psik prune"})
-    task_id, found = await carry_out(carrier, order, source, destination)
-    if order.destination is None:
-        return set()
-    moved = await repeated(lambda: carrier.moved(task_id))
+    task_id, found = await _step(collection, order, source, destination)
+    moved = await repeated(lambda: globus_carrier_of(collection).moved(task_id))
     if found.files != len(order.items) or len(moved) != found.files - found.files_skipped:
         raise TransferError(
             f"Transfer {task_id} looked at {found.files} of {len(order.items)} files, skipped "
@@ -253,14 +253,30 @@ async def _step(collection: GlobusCollection, order: Order, source: str, destina
     return moved
 
 
-async def _clean(check: GlobusCollection, rooms: str) -> None:
-    """Delete rooms. A prune that is being stopped does not wait for that; Transfer goes on by itself."""
-    order = Order(id_of(check), None, [(check.path(rooms), "")], recursive=True)
+async def _remove_left_rooms(check: GlobusCollection, place: str) -> None:
+    """Delete what killed prunes left at the check."""
+    carrier, full = carrier_of(check), check.path(place)
+    for entry in await repeated(lambda: list_below(carrier, check, full, recursive=False)):
+        is_room = entry.kind == "directory" and posixpath.basename(entry.path).startswith(ROOM)
+        if is_room and entry.modified is not None and entry.modified < time.time() - ROOM_SECONDS:
+            await _remove(check, entry.path)
+
+
+async def _remove(check: GlobusCollection, room: str) -> None:
+    """Delete a room. A prune that is being stopped does not wait for that; Transfer goes on by itself."""
+    order = Order(id_of(check), None, [(check.path(room), "")], recursive=True)
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         await begin(carrier_of(check), order)
     else:
-        await _step(check, order, f"{name_of(check)}:{rooms}", "deleted")
+        await _step(check, order, f"{name_of(check)}:{room}", "deleted")
+
+
+async def _step(
+    collection: GlobusCollection, order: Order, source: str, destination: str
+) -> tuple[str, TransferResult]:
+    order = replace(order, deadline=time.time() + STEP_SECONDS, label="prefect-psik prune")
+    return await carry_out(carrier_of(collection), order, source, destination)
 
 
 def _parts(files: list[T]) -> list[list[T]]:

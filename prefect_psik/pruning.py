@@ -55,8 +55,8 @@ def prune(
 
     Proven means: same name, same size, same checksum of the contents. For Globus collections the check's files
     are copied beside themselves for that, so the check needs room for them while it lasts. The plan is shown in
-    a table artifact before anything is deleted. Directories stay. It may be run again at any time, also after a
-    crash.
+    a table artifact before anything is deleted. Directories stay. An interrupt, or a cancel of the flow run,
+    ends it; it may be run again at any time, also after a crash.
 
     Args:
         source: A `globus-collection` block or its name: where files are deleted.
@@ -135,7 +135,8 @@ def schedule_prune(
 
     Raises:
         SpecError: A block is not saved, there is no check, or it is the source itself.
-        ScheduleError: There is no such deployment, or Prefect does not know of the run.
+        ScheduleError: There is no such deployment, Prefect does not know of the run, or the run that a retry finds
+            was cancelled or failed.
     """
     refuse_running_loop("aschedule_prune")
     one, other = load_collection(source), load_collection(check) if check is not None else None

@@ -96,7 +96,7 @@ class GlobusCarrier:
         await self._call(lambda client: client.cancel_task(task_id))
 
     async def moved(self, task_id: str) -> set[str]:
-        """See `Carrier`."""
+        """The source paths of the files that a succeeded transfer had to move: those that were not the same."""
         return await self._call(
             lambda client: {
                 str(row["source_path"]) for row in client.paginated.task_successful_transfers(task_id).items()

@@ -138,9 +138,6 @@ class Carrier(Protocol):
     async def cancel(self, task_id: str) -> None:
         """Ask a task to stop; one that has ended keeps its end."""
 
-    async def moved(self, task_id: str) -> set[str]:
-        """The source paths of the files that a succeeded transfer had to move: those that were not the same."""
-
     def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
         """The entries below a path, or the one file that it names; a directory at a time is held in memory."""
 

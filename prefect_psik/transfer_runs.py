@@ -19,7 +19,7 @@ from prefect_psik.exceptions import SpecError, TransferError
 from prefect_psik.identity import current_caller, enclosing_flow_runs, key_of
 from prefect_psik.progress import run_logger
 from prefect_psik.session import Session
-from prefect_psik.transfer_globus import globus_carrier
+from prefect_psik.transfer_globus import GlobusCarrier, globus_carrier
 from prefect_psik.transfer_local import LOCAL, LocalCarrier
 from prefect_psik.transfer_models import (
     Carrier,
@@ -238,6 +238,11 @@ def carrier_of(collection: GlobusCollection) -> Carrier:
     """What moves the data of a collection."""
     if collection.collection_id is None:
         return LocalCarrier()
+    return globus_carrier_of(collection)
+
+
+def globus_carrier_of(collection: GlobusCollection) -> GlobusCarrier:
+    """Globus Transfer under the login of a collection."""
     return globus_carrier(transfer_login(collection.credentials))
 
 

@@ -17,6 +17,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Crashed, Running
 
 from flows.prune import prune_data
@@ -33,7 +34,7 @@ from prefect_psik import (
     prune,
     schedule_prune,
 )
-from prefect_psik.prune_plan import SETTLED_SECONDS, carry_out_plan, make_plan
+from prefect_psik.prune_plan import ROOM, ROOM_SECONDS, SETTLED_SECONDS, carry_out_plan, make_plan
 from tests.integration.local import wait_until
 from tests.integration.transfer_places import Place, emulated, local
 from tests.testbed.globus import Globus
@@ -245,8 +246,8 @@ def test_hard_links_on_this_machine_are_no_copy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "after"),
-    [("delete", 0), ("transfer", 0), ("transfer", 1), ("delete", 1), ("delete", 2)],
-    ids=["cleaning", "copying", "comparing", "cleaning again", "deleting"],
+    [("transfer", 0), ("transfer", 1), ("delete", 0), ("delete", 1)],
+    ids=["copying", "comparing", "cleaning", "deleting"],
 )
 def test_refused_at_any_step_it_deletes_nothing_and_goes_on_the_next_time(
     globus: Globus, kind: str, after: int
@@ -264,48 +265,92 @@ def test_refused_at_any_step_it_deletes_nothing_and_goes_on_the_next_time(
     with pytest.raises(PruneIncomplete, match="rec/unique"):
         prune(away.block, "rec", check=home.block)
     assert away.files() == {"rec/unique": b"unique"}
-    assert set(home.files()) == {"rec/0", "rec/1", "rec/2"}, "the room is cleaned"
+    left = {file for file in home.files() if ROOM in file}
+    assert not left or (kind, after) == ("delete", 0), "the room is cleaned, unless just that was refused"
+    assert set(home.files()) - left == {"rec/0", "rec/1", "rec/2"}
 
 
 _KILLED = """
-import asyncio, sys
-from datetime import timedelta
+import sys
 from uuid import UUID
-from prefect_psik import GlobusCollection
-from prefect_psik.prune_plan import make_plan, carry_out_plan
+from prefect import flow
+from prefect_psik import GlobusCollection, prune
 
-away, home, base = sys.argv[1:]
-async def main():
+@flow
+def prunes(away, home, base):
     one, two = (GlobusCollection(collection_id=UUID(key), base_path=base) for key in (away, home))
-    report = await make_plan(one, two, "rec", timedelta(0), dry_run=False)
-    await carry_out_plan(one, two, report)
-asyncio.run(main())
+    prune(one, "rec", check=two)
+
+prunes(*sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("slow", ["home*/rec/1", "scratch*/rec/1"], ids=["copying", "comparing"])
-def test_killed_in_the_middle(globus: Globus, slow: str) -> None:
+@pytest.mark.parametrize(
+    ("end", "after", "tasks"),
+    # Transfer looks at a file of the source twice to compare it, and at its place in the room once.
+    [("home", 0, 1), ("scratch", 0, 2), ("scratch", 2, 4)],
+    ids=["copying", "comparing", "deleting"],
+)
+def test_killed_in_the_middle(globus: Globus, end: str, after: int, tasks: int) -> None:
     base = uuid.uuid4().hex
     away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
-    for place in (away, home):
-        place.write("rec/1", b"same")
-        place.write("rec/2", b"same")
+    for number in range(4):
+        for place in (away, home):
+            place.write(f"rec/{number}", b"same")
     home.write("rec/2", b"diff")
-    globus.order_fault("slow_path", match=slow, seconds=600)
+    globus.order_fault("slow_path", match=f"{end}/{base}/rec/1", after=after, seconds=600)
     before = len(globus.transfers())
     keys = [str(place.block.collection_id) for place in (away, home)]
-    process = subprocess.Popen([sys.executable, "-c", _KILLED, *keys, f"/{base}"])
+    env = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    process = subprocess.Popen([sys.executable, "-c", _KILLED, *keys, f"/{base}"], env=env)
     try:
-        steps = 2 if slow.startswith("home") else 3
-        wait_until(lambda: len(globus.transfers()) >= before + steps)
+        wait_until(lambda: len(globus.transfers()) >= before + tasks, 120)
+        wait_until(lambda: ("rec/0" not in away.files()) == (tasks == 4))
     finally:
         process.kill()
         process.wait()
     globus.clear_faults()
+    assert set(away.files("rec")) == ({"1", "2", "3"} if tasks == 4 else {"0", "1", "2", "3"})
     with pytest.raises(PruneIncomplete, match="rec/2"):
         prune(away.block, "rec", check=home.block)
     assert away.files() == {"rec/2": b"same"}
-    assert home.files() == {"rec/1": b"same", "rec/2": b"diff"}
+    assert {path: data for path, data in home.files("rec").items() if ROOM not in path} == {
+        "0": b"same",
+        "1": b"same",
+        "2": b"diff",
+        "3": b"same",
+    }
+
+
+def test_rooms_of_killed_prunes_are_removed_when_they_are_old(globus: Globus) -> None:
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for place in (away, home):
+        place.write("rec/1")
+    for name, age in (("old", ROOM_SECONDS + 60), ("in use", 3600)):
+        room = home.write(f"rec/{ROOM}{name}/rec/1").parents[1]
+        os.utime(room, (time.time() - age,) * 2)
+    prune(away.block, "rec", check=home.block)
+    assert set(home.files("rec")) == {"1", f"{ROOM}in use/rec/1"}
+    assert [path.name for path in (home.root / "rec").iterdir() if path.is_dir()] == [f"{ROOM}in use"]
+
+
+async def test_two_prunes_in_one_directory_leave_each_others_rooms(globus: Globus) -> None:
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for place in (away, home):
+        place.write("rec/1", b"one")
+        place.write("rec/2", b"two")
+    globus.order_fault("slow_path", match=f"scratch/{base}/rec/1", seconds=6)
+    begun = len(globus.transfers())
+
+    async def other() -> None:
+        await asyncio.to_thread(wait_until, lambda: len(globus.transfers()) >= begun + 2)
+        await aprune(away.block, "rec/2", check=home.block)
+
+    await asyncio.gather(aprune(away.block, "rec/1", check=home.block), other())
+    assert away.files() == {}
+    assert home.files() == {"rec/1": b"one", "rec/2": b"two"}
 
 
 def test_many_that_differ_are_all_named_by_transfer_in_pages(globus: Globus) -> None:

@@ -172,10 +172,11 @@ async def test_files_that_were_not_submitted_under_that_name_prove_nothing(
             return {"/home/u/data/1"}
 
     service = Renaming(TransferStatus(state=TransferState.succeeded, files=1, files_transferred=1))
-    monkeypatch.setattr(prune_plan, "carrier_of", lambda _: service)
+    for name in ("carrier_of", "globus_carrier_of"):
+        monkeypatch.setattr(prune_plan, name, lambda _: service)
     order = Order("one", "other", [("/~/data/1", "/room/1")])
     with pytest.raises(TransferError, match="'/home/u/data/1' as moved"):
-        await prune_plan._step(GlobusCollection(), order, "away", "room")
+        await prune_plan._copy(GlobusCollection(), order, "away", "room")
 
 
 def test_a_cancel_that_does_not_end_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

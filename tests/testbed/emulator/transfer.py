@@ -116,9 +116,10 @@ class Transfer:
         return _page(mine[::-1], request, "task_list")
 
     def report(self) -> Json:
-        """All tasks, oldest first, for tests to count."""
+        """All tasks, oldest first, for tests to count; with the number of items that each was submitted with."""
         with self._mutex:
-            return {"tasks": [job.document() for job in self._jobs.values()]}
+            jobs = list(self._jobs.values())
+        return {"tasks": [job.document() | {"items": len(job.body["DATA"])} for job in jobs]}
 
     def describe(self, _caller: KnownClient, request: Request, key: str) -> Json:
         """A collection's document."""
