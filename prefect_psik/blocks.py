@@ -267,7 +267,10 @@ class GlobusCollection(Block):
             raise SpecError(
                 f"{path!r} must be a relative path below {self.base_path!r}, without '..' or control characters."
             )
-        return posixpath.join(self.base_path, path)
+        if self.collection_id is None:
+            return posixpath.join(self.base_path, path)
+        # As Transfer itself writes paths: what it names must be found among what was submitted.
+        return posixpath.join(posixpath.normpath("/" + self.base_path.lstrip("/")), path)
 
     def posix(self, path: str) -> str:
         """The path that a job sees for a path below `base_path`.

@@ -9,7 +9,6 @@ backend.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException, TerminationSignal
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Failed
 
 from prefect_psik.exceptions import FlowRunCancelling, PrefectPsikError
 from prefect_psik.marks import Place
@@ -32,6 +32,8 @@ OnCancel = Literal["cancel", "leave"]
 
 #: Prefect leaves 30 s between the cancel and SIGKILL.
 WATCH_SECONDS = 3.0
+#: For so long work is asked to stop again that could not be asked.
+STOP_SECONDS = 20.0
 #: What a task gets when its process is asked to stop, whoever asks.
 INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt, TerminationSignal)
 
@@ -71,7 +73,7 @@ W = TypeVar("W", bound=Watched)
 _waits: dict[tuple[str, ...], list[Watched]] = {}
 _watchers: dict[tuple[str, ...], asyncio.Task[None]] = {}
 _asking: dict[tuple[str, ...], asyncio.Task[str | None]] = {}
-_clearing: dict[str, asyncio.Task[None]] = {}
+_clearing: dict[str, asyncio.Task[dict[str, str]]] = {}
 #: Flow runs that were seen being cancelled.
 _cancelling: set[str] = set()
 #: Where this process submitted jobs of a flow run, that it waits for or not.
@@ -152,13 +154,17 @@ async def after_interrupt(beginning: Future[W]) -> bool:
 
     Returns:
         Whether the work was asked to stop.
+
+    Raises:
+        FlowRunCancelling: It could not be asked.
     """
     wait: W = await asyncio.wrap_future(beginning)
     cancelling = await _cancelling_of(wait.flow_runs) if wait.on_cancel == "cancel" else None
     if cancelling is None:
         return False
-    await _cancel([wait])
-    await _cancel_the_rest(cancelling)
+    left = await _stop([wait], cancelling)
+    if wait.what in left:
+        raise _told(wait, left)
     return True
 
 
@@ -192,51 +198,100 @@ async def _watch(flow_runs: tuple[str, ...]) -> None:
         if cancelling is not None:
             _cancelling.add(cancelling)
             waits = list(_waits.get(flow_runs, []))
-            await _cancel([wait for wait in waits if wait.on_cancel == "cancel"])
-            await _cancel_the_rest(cancelling)
+            left = await _stop([wait for wait in waits if wait.on_cancel == "cancel"], cancelling)
             # Before the waits end: the process may end with them, and the flow run would be stuck.
-            await _end_unsupervised(flow_runs[0])
+            await _end_unsupervised(flow_runs[0], left)
             for wait in waits:
-                asked = "it was asked to stop" if wait.on_cancel == "cancel" else "it goes on, as asked"
-                wait.tell(
-                    FlowRunCancelling(f"The flow run is being cancelled while waiting for {wait.what}; {asked}.")
-                )
+                wait.tell(_told(wait, left))
                 _forget(wait)
         await asyncio.sleep(WATCH_SECONDS)
 
 
-async def _end_unsupervised(flow_run: str) -> None:
-    """Set a flow run to Cancelled that no runner supervises: a plain `python flow.py` would cancel for ever."""
+def _told(wait: Watched, left: dict[str, str]) -> FlowRunCancelling:
+    asked = "it was asked to stop" if wait.on_cancel == "cancel" else "it goes on, as asked"
+    if wait.what in left:
+        asked = f"{_may_go_on(left[wait.what])} Look at it there, and cancel it by hand"
+    return FlowRunCancelling(f"The flow run is being cancelled while waiting for {wait.what}; {asked}.")
+
+
+def _may_go_on(why: str) -> str:
+    return f"it may go on, since it could not be asked to stop: {why.rstrip('.')}."
+
+
+async def _end_unsupervised(flow_run: str, left: dict[str, str]) -> None:
+    """End a flow run that no runner supervises: a plain `python flow.py` would cancel for ever.
+
+    It is cancelled only if its work is; of a cancel that did not reach everything a red run says so.
+    """
+    told = " ".join(f"{what}: {_may_go_on(why)}" for what, why in left.items())
     try:
         async with get_client() as client:
             run = await client.read_flow_run(UUID(flow_run))
-            if run.deployment_id is None and run.state is not None and run.state.is_cancelling():
-                await client.set_flow_run_state(
-                    run.id, Cancelled(message="Its jobs and transfers were asked to stop."), force=True
-                )
+            if run.deployment_id is not None or run.state is None:
+                return
+            # The watcher of a subflow sees its own part only, and may have been content before.
+            if left and (run.state.is_cancelling() or run.state.is_cancelled()):
+                failed: State[None] = Failed(message=f"The cancel did not reach all of its work. {told}")
+                await client.set_flow_run_state(run.id, failed, force=True)
+            elif run.state.is_cancelling():
+                cancelled: State[None] = Cancelled(message="Its jobs and transfers were asked to stop.")
+                await client.set_flow_run_state(run.id, cancelled, force=True)
     except (PrefectException, httpx.HTTPError, OSError, ValueError):
         return
 
 
-async def _cancel_the_rest(flow_run: str) -> None:
-    """Cancel the jobs of a flow run that nobody waits for just now; all who want it at the same time share it."""
-    if flow_run not in _clearing or _clearing[flow_run].done():
-        _clearing[flow_run] = asyncio.create_task(_clear(flow_run))
-    await asyncio.shield(_clearing[flow_run])
+async def _stop(waits: list[Watched], flow_run: str) -> dict[str, str]:
+    """Ask work to stop, and then all other jobs of a flow run; what cannot be asked keeps no other.
 
+    Jobs of one backend travel together.
 
-async def _clear(flow_run: str) -> None:
+    Returns:
+        What may go on, and why.
+    """
+    until = asyncio.get_running_loop().time() + STOP_SECONDS
+    reasons = await asyncio.gather(*(_ask_to_stop(wait, until) for wait in waits), return_exceptions=True)
     left = {
-        wait.handle.stamp
-        for waits in _waits.values()
-        for wait in waits
-        if isinstance(wait, Wait) and wait.on_cancel == "leave"
+        wait.what: reason if isinstance(reason, str) else f"a defect, {reason!r}"
+        for wait, reason in zip(waits, reasons, strict=True)
+        if reason
     }
+    # All who want the rest stopped at the same time share it.
+    if flow_run not in _clearing or _clearing[flow_run].done():
+        _clearing[flow_run] = asyncio.create_task(_stop_the_rest(flow_run, until))
+    return left | await asyncio.shield(_clearing[flow_run])
+
+
+async def _ask_to_stop(wait: Watched, until: float) -> str:
+    """Ask until it works or time is up; returns why it did not work, or nothing."""
+    why = "no answer came in time"
+    try:
+        async with asyncio.timeout_at(until):
+            while True:
+                try:
+                    await wait.stop()
+                    return ""
+                except PrefectPsikError as err:
+                    why = str(err)
+                await asyncio.sleep(WATCH_SECONDS)
+    except TimeoutError:
+        return why
+
+
+async def _stop_the_rest(flow_run: str, until: float) -> dict[str, str]:
+    """Cancel the jobs of a flow run that nobody waits for just now; returns what may go on, and why."""
+    waited = {wait.handle.stamp for waits in _waits.values() for wait in waits if isinstance(wait, Wait)}
+    left = {}
     for channel, place in _places.get(flow_run, {}).items():
-        with contextlib.suppress(PrefectPsikError):
-            await cancel_flow_run(channel, place.endpoint_id, place.backend, flow_run, leave=left)
-
-
-async def _cancel(waits: list[Watched]) -> None:
-    """Cancel work; jobs of one backend travel together. What cannot be canceled stops no other."""
-    await asyncio.gather(*(wait.stop() for wait in waits), return_exceptions=True)
+        where = f"jobs below {place.prefix} on {channel.transport.place}"
+        try:
+            async with asyncio.timeout_at(until):
+                outcomes = await cancel_flow_run(channel, place.endpoint_id, place.backend, flow_run, leave=waited)
+        except (PrefectPsikError, TimeoutError) as err:
+            left[where] = str(err) or "no answer came in time"
+        else:
+            left |= {
+                f"job {stamp}, one of the {where}": str(outcome)
+                for stamp, outcome in outcomes.items()
+                if isinstance(outcome, PrefectPsikError)
+            }
+    return left

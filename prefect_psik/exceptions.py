@@ -17,9 +17,9 @@
     │   ├── QueueLimitReached  it is still queued: try another facility
     │   ├── RunLimitReached    it is still running
     │   └── ContactLost        the endpoint or the scheduler has not answered for too long
-    ├── FlowRunCancelling      the flow run is being cancelled; its jobs and transfers were asked to stop
+    ├── FlowRunCancelling      the flow run is being cancelled; says whether its work was asked to stop
     ├── TransferError          data was not moved, listed or deleted: see its ``cause``
-    │   └── ConsentRequired    a consent is missing: run the command in the message
+    │   └── ConsentRequired    a consent is missing: the message says who can give it
     ├── PruneIncomplete        files stay, since the check is not proven to hold them; carries the report
     ├── ScheduleError          the prune was not scheduled: nothing will be deleted
     └── JobError               the job came to an end that is not success
@@ -189,7 +189,7 @@ class TransferError(PrefectPsikError):
 
     Args:
         message: What, where, what next.
-        transient: The same call may succeed later; where an endpoint was away, for instance.
+        transient: The same call, or a retry of the task, may succeed later: an endpoint was away, or timed out.
         cause: Why.
     """
 
@@ -204,7 +204,7 @@ class ConsentRequired(TransferError):
     """A collection asks for a consent that the login does not have.
 
     Args:
-        message: What, where, and the command that grants it.
+        message: What, where, and who can give it, for a person with the command.
         transient: Never.
         cause: `consent`.
         scopes: What must be consented to.

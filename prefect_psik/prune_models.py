@@ -30,7 +30,10 @@ class PruneFile(_Stored):
 
     path: str = Field(description="Below the base path, at both collections.")
     size: int = Field(description="Bytes.")
-    modified: float = Field(description="Unix time of its last change, as the source tells it.")
+    modified: float | None = Field(description="Unix time of its last change, as the source tells it.")
+    check_modified: float | None = Field(
+        default=None, description="Likewise of the check's, as the check tells it."
+    )
     verdict: PruneVerdict
     reason: str = Field(default="", description="Why it stays.")
 

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from prefect import task
 from prefect.artifacts import acreate_table_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Scheduled
 
-from prefect_psik.cancellation import INTERRUPTS
+from prefect_psik import cancellation
+from prefect_psik.cancellation import INTERRUPTS, Watched
 from prefect_psik.exceptions import PruneIncomplete, ScheduleError, SpecError
-from prefect_psik.identity import current_caller, key_of
+from prefect_psik.identity import current_caller, enclosing_flow_runs, key_of
 from prefect_psik.progress import artifact_key, in_run, run_logger
 from prefect_psik.prune_models import PruneReport, ScheduledPrune
 from prefect_psik.prune_plan import carry_out_plan, make_plan, refuse
 from prefect_psik.resolve import CollectionLike, aload_collection, load_collection
 from prefect_psik.session import Session
-from prefect_psik.waiting import aresult, refuse_running_loop, result
+from prefect_psik.transfer_runs import name_of
+from prefect_psik.waiting import alinger, aresult, linger, refuse_running_loop, result
+from prefect_psik.watches import Subscription
 
 T = TypeVar("T")
 
+#: States of a scheduled prune that is still to come, or came.
+_BEGUN = {StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.COMPLETED}
 #: Rows of the table artifact, and files that an error names.
 MOST_ROWS = 1000
 MOST_NAMES = 20
@@ -45,8 +55,8 @@ def prune(
 
     Proven means: same name, same size, same checksum of the contents. For Globus collections the check's files
     are copied beside themselves for that, so the check needs room for them while it lasts. The plan is shown in
-    a table artifact before anything is deleted. Directories stay. It may be run again at any time, also after a
-    crash.
+    a table artifact before anything is deleted. Directories stay. An interrupt, or a cancel of the flow run,
+    ends it; it may be run again at any time, also after a crash.
 
     Args:
         source: A `globus-collection` block or its name: where files are deleted.
@@ -67,12 +77,13 @@ def prune(
     refuse_running_loop("aprune")
     one = load_collection(source)
     other = refuse(one, load_collection(check) if check is not None else None, path)
-    report = _run(make_plan(one, other, path, min_age, dry_run=dry_run))
+    what = f"prune of {name_of(one)}:{path}"
+    report = _run(what, lambda: make_plan(one, other, path, min_age, dry_run=dry_run))
     _log_plan(report)
     if in_run():
         create_table_artifact(**_table(report))
     if not dry_run:
-        report = _run(carry_out_plan(one, other, report))
+        report = _run(what, partial(carry_out_plan, one, other, report))
     return _finished(report)
 
 
@@ -88,12 +99,13 @@ async def aprune(
     """Async twin of `prune`."""
     one = await aload_collection(source)
     other = refuse(one, await aload_collection(check) if check is not None else None, path)
-    report = await _arun(make_plan(one, other, path, min_age, dry_run=dry_run))
+    what = f"prune of {name_of(one)}:{path}"
+    report = await _arun(what, lambda: make_plan(one, other, path, min_age, dry_run=dry_run))
     _log_plan(report)
     if in_run():
         await acreate_table_artifact(**_table(report))
     if not dry_run:
-        report = await _arun(carry_out_plan(one, other, report))
+        report = await _arun(what, partial(carry_out_plan, one, other, report))
     return _finished(report)
 
 
@@ -123,7 +135,8 @@ def schedule_prune(
 
     Raises:
         SpecError: A block is not saved, there is no check, or it is the source itself.
-        ScheduleError: There is no such deployment, or Prefect does not know of the run.
+        ScheduleError: There is no such deployment, Prefect does not know of the run, or the run that a retry finds
+            was cancelled or failed.
     """
     refuse_running_loop("aschedule_prune")
     one, other = load_collection(source), load_collection(check) if check is not None else None
@@ -146,23 +159,65 @@ async def aschedule_prune(
     return await aresult(Session.current().run(_schedule(wanted, after, deployment, _key(wanted, deployment))))
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Wait for a step; an interrupt ends it, so that nothing is deleted afterwards."""
-    future = Session.current().run(work)
-    try:
-        return result(future)
-    except INTERRUPTS:
-        future.cancel()
-        raise
+@dataclass(frozen=True, eq=False)
+class _Step(Watched, Generic[T]):
+    """A step of a prune, which ends with its wait: whatever interrupts that, nothing is deleted afterwards."""
+
+    subscription: Subscription[T]
 
 
-async def _arun(work: Coroutine[Any, Any, T]) -> T:
-    future = Session.current().run(work)
+def _run(what: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Do a step on the session's loop, and wait for it."""
+    session = Session.current()
+    begun = session.run(_begin(what, work, enclosing_flow_runs()))
     try:
-        return await aresult(future)
+        return result(result(begun).subscription.next())
     except INTERRUPTS:
-        future.cancel()
+        linger(session.run(_stop(begun)))
         raise
+    finally:
+        session.run(cancellation.end_wait(begun))
+
+
+async def _arun(what: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Async twin of `_run`."""
+    session = Session.current()
+    begun = session.run(_begin(what, work, enclosing_flow_runs()))
+    try:
+        return await aresult((await aresult(begun)).subscription.next())
+    except INTERRUPTS:
+        await alinger(session.run(_stop(begun)))
+        raise
+    finally:
+        session.run(cancellation.end_wait(begun))
+
+
+async def _begin(what: str, work: Callable[[], Coroutine[Any, Any, T]], flow_runs: list[str]) -> _Step[T]:
+    subscription: Subscription[T] = Subscription()
+
+    async def guarded() -> T:
+        cancellation.refuse_cancelling(flow_runs)
+        return await work()
+
+    def ended(doing: asyncio.Task[T]) -> None:
+        if not doing.cancelled():  # who cancels it tells so
+            subscription.put(doing.exception() or doing.result())
+
+    async def stop() -> None:
+        doing.cancel()
+        await asyncio.wait([doing])
+        if not doing.cancelled() and (error := doing.exception()):
+            raise error
+
+    doing = asyncio.create_task(guarded())
+    doing.add_done_callback(ended)
+    step = _Step(what, "cancel", tuple(flow_runs), stop, subscription.put, lambda: None, subscription)
+    cancellation.watch(step)
+    return step
+
+
+async def _stop(begun: Future[_Step[T]]) -> None:
+    await (await asyncio.wrap_future(begun)).stop()
 
 
 def _log_plan(report: PruneReport) -> None:
@@ -238,11 +293,15 @@ async def _schedule(
         except ObjectNotFound as err:
             raise ScheduleError(f"Prefect took the prune {made.id}, and does not know of it.") from err
     known = all(run.parameters.get(name) == value for name, value in parameters.items())
-    # A retry finds the run of the first try, which may have begun.
-    waiting = run.state is not None and (run.state.is_scheduled() or key is not None)
-    if run.deployment_id != found.id or run.expected_start_time is None or not known or not waiting:
+    if run.deployment_id != found.id or run.expected_start_time is None or not known:
         raise ScheduleError(
             f"Prefect has the flow run {run.id} ({run.state_name}, {run.parameters}), which is not the prune that "
             "was to be scheduled. Look at it in Prefect's UI."
+        )
+    # A retry finds the run of the first try, which may have begun.
+    if run.state is None or run.state.type not in (_BEGUN if key is not None else {StateType.SCHEDULED}):
+        raise ScheduleError(
+            f"The prune was scheduled as the flow run {run.id}, which is {run.state_name} and prunes nothing "
+            "more. Retry that run in Prefect's UI, or prune by hand."
         )
     return ScheduledPrune(flow_run_id=run.id, at=run.expected_start_time, deployment=deployment)

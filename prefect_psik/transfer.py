@@ -33,8 +33,9 @@ def submit_transfer(
 ) -> TransferHandle:
     """Submit a transfer once, and return at once.
 
-    A retry of the task or flow, also after a crash, gets the same transfer back; a newer attempt begins a failed
-    one anew. Two directories of this machine are copied by this process.
+    A retry of the task or flow, also after a crash, gets the same transfer back while it is under way, and begins
+    one that has ended anew: what is there already is not moved again. Two directories of this machine are copied
+    by this process.
 
     Args:
         source: A `globus-collection` block or its name.
@@ -47,7 +48,7 @@ def submit_transfer(
 
     Raises:
         SpecError: A path leaves its collection, or the two cannot be combined.
-        ConsentRequired: A consent is missing; says the command that grants it.
+        ConsentRequired: A consent is missing; says who can give it.
         TransferError: Globus refused it, or cannot be reached.
     """
     refuse_running_loop("asubmit_transfer")
@@ -140,6 +141,10 @@ def run_transfer(
     on_cancel: OnCancel = "cancel",
 ) -> TransferResult:
     """Move data, and return when it is there: `submit_transfer` and `wait_for_transfer` in one task.
+
+    While it is under way Globus itself tries again what faults, until the deadline. One that failed is begun anew
+    by a retry of the task, which is worth it where the error is `transient`: an endpoint was away, or timed out.
+    Ask for it with `run_transfer.with_options(retries=2, retry_delay_seconds=600)`.
 
     Args:
         source: See `submit_transfer`.

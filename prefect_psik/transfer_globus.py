@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
+from uuid import UUID
 
 from globus_sdk import DeleteData, GlobusAPIError, GlobusHTTPResponse, NetworkError, TransferClient, TransferData
 from globus_sdk.exc import GlobusError
@@ -54,7 +55,7 @@ class GlobusCarrier:
         self._login = login
         self._lock = threading.Lock()
         self._client: TransferClient | None = None
-        self._consents: set[str] = set()
+        self._consents: frozenset[str] = frozenset()
 
     async def reserve(self) -> str:
         """See `Carrier`."""
@@ -95,7 +96,7 @@ class GlobusCarrier:
         await self._call(lambda client: client.cancel_task(task_id))
 
     async def moved(self, task_id: str) -> set[str]:
-        """See `Carrier`."""
+        """The source paths of the files that a succeeded transfer had to move: those that were not the same."""
         return await self._call(
             lambda client: {
                 str(row["source_path"]) for row in client.paginated.task_successful_transfers(task_id).items()
@@ -129,27 +130,37 @@ class GlobusCarrier:
 
     async def _call(self, work: Callable[[TransferClient], T]) -> T:
         """Do blocking work with the client; a consent that a client may give itself is given."""
+        used: frozenset[str] = frozenset()
+
+        def attempt() -> T:
+            nonlocal used
+            client, used = self._connected()
+            return work(client)
+
         try:
-            return await in_daemon_thread(lambda: work(self._connected()))
+            return await in_daemon_thread(attempt)
         except GlobusAPIError as err:
-            wanted = collections_in(err.info.consent_required.required_scopes) - self._consents
+            # Other calls may have logged in anew since: what counts is what this one had.
+            wanted = collections_in(err.info.consent_required.required_scopes) - used
             if not wanted:
-                raise _error_of(err) from err
+                raise self._error_of(err) from err
         except GlobusError as err:
-            raise _error_of(err) from err
-        self._log_in_anew(self._consents | wanted)
+            raise self._error_of(err) from err
+        self._log_in_anew(lambda consents: consents | wanted)
         try:
-            return await in_daemon_thread(lambda: work(self._connected()))
+            return await in_daemon_thread(attempt)
         except GlobusError as err:
             # What did not help here would hinder every other login.
-            self._log_in_anew(self._consents - wanted)
-            raise _error_of(err) from err
+            self._log_in_anew(lambda consents: consents - wanted)
+            raise self._error_of(err) from err
 
-    def _log_in_anew(self, consents: set[str]) -> None:
+    def _log_in_anew(self, change: Callable[[frozenset[str]], frozenset[str]]) -> None:
         with self._lock:
-            self._client, self._consents = None, consents
+            consents = change(self._consents)
+            if consents != self._consents:
+                self._client, self._consents = None, consents
 
-    def _connected(self) -> TransferClient:
+    def _connected(self) -> tuple[TransferClient, frozenset[str]]:
         with self._lock:
             if self._client is None:
                 app = self._login.get_client()
@@ -159,7 +170,10 @@ class GlobusCarrier:
                     client.add_app_data_access_scope(self._consents)
                 app.login()
                 self._client = client
-            return self._client
+            return self._client, self._consents
+
+    def _error_of(self, err: GlobusError) -> TransferError:
+        return error_of(err, self._login.client_id)
 
 
 def status_of(task: dict[str, Any]) -> TransferStatus:
@@ -193,7 +207,7 @@ def _entry(path: str, row: dict[str, Any]) -> FileEntry:
         # Of a link Globus tells the type of what it leads to.
         kind="link" if row.get("link_target") else _KINDS.get(str(row["type"]), "other"),
         size=row.get("size") or 0,
-        modified=datetime.fromisoformat(modified).timestamp() if modified else 0.0,
+        modified=datetime.fromisoformat(modified).timestamp() if modified else None,
     )
 
 
@@ -202,8 +216,13 @@ def collections_in(scopes: list[str]) -> set[str]:
     return set(re.findall(r"scopes/([0-9a-f-]{36})/data_access", " ".join(scopes)))
 
 
-def _error_of(err: GlobusError) -> TransferError:
-    """One of our errors for one of the SDK's."""
+def error_of(err: GlobusError, client_id: UUID | None) -> TransferError:
+    """One of our errors for one of the SDK's.
+
+    Args:
+        err: As the SDK raised it.
+        client_id: Of the client that asked; None: a person did.
+    """
     if isinstance(err, NetworkError):
         return TransferError(
             f"Globus Transfer cannot be reached: {err}. It is tried again; look at the network of this machine.",
@@ -215,10 +234,17 @@ def _error_of(err: GlobusError) -> TransferError:
     consent = err.info.consent_required
     if consent:
         scopes = tuple(consent.required_scopes)
-        command = "globus session consent " + " ".join(f"'{scope}'" for scope in scopes)
+        if client_id is None:
+            command = "globus session consent " + " ".join(f"'{scope}'" for scope in scopes)
+            next_step = f"As the person whose login it is, run: {command}"
+        else:
+            next_step = (
+                f"The client {client_id} asked for it and was refused; nobody can consent for a client. Ask who "
+                f"manages the collection to give a role or permission to {client_id}@clients.auth.globus.org, or "
+                "use another login."
+            )
         return ConsentRequired(
-            f"Globus Transfer wants a consent that this login does not have: {err.message} As the person whose "
-            f"login it is, run: {command}",
+            f"Globus Transfer wants a consent that this login does not have: {err.message} {next_step}",
             scopes=scopes,
         )
     said = f"Globus Transfer said {err.http_status} {err.code}: {err.message}"
@@ -229,6 +255,9 @@ def _error_of(err: GlobusError) -> TransferError:
             f"{said} Ask the collection's administrator for access.", cause=TransferCause.permission_denied
         )
     if err.http_status == 404:
-        return TransferError(f"{said} Check the collection and the path.", cause=TransferCause.not_found)
+        # EndpointNotFound is another matter: a path that is not there is empty for a prune.
+        missing_path = (err.code or "").endswith(".NotFound")
+        cause = TransferCause.not_found if missing_path else TransferCause.other
+        return TransferError(f"{said} Check the {'path' if missing_path else 'collection_id'}.", cause=cause)
     away = err.http_status in (408, 425, 429) or err.http_status >= 500
     return TransferError(said, transient=away, cause=TransferCause.away if away else TransferCause.other)

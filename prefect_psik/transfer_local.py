@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -17,8 +19,10 @@ from prefect_psik.exceptions import TransferCause, TransferError
 from prefect_psik.transfer_models import FileEntry, Order, TransferState, TransferStatus
 
 LOCAL = "local"
-#: A file is written under this name beside its own until it is whole and verified.
+#: A file is written under a name of this end, in its directory, until it is whole and verified.
 PART = ".prefect-psik-part"
+#: A part that nobody holds is one of a copy that was killed, unless it is so new that it is not held yet.
+PART_SECONDS = 60.0
 _CHUNK_BYTES = 8 * 1024**2
 _CAUSES = {
     errno.ENOENT: TransferCause.not_found,
@@ -27,6 +31,11 @@ _CAUSES = {
     errno.EROFS: TransferCause.permission_denied,
     errno.ENOSPC: TransferCause.quota,
     errno.EDQUOT: TransferCause.quota,
+    # A network file system that is away.
+    errno.ESTALE: TransferCause.away,
+    errno.ETIMEDOUT: TransferCause.away,
+    errno.EHOSTDOWN: TransferCause.away,
+    errno.ENOTCONN: TransferCause.away,
 }
 
 #: Tasks that this process has begun.
@@ -48,7 +57,7 @@ class _Copy:
         self.order = order
         self.stop = threading.Event()
         self.status = TransferStatus(state=TransferState.active, nice_status="OK")
-        self.moved: set[str] = set()
+        self._cleaned: Path | None = None
         self._began = time.monotonic()
         threading.Thread(target=self._run, name="prefect-psik-copy", daemon=True).start()
 
@@ -90,7 +99,6 @@ class _Copy:
                 self._note(files_skipped=self.status.files_skipped + 1)
                 continue
             self._copy(origin, target)
-            self.moved.add(str(origin))
             self._note(files_transferred=self.status.files_transferred + 1)
 
     def _is_same(self, source: Path, target: Path) -> bool:
@@ -109,20 +117,29 @@ class _Copy:
 
     def _copy(self, source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + PART)
+        if target.parent != self._cleaned:
+            self._cleaned = target.parent
+            remove_left_parts(target.parent)
+        # A name of its own: another process may copy the same file at the same time.
+        part = target.with_name(f".{uuid.uuid4().hex}{PART}")
         hashed = hashlib.sha256()
-        with source.open("rb") as reader, part.open("wb") as writer:
-            while chunk := reader.read(_CHUNK_BYTES):
-                self._check()
-                hashed.update(chunk)
-                writer.write(chunk)
-                self._note(bytes_transferred=self.status.bytes_transferred + len(chunk))
-            writer.flush()
-            os.fsync(writer.fileno())
-        if digest(part) != hashed.hexdigest():
-            raise _Stopped(TransferCause.checksum, f"{part} does not have the checksum of {source}")
-        shutil.copystat(source, part)
-        part.replace(target)
+        try:
+            with source.open("rb") as reader, part.open("xb") as writer:
+                with contextlib.suppress(OSError):  # where files cannot be held, left parts stay
+                    fcntl.flock(writer, fcntl.LOCK_EX)
+                while chunk := reader.read(_CHUNK_BYTES):
+                    self._check()
+                    hashed.update(chunk)
+                    writer.write(chunk)
+                    self._note(bytes_transferred=self.status.bytes_transferred + len(chunk))
+                writer.flush()
+                os.fsync(writer.fileno())
+                if digest(part) != hashed.hexdigest():
+                    raise _Stopped(TransferCause.checksum, f"{part} does not have the checksum of {source}")
+                shutil.copystat(source, part)
+                part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _delete(self, path: Path) -> None:
         self._check()
@@ -156,10 +173,6 @@ class LocalCarrier:
     async def cancel(self, task_id: str) -> None:
         """See `Carrier`."""
         _task(task_id).stop.set()
-
-    async def moved(self, task_id: str) -> set[str]:
-        """See `Carrier`."""
-        return _task(task_id).moved
 
     async def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
         """See `Carrier`."""
@@ -206,6 +219,15 @@ def tree(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
                 yield from tree(source / entry.name, target / entry.name)
             elif entry.is_file(follow_symlinks=False) and not entry.name.endswith(PART):
                 yield source / entry.name, target / entry.name
+
+
+def remove_left_parts(directory: Path) -> None:
+    """Delete what killed copies left in a directory: parts that no process holds."""
+    for part in directory.glob(f".*{PART}"):
+        with contextlib.suppress(OSError), part.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_mtime < time.time() - PART_SECONDS:
+                part.unlink()
 
 
 def digest(path: Path) -> str:

@@ -92,7 +92,9 @@ class FileEntry(_Stored):
     path: str = Field(description="Below the collection's base path.")
     kind: Literal["file", "directory", "link", "other"]
     size: int = Field(default=0, description="Bytes.")
-    modified: float = Field(default=0.0, description="Unix time of the last change, as the collection tells it.")
+    modified: float | None = Field(
+        default=None, description="Unix time of the last change, as the collection tells it; None: it does not."
+    )
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,6 @@ class Carrier(Protocol):
 
     async def cancel(self, task_id: str) -> None:
         """Ask a task to stop; one that has ended keeps its end."""
-
-    async def moved(self, task_id: str) -> set[str]:
-        """The source paths of the files that a succeeded transfer had to move: those that were not the same."""
 
     def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
         """The entries below a path, or the one file that it names; a directory at a time is held in memory."""

@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_e
 from prefect_psik.batches import REPEAT_SECONDS, is_transient
 from prefect_psik.exceptions import TransferError
 from prefect_psik.marks import set_label
-from prefect_psik.transfer_models import Carrier, Order, TransferState
+from prefect_psik.transfer_models import Carrier, Order
 
 T = TypeVar("T")
 
@@ -59,7 +59,8 @@ class Keeping:
 async def submit_once(carrier: Carrier, order: Order, keeping: Keeping) -> tuple[str, bool]:
     """Begin a transfer, or find the one that an earlier try of this submission began.
 
-    A failed one is begun anew only for a newer attempt, as jobs are.
+    For a newer attempt one that has ended is begun anew, however it ended: what it moved may be gone since, and
+    what is still there is not moved again.
 
     Returns:
         The id of the task, and whether it is a new one.
@@ -68,7 +69,7 @@ async def submit_once(carrier: Carrier, order: Order, keeping: Keeping) -> tuple
     if kept is not None:
         task_id, created = await _submit(carrier, order, keeping, kept)
         status = await repeated(lambda: carrier.look(task_id))
-        if status.state is not TransferState.failed or list(keeping.attempt) <= kept.attempt:
+        if not status.state.is_final or list(keeping.attempt) <= kept.attempt:
             return task_id, created
     kept = Kept(
         submission_id=await repeated(carrier.reserve),

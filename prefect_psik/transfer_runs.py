@@ -15,11 +15,11 @@ from prefect_psik import cancellation
 from prefect_psik.blocks import GlobusCollection
 from prefect_psik.cancellation import INTERRUPTS, OnCancel
 from prefect_psik.credentials import transfer_login
-from prefect_psik.exceptions import SpecError
+from prefect_psik.exceptions import SpecError, TransferError
 from prefect_psik.identity import current_caller, enclosing_flow_runs, key_of
 from prefect_psik.progress import run_logger
 from prefect_psik.session import Session
-from prefect_psik.transfer_globus import globus_carrier
+from prefect_psik.transfer_globus import GlobusCarrier, globus_carrier
 from prefect_psik.transfer_local import LOCAL, LocalCarrier
 from prefect_psik.transfer_models import (
     Carrier,
@@ -32,6 +32,9 @@ from prefect_psik.transfer_models import (
 from prefect_psik.transfer_once import Keeping, repeated, submit_once
 from prefect_psik.transfer_waits import LOCAL_PAUSES_SECONDS, PAUSES_SECONDS
 from prefect_psik.waiting import alinger, aresult, linger, result
+
+#: A transfer that was asked to stop has so long to end.
+CANCEL_SECONDS = 120.0
 
 Items = str | Iterable[tuple[str, str]]
 
@@ -191,13 +194,22 @@ async def asubmit(shipment: Shipment) -> TransferHandle:
 def cancel(carrier: Carrier, handle: TransferHandle) -> Future[TransferStatus]:
     """Cancel, and look until it has ended."""
 
-    async def work() -> TransferStatus:
-        await repeated(lambda: carrier.cancel(handle.task_id))
+    async def ended() -> TransferStatus:
         while True:
             status = await repeated(lambda: carrier.look(handle.task_id))
             if status.state.is_final:
                 return status
             await asyncio.sleep(LOCAL_PAUSES_SECONDS[0] if handle.is_local else PAUSES_SECONDS[0])
+
+    async def work() -> TransferStatus:
+        await repeated(lambda: carrier.cancel(handle.task_id))
+        try:
+            return await asyncio.wait_for(ended(), CANCEL_SECONDS)
+        except TimeoutError:
+            raise TransferError(
+                f"The {handle} was asked to stop {CANCEL_SECONDS:.0f} s ago and has not ended; it may go on. "
+                "Look at it in Globus's web app, then cancel it again."
+            ) from None
 
     return Session.current().run(work())
 
@@ -214,7 +226,7 @@ async def list_below(
     """List what is below a path of the collection's own, with paths below its base path."""
     found = []
     async for entry in carrier.list(id_of(collection), path, recursive=recursive):
-        relative = posixpath.relpath(entry.path, collection.base_path)
+        relative = posixpath.relpath(entry.path, collection.path(""))
         found.append(entry.model_copy(update={"path": relative}))
     return sorted(found, key=lambda entry: entry.path)
 
@@ -226,6 +238,11 @@ def carrier_of(collection: GlobusCollection) -> Carrier:
     """What moves the data of a collection."""
     if collection.collection_id is None:
         return LocalCarrier()
+    return globus_carrier_of(collection)
+
+
+def globus_carrier_of(collection: GlobusCollection) -> GlobusCarrier:
+    """Globus Transfer under the login of a collection."""
     return globus_carrier(transfer_login(collection.credentials))
 
 

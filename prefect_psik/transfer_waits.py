@@ -183,8 +183,17 @@ def error_of(handle: TransferHandle, status: TransferStatus | None) -> TransferE
     )
 
 
+async def begin(carrier: Carrier, order: Order) -> str:
+    """Begin an order that is kept nowhere; returns the task's id."""
+    submission_id = await repeated(carrier.reserve)
+    task_id, _ = await repeated(lambda: carrier.submit(order, submission_id))
+    return task_id
+
+
 async def carry_out(carrier: Carrier, order: Order, source: str, destination: str) -> tuple[str, TransferResult]:
-    """Do an order and wait for it, on the session's loop and unwatched; for steps of something larger.
+    """Do an order and wait for it, on the session's loop; for steps of something larger.
+
+    Who cancels the coroutine cancels the carrier's task.
 
     Returns:
         The task's id, and its result.
@@ -192,9 +201,18 @@ async def carry_out(carrier: Carrier, order: Order, source: str, destination: st
     Raises:
         TransferError: It did not succeed.
     """
-    submission_id = await repeated(carrier.reserve)
-    task_id, _ = await repeated(lambda: carrier.submit(order, submission_id))
-    handle = TransferHandle(task_id=task_id, source=source, destination=destination, deadline=order.deadline)
+    begun = asyncio.ensure_future(begin(carrier, order))
+    try:
+        task_id = await asyncio.shield(begun)
+        handle = TransferHandle(task_id=task_id, source=source, destination=destination, deadline=order.deadline)
+        return task_id, succeeded(handle, await _end_of(carrier, handle))
+    except asyncio.CancelledError:
+        task_id = await begun
+        await repeated(lambda: carrier.cancel(task_id))
+        raise
+
+
+async def _end_of(carrier: Carrier, handle: TransferHandle) -> TransferStatus | None:
     subscription: Subscription[TransferUpdate] = Subscription()
     looking = asyncio.create_task(follow(carrier, handle, subscription))
     try:
@@ -203,4 +221,4 @@ async def carry_out(carrier: Carrier, order: Order, source: str, destination: st
             update = await asyncio.wrap_future(subscription.next())
     finally:
         looking.cancel()
-    return task_id, succeeded(handle, update.status)
+    return update.status

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from prefect_psik.exceptions import SyncCallError
+from prefect_psik.progress import run_logger
 
 T = TypeVar("T")
 
@@ -45,13 +46,23 @@ async def aresult(future: Future[T], within: float | None = None) -> T:
 
 
 def linger(future: Future[T]) -> None:
-    """Wait for the work that an interrupt began, as long as Prefect lets us; its errors end with it."""
+    """Wait for the work that an interrupt began, as long as Prefect lets us; its errors are logged."""
     concurrent.futures.wait([future], timeout=INTERRUPT_SECONDS)
+    _tell_error(future)
 
 
 async def alinger(future: Future[T]) -> None:
     """Async twin of `linger`."""
-    await asyncio.wait([asyncio.ensure_future(aresult(future))], timeout=INTERRUPT_SECONDS)
+    waiting = asyncio.wrap_future(future)
+    await asyncio.wait([waiting], timeout=INTERRUPT_SECONDS)
+    _tell_error(waiting)
+
+
+def _tell_error(future: Future[T] | asyncio.Future[T]) -> None:
+    if not future.done():
+        run_logger().error("What the interrupt began has not ended within %.0f s; it may go on", INTERRUPT_SECONDS)
+    elif not future.cancelled() and (error := future.exception()):
+        run_logger().error("%s", error)
 
 
 def refuse_running_loop(twin: str) -> None:

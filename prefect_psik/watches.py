@@ -48,7 +48,7 @@ class Subscription(Generic[U]):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: Future[U] | None = None
-        self._ready: list[U | PrefectPsikError] = []
+        self._ready: list[U | BaseException] = []
 
     def next(self) -> Future[U]:
         """The next update, as a future; an error ends the wait."""
@@ -60,7 +60,7 @@ class Subscription(Generic[U]):
                 self._waiting = future
             return future
 
-    def put(self, update: U | PrefectPsikError) -> None:
+    def put(self, update: U | BaseException) -> None:
         """Hand an update or an error to the waiter."""
         with self._lock:
             waiting, self._waiting = self._waiting, None

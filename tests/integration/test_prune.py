@@ -10,17 +10,23 @@ import time
 import uuid
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelled, Completed, Crashed, Running
 
 from flows.prune import prune_data
 from prefect_psik import (
     GlobusCollection,
     PruneIncomplete,
+    PruneReport,
     PruneVerdict,
+    ScheduledPrune,
     ScheduleError,
     SpecError,
     TransferError,
@@ -28,6 +34,7 @@ from prefect_psik import (
     prune,
     schedule_prune,
 )
+from prefect_psik.prune_plan import ROOM, ROOM_SECONDS, SETTLED_SECONDS, carry_out_plan, make_plan
 from tests.integration.local import wait_until
 from tests.integration.transfer_places import Place, emulated, local
 from tests.testbed.globus import Globus
@@ -75,6 +82,23 @@ def test_only_what_the_check_is_proven_to_hold_goes(places: tuple[Place, Place])
     assert [file.path for file in report.having(PruneVerdict.deleted)] == ["rec/held", "rec/sub/held too"]
 
 
+@pytest.mark.parametrize("spelled", ["{}", "//{}", "/.//{}/", "/x/../{}"])
+def test_a_base_path_in_other_words_hides_no_difference(globus: Globus, spelled: str) -> None:
+    """Transfer names the files that it had to move in its own spelling of their paths."""
+    base = f"{uuid.uuid4().hex}/y"
+    away, home = (
+        Place(place.block.model_copy(update={"base_path": spelled.format(base.replace("/", "//"))}), place.root)
+        for place in (emulated(globus, "scratch", base), emulated(globus, "home", base))
+    )
+    for place in (away, home):
+        place.write("rec/held", b"0123456789")
+    away.write("rec/changed", b"0123456789")
+    home.write("rec/changed", b"012345678X")
+    with pytest.raises(PruneIncomplete, match="another checksum"):
+        prune(away.block, "rec", check=home.block)
+    assert away.files("rec") == {"changed": b"0123456789"}
+
+
 async def test_twice_and_a_single_file(places: tuple[Place, Place]) -> None:
     away, home = places
     for place in places:
@@ -108,6 +132,58 @@ def test_young_files_stay(places: tuple[Place, Place]) -> None:
     report = prune(away.block, "rec", check=home.block, min_age=timedelta(days=1))
     assert set(away.files()) == {"rec/young"}
     assert [file.path for file in report.having(PruneVerdict.young)] == ["rec/young"]
+
+
+@pytest.mark.parametrize("end", ["source", "check"])
+def test_what_changes_after_the_proof_stays(places: tuple[Place, Place], end: str) -> None:
+    away, home = places
+    for place in places:
+        place.write("rec/1", b"proven")
+        place.write("rec/2", b"proven")
+    changing = away if end == "source" else home
+
+    async def work() -> PruneReport:
+        report = await make_plan(away.block, home.block, "rec", timedelta(0), dry_run=False)
+        assert len(report.having(PruneVerdict.delete)) == 2
+        changing.write("rec/2", b"PROVEN", age=0)  # a detector's file keeps its size
+        return await carry_out_plan(away.block, home.block, report)
+
+    report = asyncio.run(work())
+    assert [file.path for file in report.unproven] == ["rec/2"]
+    assert "while it was compared" in report.unproven[0].reason
+    assert set(away.files("rec")) == {"2"}
+
+
+def test_what_has_just_arrived_is_pruned_a_little_later(places: tuple[Place, Place]) -> None:
+    away, home = places
+    for place in places:
+        place.write("rec/1", age=0)
+    begin = time.monotonic()
+    prune(away.block, "rec", check=home.block)
+    assert time.monotonic() - begin > SETTLED_SECONDS
+    assert away.files() == {}
+
+
+def test_a_check_that_is_still_written_proves_nothing(places: tuple[Place, Place]) -> None:
+    away, home = places
+    away.write("rec/1")
+    home.write("rec/1", age=-3600)  # as one that is written all the time
+    with pytest.raises(PruneIncomplete, match="at the check"):
+        prune(away.block, "rec", check=home.block)
+    assert set(away.files()) == {"rec/1"}
+
+
+@pytest.mark.parametrize("end", ["scratch", "home"])
+@pytest.mark.parametrize("min_age", [timedelta(0), timedelta(days=1)])
+def test_a_file_without_a_time_is_not_taken_for_an_old_one(globus: Globus, end: str, min_age: timedelta) -> None:
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for place in (away, home):
+        place.write("rec/1", age=7 * 86400)
+    globus.order_fault("no_time", match=f"{end}/{base}/rec", seconds=3600)
+    with pytest.raises(PruneIncomplete, match="no time of its last change"):
+        prune(away.block, "rec", check=home.block, min_age=min_age)
+    assert set(away.files()) == {"rec/1"}
 
 
 def test_a_link_is_no_copy_and_no_file(places: tuple[Place, Place]) -> None:
@@ -170,8 +246,8 @@ def test_hard_links_on_this_machine_are_no_copy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "after"),
-    [("delete", 0), ("transfer", 0), ("transfer", 1), ("delete", 1), ("delete", 2)],
-    ids=["cleaning", "copying", "comparing", "cleaning again", "deleting"],
+    [("transfer", 0), ("transfer", 1), ("delete", 0), ("delete", 1)],
+    ids=["copying", "comparing", "cleaning", "deleting"],
 )
 def test_refused_at_any_step_it_deletes_nothing_and_goes_on_the_next_time(
     globus: Globus, kind: str, after: int
@@ -189,48 +265,92 @@ def test_refused_at_any_step_it_deletes_nothing_and_goes_on_the_next_time(
     with pytest.raises(PruneIncomplete, match="rec/unique"):
         prune(away.block, "rec", check=home.block)
     assert away.files() == {"rec/unique": b"unique"}
-    assert set(home.files()) == {"rec/0", "rec/1", "rec/2"}, "the room is cleaned"
+    left = {file for file in home.files() if ROOM in file}
+    assert not left or (kind, after) == ("delete", 0), "the room is cleaned, unless just that was refused"
+    assert set(home.files()) - left == {"rec/0", "rec/1", "rec/2"}
 
 
 _KILLED = """
-import asyncio, sys
-from datetime import timedelta
+import sys
 from uuid import UUID
-from prefect_psik import GlobusCollection
-from prefect_psik.prune_plan import make_plan, carry_out_plan
+from prefect import flow
+from prefect_psik import GlobusCollection, prune
 
-away, home, base = sys.argv[1:]
-async def main():
+@flow
+def prunes(away, home, base):
     one, two = (GlobusCollection(collection_id=UUID(key), base_path=base) for key in (away, home))
-    report = await make_plan(one, two, "rec", timedelta(0), dry_run=False)
-    await carry_out_plan(one, two, report)
-asyncio.run(main())
+    prune(one, "rec", check=two)
+
+prunes(*sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("slow", ["home*/rec/1", "scratch*/rec/1"], ids=["copying", "comparing"])
-def test_killed_in_the_middle(globus: Globus, slow: str) -> None:
+@pytest.mark.parametrize(
+    ("end", "after", "tasks"),
+    # Transfer looks at a file of the source twice to compare it, and at its place in the room once.
+    [("home", 0, 1), ("scratch", 0, 2), ("scratch", 2, 4)],
+    ids=["copying", "comparing", "deleting"],
+)
+def test_killed_in_the_middle(globus: Globus, end: str, after: int, tasks: int) -> None:
     base = uuid.uuid4().hex
     away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
-    for place in (away, home):
-        place.write("rec/1", b"same")
-        place.write("rec/2", b"same")
+    for number in range(4):
+        for place in (away, home):
+            place.write(f"rec/{number}", b"same")
     home.write("rec/2", b"diff")
-    globus.order_fault("slow_path", match=slow, seconds=600)
+    globus.order_fault("slow_path", match=f"{end}/{base}/rec/1", after=after, seconds=600)
     before = len(globus.transfers())
     keys = [str(place.block.collection_id) for place in (away, home)]
-    process = subprocess.Popen([sys.executable, "-c", _KILLED, *keys, f"/{base}"])
+    env = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    process = subprocess.Popen([sys.executable, "-c", _KILLED, *keys, f"/{base}"], env=env)
     try:
-        steps = 2 if slow.startswith("home") else 3
-        wait_until(lambda: len(globus.transfers()) >= before + steps)
+        wait_until(lambda: len(globus.transfers()) >= before + tasks, 120)
+        wait_until(lambda: ("rec/0" not in away.files()) == (tasks == 4))
     finally:
         process.kill()
         process.wait()
     globus.clear_faults()
+    assert set(away.files("rec")) == ({"1", "2", "3"} if tasks == 4 else {"0", "1", "2", "3"})
     with pytest.raises(PruneIncomplete, match="rec/2"):
         prune(away.block, "rec", check=home.block)
     assert away.files() == {"rec/2": b"same"}
-    assert home.files() == {"rec/1": b"same", "rec/2": b"diff"}
+    assert {path: data for path, data in home.files("rec").items() if ROOM not in path} == {
+        "0": b"same",
+        "1": b"same",
+        "2": b"diff",
+        "3": b"same",
+    }
+
+
+def test_rooms_of_killed_prunes_are_removed_when_they_are_old(globus: Globus) -> None:
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for place in (away, home):
+        place.write("rec/1")
+    for name, age in (("old", ROOM_SECONDS + 60), ("in use", 3600)):
+        room = home.write(f"rec/{ROOM}{name}/rec/1").parents[1]
+        os.utime(room, (time.time() - age,) * 2)
+    prune(away.block, "rec", check=home.block)
+    assert set(home.files("rec")) == {"1", f"{ROOM}in use/rec/1"}
+    assert [path.name for path in (home.root / "rec").iterdir() if path.is_dir()] == [f"{ROOM}in use"]
+
+
+async def test_two_prunes_in_one_directory_leave_each_others_rooms(globus: Globus) -> None:
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for place in (away, home):
+        place.write("rec/1", b"one")
+        place.write("rec/2", b"two")
+    globus.order_fault("slow_path", match=f"scratch/{base}/rec/1", seconds=6)
+    begun = len(globus.transfers())
+
+    async def other() -> None:
+        await asyncio.to_thread(wait_until, lambda: len(globus.transfers()) >= begun + 2)
+        await aprune(away.block, "rec/2", check=home.block)
+
+    await asyncio.gather(aprune(away.block, "rec/1", check=home.block), other())
+    assert away.files() == {}
+    assert home.files() == {"rec/1": b"one", "rec/2": b"two"}
 
 
 def test_many_that_differ_are_all_named_by_transfer_in_pages(globus: Globus) -> None:
@@ -292,6 +412,40 @@ async def test_a_scheduled_prune_exists(tmp_path: Path) -> None:
     assert run.parameters == {"source": names[0], "path": "raw", "check": names[1]}
     assert run.expected_start_time is not None
     assert abs(run.expected_start_time.timestamp() - time.time() - 7 * 86400) < 600
+
+
+@pytest.mark.parametrize(
+    ("state", "passes"), [(Running(), True), (Completed(), True), (Cancelled(), False), (Crashed(), False)]
+)
+def test_a_retry_does_not_take_a_prune_that_will_not_come(tmp_path: Path, state: State[Any], passes: bool) -> None:
+    names = [f"{name}-{uuid.uuid4().hex[:8]}" for name in ("away", "home")]
+    for name in names:
+        local(tmp_path / name).block.save(name)
+    begun: list[ScheduledPrune] = []
+
+    @flow(retries=1)
+    def schedules() -> None:
+        with get_client(sync_client=True) as client:
+            if not begun:
+                client.create_deployment(client.create_flow(prune_data), "prune")
+            begun.append(schedule_prune(names[0], "raw", check=names[1], after=timedelta(days=7)))
+            if len(begun) == 1:
+                client.set_flow_run_state(begun[0].flow_run_id, state, force=True)
+                raise RuntimeError("after the scheduling")
+
+    ended = schedules(return_state=True)
+    assert ended.is_completed() == passes
+    if not passes:
+        assert f"is {state.name} and prunes nothing more" in str(ended.message)
+
+
+@pytest.mark.parametrize("end", ["scratch", "home"])
+def test_a_collection_that_is_not_there_is_not_an_empty_one(globus: Globus, end: str) -> None:
+    base = uuid.uuid4().hex
+    blocks = {name: emulated(globus, name, base).block for name in ("scratch", "home")}
+    blocks[end] = blocks[end].model_copy(update={"collection_id": uuid.uuid4()})
+    with pytest.raises(TransferError, match=r"EndpointNotFound.*Check the collection_id"):
+        prune(blocks["scratch"], "rec", check=blocks["home"])
 
 
 def test_the_flow_that_is_deployed(tmp_path: Path) -> None:

@@ -1,76 +1,50 @@
 """The eighteen defects of the baseline, splash-flows: what it does there, and what this package does.
 
-S8 and S9 are in `test_flow_dispatcher.py`, where the children run.
+S8 and S9 are in `test_flow_dispatcher.py`, where the children run; S3 to S6, S14 to S16 and S18, of data, in
+`test_splash_data.py`.
 """
 
 from __future__ import annotations
 
-import ast
 import asyncio
-import importlib
-import json
-import uuid
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from prefect import Flow, flow
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.context import get_run_context
 from prefect.states import Cancelling
 
-from flows.prune import prune_data
 from flows.tomography import tomography
 from prefect_psik import (
     FlowRunCancelling,
     JobCanceled,
     JobHandle,
     JobState,
-    PruneIncomplete,
     PsikBackend,
     QueueLimitReached,
     ResourceSpec,
     ScriptFailed,
-    SpecError,
-    TransferCause,
-    TransferError,
     WaitLimits,
     WalltimeExceeded,
     apoll_job,
     arun_job,
-    aschedule_prune,
     asubmit_job,
     await_for_job,
-    prune,
     run_job,
-    run_transfer,
     submit_job,
     wait_for_job,
 )
 from tests.conftest import job_processes
-from tests.integration.local import backend_at, bash, job_directories, runs, wait_until
+from tests.integration.local import backend_at, bash, runs, wait_until
 from tests.integration.test_flows import home
 from tests.integration.test_slurm_jobs import backend, client, script, with_attributes
-from tests.integration.transfer_places import Place, emulated
 from tests.testbed.facility import Facility
-from tests.testbed.globus import Globus
 
 __all__ = ["backend", "client", "home"]
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
-
-ROOT = Path(__file__).parents[2]
-#: Of parameters without a default.
-EXAMPLES = {"scan": "s", "job": "job.yaml", "facilities": ["local"], "name": "n", "table": []}
-EXAMPLES |= {"source": "away", "path": "raw", "check": "home"}
-
-
-@pytest.fixture
-def pair(globus: Globus) -> tuple[Place, Place]:
-    base = uuid.uuid4().hex
-    return emulated(globus, "home", base), emulated(globus, "scratch", base)
 
 
 def test_s1_a_failed_reconstruction_is_no_success(prefix: Path) -> None:
@@ -91,55 +65,6 @@ async def test_s2_a_job_that_slurm_ended_is_no_success(facility: Facility, backe
         await asyncio.sleep(1)
     facility.as_user("scancel", str(handles[2].native_id))
     assert [type(outcome) for outcome in await waits] == [ScriptFailed, WalltimeExceeded, JobCanceled]
-
-
-def test_s3_a_failed_transfer_is_no_success(globus: Globus, pair: tuple[Place, Place]) -> None:
-    """There, the end of the waiting counts as success. Here only SUCCEEDED does."""
-    one, other = pair
-    one.write("raw")
-    globus.order_fault("path", match="scratch*raw", code="PERMISSION_DENIED", seconds=3600)
-    with pytest.raises(TransferError) as failed:
-        run_transfer(one.block, other.block, "raw")
-    assert failed.value.cause is TransferCause.permission_denied
-    assert other.files() == {}
-
-
-def test_s4_a_transfer_that_is_too_late_is_an_error(globus: Globus, pair: tuple[Place, Place]) -> None:
-    """There, `return` in `finally` swallows the time-out. Here it is raised, and the transfer is stopped."""
-    one, other = pair
-    one.write("slow")
-    globus.order_fault("slow_path", match="*slow", seconds=30)
-    with pytest.raises(TransferError, match="deadline"):
-        run_transfer(one.block, other.block, "slow", deadline=timedelta(seconds=1))
-    assert globus.transfers()[-1]["status"] == "FAILED"
-
-
-async def test_s5_after_a_failed_transfer_nothing_goes_on(
-    home: Path, globus: Globus, pair: tuple[Place, Place]
-) -> None:
-    """There, the callers ignore the result and delete the source. Here the flow ends, and the source stays."""
-    one, other = pair
-    one.write("raw/s5.h5", b"the only copy")
-    await one.block.asave("s5-detector", overwrite=True)
-    await other.block.asave("s5-store", overwrite=True)
-    globus.order_fault("path", match="scratch*s5.h5", code="PERMISSION_DENIED", seconds=3600)
-    state = await tomography("s5", detector="s5-detector", store="s5-store", local=home, return_state=True)
-    assert state.is_failed()
-    assert one.files() == {"raw/s5.h5": b"the only copy"}
-    assert job_directories(home / "psik") == []
-
-
-async def test_s6_a_prune_is_scheduled_and_proven_to_be(pair: tuple[Place, Place]) -> None:
-    """There, the coroutine that schedules is never awaited. Here Prefect is asked for the run that it made."""
-    names = [f"s6-{uuid.uuid4().hex[:8]}" for _ in pair]
-    for name, place in zip(names, pair, strict=True):
-        await place.block.asave(name)
-    async with get_client() as api:
-        await api.create_deployment(await api.create_flow(prune_data), "prune")
-        made = await aschedule_prune(names[0], "raw", check=names[1], after=timedelta(days=1))
-        run = await api.read_flow_run(made.flow_run_id)
-    assert run.state is not None
-    assert run.state.is_scheduled()
 
 
 async def test_s7_a_flow_that_failed_is_red(home: Path) -> None:
@@ -206,55 +131,8 @@ async def test_s13_one_process_waits_for_many_jobs(prefix: Path) -> None:
     assert len(await waits) == len(jobs)
 
 
-def test_s14_nothing_is_pruned_without_a_check(pair: tuple[Place, Place]) -> None:
-    """There, raw data is pruned with no place to check against. Here that is refused, and so is what differs."""
-    one, other = pair
-    one.write("raw/1", b"content")
-    other.write("raw/1", b"contenT")
-    with pytest.raises(SpecError, match="needs a check"):
-        prune(one.block, "raw", check=None)
-    with pytest.raises(PruneIncomplete):
-        prune(one.block, "raw", check=other.block)
-    assert one.files() == {"raw/1": b"content"}
-
-
-def test_s15_what_is_a_directory_is_looked_up_at_the_collection(pair: tuple[Place, Place]) -> None:
-    """There, this machine is asked about a remote path. Here the source is."""
-    one, other = pair
-    one.write("rec/1.tiff", b"one")
-    assert not Path(one.block.path("rec")).exists(), "this machine does not know the path"
-    run_transfer(one.block, other.block, "rec")
-    assert other.files("rec") == {"1.tiff": b"one"}
-
-
-def test_s16_the_library_does_not_print_and_scripts_are_files() -> None:
-    """There, the library prints, and job scripts are indented strings that fail unless they stand at the left."""
-    for path in (ROOT / "prefect_psik").rglob("*.py"):
-        if "cli" in path.parts or "remote" in path.parts:
-            continue
-        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-        assert "print" not in {call.id for call in calls if isinstance(call, ast.Name)}, path.name
-    for path in (ROOT / "flows").glob("*.py"):
-        assert "#SBATCH" not in path.read_text()
-    assert {path.name for path in (ROOT / "flows/scripts").iterdir()} >= {"reconstruct.py", "multiscale.py"}
-
-
 def test_s17_a_path_is_not_pasted_into_a_command(prefix: Path) -> None:
     """There, paths are pasted into bash and split at blanks. Here a script gets them as variables."""
     odd = "a b;touch pwned $(touch pwned) `touch pwned` 'q' \"é\" *"
     done = run_job(backend_at(prefix), bash('printf %s "$RAW"; ls', environment={"RAW": odd}))
     assert done.stdout == odd
-
-
-def test_s18_parameters_are_plain_json() -> None:
-    """There, objects with live clients are passed as parameters. Here names of blocks are, and no `$ref`."""
-    document = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    assert "$ref" not in json.dumps(document)
-    for deployment in document["deployments"]:
-        path, name = deployment["entrypoint"].split(":")
-        found: Flow[..., Any] = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
-        form = found.parameters.model_dump()
-        assert "block_type_slug" not in json.dumps(form), name
-        assert set(deployment.get("parameters", {})) <= set(form["properties"]), name
-        given = deployment.get("parameters", {})
-        found.validate_parameters({name: EXAMPLES[name] for name in form.get("required", [])} | given)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 import uuid
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from prefect import flow
@@ -20,6 +22,7 @@ from prefect_psik import (
     TransferCause,
     TransferError,
     TransferState,
+    TransferStatus,
     acancel_transfer,
     arun_transfer,
     asubmit_transfer,
@@ -31,7 +34,11 @@ from prefect_psik import (
     submit_transfer,
     wait_for_transfer,
 )
-from prefect_psik.transfer_local import PART
+from prefect_psik.credentials import transfer_login
+from prefect_psik.transfer_globus import GlobusCarrier
+from prefect_psik.transfer_local import PART, LocalCarrier
+from prefect_psik.transfer_models import Order
+from tests.integration.local import wait_until
 from tests.integration.transfer_places import Place, emulated, local
 from tests.testbed.globus import Globus
 
@@ -108,8 +115,17 @@ def test_a_long_directory_is_listed_in_pages(globus: Globus, monkeypatch: pytest
     assert [entry.path for entry in list_files(home.block, "rec")] == [f"rec/{number:02}" for number in range(21)]
 
 
-def test_thousands_of_files_are_one_item(places: tuple[Place, Place]) -> None:
-    home, away = places
+def test_thousands_of_files_are_one_item(globus: Globus) -> None:
+    home, away = _pair(globus)
+    for number in range(3000):
+        home.write(f"rec/{number % 30}/{number}", str(number).encode())
+    assert run_transfer(home.block, away.block, "rec").files_transferred == 3000
+    assert globus.transfers()[-1]["items"] == 1
+    assert away.files() == home.files()
+
+
+def test_thousands_of_files_on_this_machine(tmp_path: Path) -> None:
+    home, away = local(tmp_path / "home"), local(tmp_path / "away")
     for number in range(3000):
         home.write(f"rec/{number % 30}/{number}", str(number).encode())
     assert run_transfer(home.block, away.block, "rec").files_transferred == 3000
@@ -195,17 +211,57 @@ def test_a_consent_that_the_client_can_give_itself_is_given(globus: Globus) -> N
     assert mapped.files() == {"raw": b"raw"}
 
 
-def test_a_consent_that_is_missing_is_told_with_its_command(globus: Globus) -> None:
+def test_a_consent_that_a_client_is_refused_is_told_with_what_helps(globus: Globus) -> None:
     home, _ = _pair(globus)
     vault = emulated(globus, "vault", "v")
     home.write("raw")
     with pytest.raises(ConsentRequired) as caught:
         run_transfer(home.block, vault.block, "raw")
-    scope = (
-        "urn:globus:auth:scope:transfer.api.globus.org:all[*https://auth.globus.org/scopes/"
-        f"{vault.block.collection_id}/data_access]"
-    )
-    assert f"globus session consent '{scope}'" in str(caught.value)
+    assert f"role or permission to {globus.login('client')[0]}@clients.auth.globus.org" in str(caught.value)
+    assert "globus session consent" not in str(caught.value), "which does nothing for a client"
+    [scope] = caught.value.scopes
+    assert scope.endswith(f"{vault.block.collection_id}/data_access]")
+
+
+async def test_two_first_calls_at_once_give_themselves_the_consent(globus: Globus) -> None:
+    """Both are refused before either has logged in anew."""
+    carrier = GlobusCarrier(transfer_login(None))
+    mapped = emulated(globus, "mapped", uuid.uuid4().hex)
+    mapped.write("raw")
+    globus.order_fault("delay", match="GET */stat*", after=1, seconds=3)
+
+    async def look() -> int:
+        key, path = str(mapped.block.collection_id), mapped.block.path("raw")
+        return len([entry async for entry in carrier.list(key, path, recursive=False)])
+
+    assert await asyncio.gather(*(look() for _ in range(4))) == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("code", "transient"), [("CONNECT_FAILED", True), ("TIMEOUT", True), ("PERMISSION_DENIED", False)]
+)
+def test_one_that_failed_is_transient_if_its_cause_passes(globus: Globus, code: str, transient: bool) -> None:
+    home, away = _pair(globus)
+    home.write("raw")
+    globus.order_fault("fatal_path", match="home*raw", code=code)
+    with pytest.raises(TransferError, match=code) as caught:
+        run_transfer(home.block, away.block, "raw")
+    assert caught.value.transient == transient
+
+
+def test_a_retry_of_the_task_begins_one_that_failed_anew(globus: Globus) -> None:
+    home, away = _pair(globus)
+    home.write("raw")
+    before = len(globus.transfers())
+    globus.order_fault("fatal_path", match="home*raw", code="CONNECT_FAILED")
+
+    @flow
+    def moves() -> None:
+        run_transfer.with_options(retries=1)(home.block, away.block, "raw")
+
+    moves()
+    assert away.files() == {"raw": b"content"}
+    assert [task["status"] for task in globus.transfers()[before:]] == ["FAILED", "SUCCEEDED"]
 
 
 def test_a_cancel(globus: Globus) -> None:
@@ -241,6 +297,43 @@ def test_a_retry_gets_the_same_transfer_and_a_newer_attempt_begins_a_failed_one_
     assert anew != first, "it had failed"
     assert len(globus.transfers()) == before + 2
     assert away.files() == {"raw": b"content"}
+
+
+@pytest.mark.parametrize("ended", ["succeeded", "pruned since"])
+def test_a_newer_attempt_moves_again_what_is_gone_since(globus: Globus, ended: str) -> None:
+    home, away = _pair(globus)
+    home.write("raw")
+    before, seen = len(globus.transfers()), []
+
+    @flow(retries=1)
+    def moves() -> None:
+        seen.append(run_transfer(home.block, away.block, "raw"))
+        if len(seen) == 1:
+            if ended == "pruned since":
+                (away.root / "raw").unlink()
+            raise RuntimeError("after the transfer")
+
+    moves()
+    assert away.files() == {"raw": b"content"}
+    assert len(globus.transfers()) == before + 2
+    assert seen[1].files_transferred == (ended == "pruned since"), "what is there is not moved again"
+
+
+def test_a_newer_attempt_deletes_again(globus: Globus) -> None:
+    home, _ = _pair(globus)
+    home.write("raw")
+    tries = []
+
+    @flow(retries=1)
+    def deletes() -> None:
+        delete_files(home.block, "raw")
+        tries.append(home.files())
+        if len(tries) == 1:
+            home.write("raw")
+            raise RuntimeError("after the deletion")
+
+    deletes()
+    assert tries == [{}, {}]
 
 
 def test_intended_twins_are_two(globus: Globus) -> None:
@@ -290,10 +383,50 @@ def test_a_copy_that_broke_off_leaves_no_half_file_and_is_taken_up(tmp_path: Pat
     for number in range(20):
         home.write(f"rec/{number:02}", os.urandom(1000))
     away.write("rec/00", home.files("rec")["00"])
-    away.write(f"rec/01{PART}", b"half")
+    away.write(f"rec/.01{PART}", b"half", age=3600)
     found = run_transfer(home.block, away.block, "rec")
     assert (found.files_transferred, found.files_skipped) == (19, 1)
     assert away.files() == home.files()
+
+
+def test_two_copies_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is verified, and not yet renamed, when the other begins to write."""
+    (tmp_path / "whole").write_bytes(b"whole")
+    os.mkfifo(tmp_path / "late")
+    target, carrier = tmp_path / "target", LocalCarrier()
+    copystat = shutil.copystat
+    writers: list[BinaryIO] = []
+
+    def meanwhile(source: Path, part: Path) -> None:
+        if not writers:
+            asyncio.run(_copy(carrier, tmp_path / "late", target))
+            writers.append((tmp_path / "late").open("wb"))  # returns when the other reads
+            writers[0].write(b"la")
+            writers[0].flush()
+            wait_until(lambda: len(list(tmp_path.glob(f"*{PART}"))) == 2)
+        copystat(source, part)
+
+    monkeypatch.setattr(shutil, "copystat", meanwhile)
+    whole = asyncio.run(_copy(carrier, tmp_path / "whole", target))
+    assert asyncio.run(_ended(carrier, whole)).files_transferred == 1
+    assert target.read_bytes() == b"whole"
+    writers[0].write(b"te")
+    writers[0].close()
+    wait_until(lambda: target.read_bytes() == b"late")
+    assert list(tmp_path.glob(f"*{PART}")) == []
+
+
+async def _copy(carrier: LocalCarrier, source: Path, target: Path) -> str:
+    task_id, _ = await carrier.submit(
+        Order("local", "local", [(str(source), str(target))]), await carrier.reserve()
+    )
+    return task_id
+
+
+async def _ended(carrier: LocalCarrier, task_id: str) -> TransferStatus:
+    while not (status := await carrier.look(task_id)).state.is_final:
+        await asyncio.sleep(0.05)
+    return status
 
 
 def test_a_file_is_not_copied_onto_itself(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ class Place:
     block: GlobusCollection
     root: Path
 
-    def write(self, path: str, content: bytes = b"content", *, age: float = 0.0) -> Path:
-        """Make a file, changed so many seconds ago."""
+    def write(self, path: str, content: bytes = b"content", *, age: float = 60.0) -> Path:
+        """Make a file, changed so many seconds ago: a prune takes one of the last seconds for unfinished."""
         file = self.root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)

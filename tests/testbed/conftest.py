@@ -10,9 +10,9 @@ from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSource
 from globus_sdk import ClientApp, GlobusAppConfig
 
 from tests.testbed.facility import Facility
-from tests.testbed.fixtures import facility
+from tests.testbed.fixtures import emulator, facility, globus
 
-__all__ = ["client", "facility"]
+__all__ = ["client", "emulator", "facility", "globus"]
 
 
 @pytest.fixture

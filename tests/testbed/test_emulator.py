@@ -10,17 +10,21 @@ import subprocess
 import sys
 import time
 import urllib.error
+import uuid
 from pathlib import Path
 
 import pytest
 from globus_compute_sdk import Client
 from globus_compute_sdk.errors import TaskExecutionFailed
 from globus_compute_sdk.serialize import ComputeSerializer, DillCode, DillDataBase64
+from globus_sdk import DeleteData, TransferAPIError, TransferClient
 
+from prefect_psik.credentials import transfer_login
 from tests.testbed.emulator.capture import Capture, find_pickles, pickles_in
 from tests.testbed.emulator.faults import Fault, Faults
 from tests.testbed.emulator.meter import WINDOW_SECONDS, most_in_window
 from tests.testbed.facility import Facility
+from tests.testbed.globus import Globus
 from tests.testbed.probes import PSIK_SOURCE, SOURCE, await_state, call, get, is_done, token
 from tests.testbed.state import wait_until
 
@@ -189,3 +193,25 @@ def test_a_dropped_reply_and_an_error_are_retried_by_the_sdk(facility: Facility,
     facility.globus.clear_faults()
     after = len([message for message in facility.globus.messages() if message.kind == "task"])
     assert after - before == 2, "the lost reply's task and the one that was sent again"
+
+
+def test_transfer_makes_directories_and_tells_the_events_of_a_task(globus: Globus) -> None:
+    client = TransferClient(app=transfer_login(None).get_client())
+    home, name = globus.collection("home"), uuid.uuid4().hex
+    assert client.operation_mkdir(home.id, f"/{name}")["code"] == "DirectoryCreated"
+    assert (Path(home.root) / name).is_dir()
+    with pytest.raises(TransferAPIError, match="exists"):
+        client.operation_mkdir(home.id, f"/{name}")
+
+    globus.order_fault("path", match=f"home/{name}", code="GC_NOT_CONNECTED", seconds=0.5)
+    data = DeleteData(home.id, recursive=True)
+    data.add_item(f"/{name}")
+    task_id = client.submit_delete(data)["task_id"]
+    assert client.task_wait(task_id, timeout=30, polling_interval=1)
+    events = list(client.task_event_list(task_id))
+    assert [events[0]["code"], events[-1]["code"]] == ["SUCCEEDED", "STARTED"], "the latest comes first"
+    faults = [event for event in events if event["is_error"]]
+    assert {event["code"] for event in faults} == {"GC_NOT_CONNECTED"}
+    assert client.get_task(task_id)["faults"] == len(faults)
+    assert len(client.task_event_list(task_id, limit=1)["DATA"]) == 1
+    assert not (Path(home.root) / name).exists()

@@ -7,13 +7,25 @@ import time
 from typing import Any
 
 import pytest
+import requests
+from globus_sdk import TransferAPIError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_psik import GlobusCollection, SpecError, TransferCause, TransferError, TransferHandle, TransferState
+from prefect_psik import (
+    ConsentRequired,
+    GlobusCollection,
+    SpecError,
+    TransferCause,
+    TransferError,
+    TransferHandle,
+    TransferState,
+    prune_plan,
+    transfer_runs,
+)
 from prefect_psik import transfer_waits as waits
-from prefect_psik.transfer_globus import collections_in, status_of
-from prefect_psik.transfer_models import TransferStatus, TransferUpdate
+from prefect_psik.transfer_globus import collections_in, error_of, status_of
+from prefect_psik.transfer_models import Order, TransferStatus, TransferUpdate
 from prefect_psik.transfer_once import LABEL, Kept, transfers_of
 from prefect_psik.transfer_progress import amount, describe
 from prefect_psik.watches import Subscription
@@ -144,6 +156,49 @@ def test_a_service_that_stays_silent_past_the_deadline_ends_the_wait(monkeypatch
 def test_what_is_no_trouble_on_the_way_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TransferError, match="gone"):
         _follow(Service(TransferError("gone")), monkeypatch)
+
+
+async def test_files_that_were_not_submitted_under_that_name_prove_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Renaming(Service):
+        async def reserve(self) -> str:
+            return "s"
+
+        async def submit(self, order: Order, submission_id: str) -> tuple[str, bool]:
+            return "t", True
+
+        async def moved(self, task_id: str) -> set[str]:
+            return {"/home/u/data/1"}
+
+    service = Renaming(TransferStatus(state=TransferState.succeeded, files=1, files_transferred=1))
+    for name in ("carrier_of", "globus_carrier_of"):
+        monkeypatch.setattr(prune_plan, name, lambda _: service)
+    order = Order("one", "other", [("/~/data/1", "/room/1")])
+    with pytest.raises(TransferError, match="'/home/u/data/1' as moved"):
+        await prune_plan._copy(GlobusCollection(), order, "away", "room")
+
+
+def test_a_cancel_that_does_not_end_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer_runs, "CANCEL_SECONDS", 0.2)
+
+    class Deaf(Service):
+        async def cancel(self, task_id: str) -> None:
+            return
+
+    with pytest.raises(TransferError, match="has not ended; it may go on"):
+        transfer_runs.cancel(Deaf(ACTIVE), HANDLE).result(10)  # type: ignore[arg-type]
+
+
+def test_a_person_is_told_the_command_of_a_missing_consent() -> None:
+    answer = requests.Response()
+    answer.status_code = 403
+    answer.headers["Content-Type"] = "application/json"
+    answer._content = b'{"code": "ConsentRequired", "message": "Missing.", "required_scopes": ["s[*t]", "u"]}'
+    answer.request = requests.Request("GET", "https://transfer.api.globus.org/").prepare()
+    found = error_of(TransferAPIError(answer), None)
+    assert isinstance(found, ConsentRequired)
+    assert str(found).endswith("run: globus session consent 's[*t]' 'u'")
 
 
 def test_a_collection_is_read_from_its_scope() -> None:

@@ -19,6 +19,8 @@ KINDS = {
     "duplicate_task": "deliver a task twice; `match` is `task FUNCTION_ID`",
     "lose_result": "throw a result away; `match` is `result TASK_ID`",
     "path": "a path of a collection faults with `code` for `seconds` from its first use; `match` is `NAME/path`",
+    "no_time": "tell no time of change of what a directory holds, for `seconds`; `match` is `NAME/path`",
+    "fatal_path": "end the task with `code` at a path of a collection; `match` is `NAME/path`",
     "slow_path": "wait `seconds` before a file is copied; `match` is `NAME/path`",
 }
 

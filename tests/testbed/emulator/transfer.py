@@ -116,9 +116,10 @@ class Transfer:
         return _page(mine[::-1], request, "task_list")
 
     def report(self) -> Json:
-        """All tasks, oldest first, for tests to count."""
+        """All tasks, oldest first, for tests to count; with the number of items that each was submitted with."""
         with self._mutex:
-            return {"tasks": [job.document() for job in self._jobs.values()]}
+            jobs = list(self._jobs.values())
+        return {"tasks": [job.document() | {"items": len(job.body["DATA"])} for job in jobs]}
 
     def describe(self, _caller: KnownClient, request: Request, key: str) -> Json:
         """A collection's document."""
@@ -140,7 +141,10 @@ class Transfer:
             entries = [entry for entry in entries if not entry.name.startswith(".")]
         if len(entries) > _MOST_ENTRIES:
             raise Refusal(502, "ExternalError.DirListingFailed.SizeLimit", "The directory has too many entries.")
-        page = _page([_entry(entry) for entry in entries], request, "file_list", limit=_MOST_ENTRIES)
+        rows = [_entry(entry) for entry in entries]
+        if self._faults.standing("no_time", collection.name + path):
+            rows = [row | {"last_modified": None} for row in rows]
+        page = _page(rows, request, "file_list", limit=_MOST_ENTRIES)
         return {**page, "endpoint": collection.id, "path": path, "absolute_path": path}
 
     def stat(self, _caller: KnownClient, request: Request, key: str) -> Json:

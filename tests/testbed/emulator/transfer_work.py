@@ -168,6 +168,8 @@ class Worker:
         """Do something until it works; each failure is a fault of the task."""
         while True:
             self._check()
+            if fatal := self._faults.take("fatal_path", name):
+                raise Ended(fatal.code, f"{_DETAILS.get(fatal.code, fatal.code)}: {name}")
             ordered = self._faults.standing("path", name)
             try:
                 if ordered:
