@@ -9,6 +9,7 @@ import ast
 import asyncio
 import importlib
 import json
+import os
 import uuid
 from datetime import timedelta
 from pathlib import Path
@@ -19,9 +20,11 @@ import yaml
 from prefect import Flow, flow
 from prefect.client.orchestration import get_client
 from prefect.context import get_run_context
+from prefect.exceptions import ParameterTypeError
 from prefect.states import Cancelling
 
 from flows.prune import prune_data
+from flows.store import Phantom
 from flows.tomography import tomography
 from prefect_psik import (
     FlowRunCancelling,
@@ -51,7 +54,7 @@ from prefect_psik import (
 )
 from tests.conftest import job_processes
 from tests.integration.local import backend_at, bash, job_directories, runs, wait_until
-from tests.integration.test_flows import home
+from tests.integration.test_flows import GOOD_NRMSE, SMALL, home, needs_tomography
 from tests.integration.test_slurm_jobs import backend, client, script, with_attributes
 from tests.integration.transfer_places import Place, emulated
 from tests.testbed.facility import Facility
@@ -64,7 +67,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 ROOT = Path(__file__).parents[2]
 #: Of parameters without a default.
 EXAMPLES = {"scan": "s", "job": "job.yaml", "facilities": ["local"], "name": "n", "table": []}
-EXAMPLES |= {"source": "away", "path": "raw", "check": "home"}
+EXAMPLES |= {"source": "away", "path": "raw", "check": "home", "detector": "detector", "store": "store"}
 
 
 @pytest.fixture
@@ -244,6 +247,21 @@ def test_s17_a_path_is_not_pasted_into_a_command(prefix: Path) -> None:
     odd = "a b;touch pwned $(touch pwned) `touch pwned` 'q' \"é\" *"
     done = run_job(backend_at(prefix), bash('printf %s "$RAW"; ls', environment={"RAW": odd}))
     assert done.stdout == odd
+
+
+async def test_s17_a_scan_may_be_called_anything_that_a_file_may(home: Path) -> None:
+    """There, an odd name breaks the job or acts in its shell. Here it goes the whole way, or is refused."""
+    needs_tomography()
+    scan = "a 'b' $(touch x) [1] *"
+    facts = await tomography(scan, phantom=Phantom(**SMALL), local=home / "out")
+    assert 0 < facts["nrmse"] < GOOD_NRMSE
+    rec = home / "out/data/store/rec"
+    assert {path.name for path in rec.iterdir()} == {scan, f"{scan}.zarr"}
+    assert len(list((rec / scan).iterdir())) == SMALL["slices"]
+    assert "x" not in {name for _, _, names in os.walk(home) for name in names}
+    for no_name in ("../etc", "a/b", "..", ""):
+        with pytest.raises(ParameterTypeError, match="is no name of a scan"):
+            await tomography(no_name, phantom=Phantom(**SMALL), local=home / "out")
 
 
 def test_s18_parameters_are_plain_json() -> None:
