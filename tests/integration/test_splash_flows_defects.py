@@ -14,22 +14,19 @@ import uuid
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import yaml
-from prefect import Flow, flow
+from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.context import get_run_context
 from prefect.exceptions import ParameterTypeError
-from prefect.states import Cancelling
 
 from flows.prune import prune_data
 from flows.store import Phantom
 from flows.tomography import tomography
 from prefect_psik import (
-    FlowRunCancelling,
     JobCanceled,
-    JobHandle,
     JobState,
     PruneIncomplete,
     PsikBackend,
@@ -49,11 +46,10 @@ from prefect_psik import (
     prune,
     run_job,
     run_transfer,
-    submit_job,
-    wait_for_job,
 )
-from tests.conftest import job_processes
-from tests.integration.local import backend_at, bash, job_directories, runs, wait_until
+from tests.integration.local import backend_at, bash, job_directories, wait_until
+from tests.integration.prefect_services import Child, Services, kill_all
+from tests.integration.slurm_view import live, wait_running
 from tests.integration.test_flows import GOOD_NRMSE, SMALL, home, needs_tomography
 from tests.integration.test_slurm_jobs import backend, client, script, with_attributes
 from tests.integration.transfer_places import Place, emulated
@@ -85,7 +81,10 @@ def test_s1_a_failed_reconstruction_is_no_success(prefix: Path) -> None:
 
 
 async def test_s2_a_job_that_slurm_ended_is_no_success(facility: Facility, backend: PsikBackend) -> None:
-    """There, any final state counts as success. Here failed, timed out and canceled are errors of their own."""
+    """There, any final state counts as success. Here failed, timed out and canceled are errors of their own.
+
+    So is out of memory, on the Slurm of `make outcomes`, which can limit it.
+    """
     short = ResourceSpec(duration=1, exclusive_node_use=False)
     specs = [script("exit 3", "s2"), script("sleep 600", "s2", resources=short), script("sleep 601", "s2")]
     handles = [await asubmit_job(backend, spec) for spec in specs]
@@ -166,36 +165,36 @@ async def test_s10_the_queue_does_not_count_and_a_cancel_is_real(facility: Facil
     assert facility.squeue("-h", "-j", str(handle.native_id), "-t", "PD,R", "-o", "%T").strip() == ""
 
 
-def test_s11_a_job_is_found_again(prefix: Path) -> None:
-    """There, a restart loses the job and submits another. Here the retry gets the same one."""
-    attempts: list[JobHandle] = []
-
-    @flow(retries=1)
-    def reconstruct() -> str:
-        attempts.append(submit_job(backend_at(prefix), bash("sleep 2; echo done")))
-        if len(attempts) == 1:
-            raise RuntimeError("the worker died")
-        return wait_for_job(attempts[-1]).stdout
-
-    assert reconstruct() == "done\n"
-    assert attempts[0].native_id == attempts[1].native_id
-    assert runs(prefix) == [[1]]
+@pytest.mark.usefixtures("alone")
+def test_s11_after_kill_9_the_job_is_found_again(facility: Facility, services: Services, block: str) -> None:
+    """There, a restart loses the job and submits another. Here the retry finds the one that runs."""
+    served, run, running = begin(services, facility, block, "s11")
+    kill_all(served.descendants())  # the process of the flow
+    wait_until(lambda: services.state(run).is_crashed(), 180)
+    services.retry(run)
+    wait_until(lambda: any("found again" in line for line in services.logs(run)), 180)
+    assert live(facility, "s11") == running
 
 
-async def test_s12_a_cancel_in_prefect_ends_the_job(prefix: Path) -> None:
-    """There, the job goes on and burns the allocation. Here it is gone."""
+@pytest.mark.usefixtures("alone")
+def test_s12_a_cancel_in_prefect_ends_the_job(facility: Facility, services: Services, block: str) -> None:
+    """There, the job goes on and burns the allocation. Here it is canceled, and then the flow run is."""
+    _, run, running = begin(services, facility, block, "s12")
+    services.cancel(run)
+    wait_until(lambda: services.state(run).is_final(), 120)
+    assert services.state(run).is_cancelled()
+    assert live(facility, "s12") == {}
+    (native_id,) = running
+    ended = facility.sacct("-n", "-P", "-X", "-j", native_id, "-o", "State")
+    assert ended.startswith("CANCELLED")
 
-    @flow
-    async def reconstruct() -> None:
-        flow_run = get_run_context().flow_run  # type: ignore[union-attr]
-        handle = await asubmit_job(backend_at(prefix), bash("sleep 600"))
-        async with get_client() as api:
-            await api.set_flow_run_state(flow_run.id, Cancelling(), force=True)  # type: ignore[union-attr]
-        await await_for_job(handle)
 
-    with pytest.raises((FlowRunCancelling, JobCanceled, asyncio.CancelledError)):
-        await reconstruct()
-    wait_until(lambda: job_processes(prefix) == [])
+def begin(services: Services, facility: Facility, block: str, tag: str) -> tuple[Child, UUID, dict[str, str]]:
+    """Start a flow run that waits for a job; returns who serves it, the flow run, and the job in the queue."""
+    served = services.python("tests/integration/places.py", "serve")
+    wait_until(lambda: services.deployed("direct/served"), 180)
+    run = services.run_deployment("direct/served", backend=block, tag=f"{tag}-{uuid.uuid4().hex[:8]}")
+    return served, run, wait_running(facility, tag)
 
 
 async def test_s13_one_process_waits_for_many_jobs(prefix: Path) -> None:
