@@ -57,8 +57,8 @@ def test_the_guide_leads_to_a_reconstruction(facility: Facility, services: Servi
     run(check)
     resources = f"""--param 'resources={{"python": "{facility.science_python}"}}'"""
     run(f"{phantom} {resources}")
-    assert len(list((Path(home.root) / "store/rec/phantom").glob("slice_*.tiff"))) == 64
-    assert (Path(home.root) / "store/rec/phantom.zarr/zarr.json").is_file()
+    assert len(list((Path(home.root) / "store/rec/mysite/phantom").glob("slice_*.tiff"))) == 64
+    assert (Path(home.root) / "store/rec/mysite/phantom.zarr/zarr.json").is_file()
     services.end_children()
 
 
