@@ -14,6 +14,7 @@ from uuid import UUID
 
 import pytest
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.objects import StateType
 
 from tests.integration.local import wait_until
 from tests.integration.prefect_services import Services, block, services
@@ -95,10 +96,10 @@ def assert_the_report_is_good(services: Services, run: UUID) -> None:
     assert 0 < float(nrmse) < GOOD_NRMSE
 
 
-def scheduled_prunes(services: Services, scan: str) -> set[tuple[Any, ...]]:
-    """Source, path and check of the prunes of a scan that Prefect will run."""
+def prunes(services: Services, scan: str, wanted: StateType) -> set[tuple[Any, ...]]:
+    """Source, path and check of the prunes of a scan that are in this state."""
     with services.client() as api:
-        runs = [run for run in api.read_flow_runs() if run.state is not None and run.state.is_scheduled()]
+        runs = [run for run in api.read_flow_runs() if run.state is not None and run.state.type is wanted]
     found = {
         (run.parameters.get("source"), run.parameters.get("path"), run.parameters.get("check")) for run in runs
     }
@@ -116,7 +117,7 @@ def test_from_a_deployment(
     for name, jobs in before.items():
         assert len(accounted(facility, name)) == len(jobs) + 1
     assert_the_report_is_good(worker, run)
-    assert scheduled_prunes(worker, "deployed") == {
+    assert prunes(worker, "deployed", StateType.SCHEDULED) == {
         ("detector", "raw/deployed.h5", "store"),
         ("facility-scratch", "raw/deployed.h5", "store"),
         ("facility-scratch", "rec/facility/deployed", "store"),
@@ -147,9 +148,9 @@ def test_from_a_schedule(worker: Services, places: dict[str, Place], parameters:
     ended_well(worker, run)
     assert_the_scan_is_home(places, "scheduled")
     assert_the_report_is_good(worker, run)
-    wait_until(lambda: "raw/scheduled.h5" not in places["detector"].files(), 180)
-    assert ("detector", "raw/scheduled.h5", "store") not in scheduled_prunes(worker, "scheduled")
-    ended_well(worker, worker.newest("prune"))
+    due = ("detector", "raw/scheduled.h5", "store")
+    wait_until(lambda: prunes(worker, "scheduled", StateType.COMPLETED) == {due}, 180)
+    assert "raw/scheduled.h5" not in places["detector"].files()
 
 
 def test_export_controlled_data_goes_nowhere_else(
@@ -160,4 +161,4 @@ def test_export_controlled_data_goes_nowhere_else(
     ended_well(worker, run)
     assert (places["store"].root / "raw/secret.h5").is_file()
     assert not (places["facility-scratch"].root / "raw/secret.h5").exists()
-    assert scheduled_prunes(worker, "secret") == {("detector", "raw/secret.h5", "store")}
+    assert prunes(worker, "secret", StateType.SCHEDULED) == {("detector", "raw/secret.h5", "store")}
