@@ -50,16 +50,21 @@ def test_the_guide_leads_to_a_reconstruction(facility: Facility, services: Servi
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    copy, deploy, start_worker, check, phantom, _ = commands()
+    copy, deploy, start_worker, check, phantom, dispatch = commands()
     run(copy)
     assert "streaming/streaming" in run(deploy), "the last deployment of prefect.yaml"
     assert start_worker == "prefect worker start --pool beamline"
     services.worker()
     run(check)
-    resources = f"""--param 'resources={{"python": "{facility.science_python}"}}'"""
-    run(f"{phantom} {resources}")
-    assert len(list((Path(home.root) / "store/rec/mysite/phantom").glob("slice_*.tiff"))) == 64
-    assert (Path(home.root) / "store/rec/mysite/phantom.zarr/zarr.json").is_file()
+    resources = f'{{"python": "{facility.science_python}"}}'
+    run(f"{phantom} --param 'resources={resources}'")
+    raw, rec = Path(home.root) / "detector/raw", Path(home.root) / "store/rec/mysite"
+    assert len(list((rec / "phantom").glob("slice_*.tiff"))) == 64
+    assert (rec / "phantom.zarr/zarr.json").is_file()
+    shutil.copy(raw / "phantom.h5", raw / "another.h5")  # a scan arrives
+    dispatch = dispatch.replace("SCAN", "another")
+    run(f"""{dispatch} --watch --param 'parameters={{"resources": {resources}}}'""")
+    assert len(list((rec / "another").glob("slice_*.tiff"))) == 64
     services.end_children()
 
 
