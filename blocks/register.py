@@ -2,11 +2,11 @@
 
     python blocks/register.py blocks/local.yaml blocks/perlmutter.yaml [--overwrite]
 
-A file holds one facility: `name`, `backend` (fields of PsikBackend) and optionally `collections` (fields of
-GlobusCollection by the block's name) and `variables` (Prefect Variables, which are only set if they are not
-there: operators edit them in Prefect's UI). `${NAME}` is replaced by the variable of this machine; `$NAME` is
-left to the facility. A login is not written here: save a Globus Credentials block in Prefect's UI, and name it
-as `credentials`. Nothing is saved unless all files are good.
+A file holds one facility or beamline: `name`, and `backend` (fields of PsikBackend), `collections` (fields of
+GlobusCollection by the block's name) or both; optionally `variables` (Prefect Variables, which are only set if
+they are not there: operators edit them in Prefect's UI). `${NAME}` is replaced by the variable of this machine;
+`$NAME` is left to the facility. A login is not written here: save a Globus Credentials block in Prefect's UI, and
+name it as `credentials`. Nothing is saved unless all files are good.
 """
 
 from __future__ import annotations
@@ -56,9 +56,13 @@ def read_file(path: Path) -> tuple[list[tuple[str, Block]], dict[str, Any]]:
         raise BadFile(f"{path} is not YAML: {err}.") from None
     document = _expanded(_mapping(document, f"{path}"), path)
     _known(document, ["name", "backend", "collections", "variables"], f"{path}")
-    if missing := [field for field in ("name", "backend") if field not in document]:
-        raise BadFile(f"{path} has no '{missing[0]}:'. Write it, as in blocks/local.yaml.")
-    found: list[tuple[str, Block]] = [_block(PsikBackend, document["name"], document["backend"], path)]
+    if "name" not in document:
+        raise BadFile(f"{path} has no 'name:'. Write it, as in blocks/local.yaml.")
+    if not document.keys() & {"backend", "collections"}:
+        raise BadFile(f"{path} has neither 'backend:' nor 'collections:'. Write one, as in blocks/local.yaml.")
+    found: list[tuple[str, Block]] = []
+    if "backend" in document:
+        found.append(_block(PsikBackend, document["name"], document["backend"], path))
     collections = _mapping(document.get("collections") or {}, f"'collections' of {path}")
     found += [_block(GlobusCollection, name, fields, path) for name, fields in collections.items()]
     return found, _mapping(document.get("variables") or {}, f"'variables' of {path}")

@@ -4,8 +4,9 @@ The Prefect Variable `facilities` says where, and can be edited in Prefect's UI 
 
     {"perlmutter": "required", "frontier": "optional", "polaris": "off"}
 
-Each facility gets a run of its own of the tomography deployment. This flow waits for all of them, shows a verdict
-for each, and fails if a required one did not complete.
+This flow stores the raw data, once. Then each facility gets a run of its own of the tomography deployment, with
+results of its own. This flow waits for all of them, shows a verdict for each, and fails if a required one did not
+complete.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import asyncio
 from datetime import timedelta
 from typing import Any, Literal
 
+import httpx
 from prefect import Flow, flow
 from prefect.artifacts import acreate_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import arun_deployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 from prefect.variables import Variable
 from pydantic import TypeAdapter, ValidationError
+
+from flows.store import Keep, ScanName, store_scan
+from prefect_psik import cancel_psik_jobs
 
 Choice = Literal["required", "optional", "off"]
 
@@ -42,19 +47,31 @@ def cancel_children(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> No
                 api.set_flow_run_state(child.id, Cancelling())
 
 
-@flow(name="dispatcher", flow_run_name="dispatch {scan}", on_cancellation=[cancel_children])
+@flow(name="dispatcher", flow_run_name="dispatch {scan}", on_cancellation=[cancel_psik_jobs, cancel_children])
 async def dispatcher(
-    scan: str,
+    scan: ScanName,
+    detector: str,
+    store: str,
+    export_controlled: bool = False,
+    keep: Keep = Keep(),  # noqa: B008 - a default of the form
+    hook: str | None = None,
+    hook_required: bool = False,
     deployment: str = "tomography/tomography",
     parameters: dict[str, Any] | None = None,
     variable: str = "facilities",
     limit: timedelta = timedelta(days=2),
 ) -> dict[str, str]:
-    """Process a scan wherever operators want it.
+    """Store a scan, and process it wherever operators want it.
 
     Args:
         scan: Name of the scan.
-        deployment: What runs for each facility; it takes `scan`, `facility` and `key`.
+        detector: Name of the `globus-collection` block where scans arrive.
+        store: The data store, likewise.
+        export_controlled: Store the scan, and send it nowhere else.
+        keep: How long data stays at the detector and at the facilities.
+        hook: What tells a catalogue, as `file.py:function` or `module:function`. Empty: none.
+        hook_required: Fail if the hook fails; otherwise that is only shown.
+        deployment: What runs for each facility, such as the tomography.
         parameters: Further parameters of it.
         variable: Name of the Prefect Variable that says which facilities.
         limit: Longest time to wait for them; they go on after it.
@@ -63,8 +80,20 @@ async def dispatcher(
         The verdict for each facility.
     """
     choices = await read_choices(variable)
+    stored = await store_scan(scan, detector, store, keep=keep, hook=hook, hook_required=hook_required)
+    if export_controlled:
+        get_run_logger().info("The scan %s is export-controlled: it is stored, and goes nowhere else", scan)
+        return {}
+    given = {
+        **(parameters or {}),
+        "scan": scan,
+        "store": store,
+        "hook": hook,
+        "hook_required": hook_required,
+        "stored": stored.model_dump(),
+        "keep": keep.model_dump(mode="json"),
+    }
     wanted = [facility for facility, choice in choices.items() if choice != "off"]
-    given = {**(parameters or {}), "scan": scan}
     runs = await asyncio.gather(*(run_at(facility, deployment, given, limit) for facility in wanted))
 
     verdicts = {facility: verdict(run) for facility, run in zip(wanted, runs, strict=True)}
@@ -102,8 +131,11 @@ async def read_choices(name: str) -> dict[str, Choice]:
 async def run_at(
     facility: str, deployment: str, parameters: dict[str, Any], limit: timedelta
 ) -> FlowRun | Exception:
-    """Run the deployment for one facility. A failed one stops no other, and runs again if this run is retried."""
-    run: FlowRun | Exception = LookupError("nothing was started")
+    """Run the deployment for one facility, whatever becomes of the others.
+
+    If this run is retried, one that ended badly runs again, and one that goes on is waited for.
+    """
+    run: FlowRun | Exception = LookupError("nothing was tried")
     for attempt in range(1, (flow_run.run_count or 1) + 1):
         # The child of an earlier attempt is found again by this key, and so are the jobs of that child.
         key = f"{flow_run.id} {facility} {attempt}"
@@ -116,11 +148,16 @@ async def run_at(
                 tags=[facility],
                 timeout=limit.total_seconds(),
             )
-        except ObjectNotFound as err:
+        except (PrefectException, httpx.HTTPError, OSError, ValueError) as err:
             return err
-        if completed(run):
+        if completed(run) or not ended(run):
             break
     return run
+
+
+def ended(run: FlowRun | Exception) -> bool:
+    """Whether the child is final."""
+    return isinstance(run, FlowRun) and run.state is not None and run.state.is_final()
 
 
 def completed(run: FlowRun | Exception) -> bool:
@@ -131,7 +168,7 @@ def completed(run: FlowRun | Exception) -> bool:
 def verdict(run: FlowRun | Exception) -> str:
     """What became of a child, as a sentence."""
     if isinstance(run, Exception) or run.state is None:
-        return f"It was not started: {run}."
+        return f"It was not started, or its end is not known; a retry finds it again: {run}"
     if run.state.is_final():
         return f"{run.state.name}: {run.state.message or 'all is there'}"
     return f"It is still {run.state.name} at the end of the limit. Does its work pool have a worker?"

@@ -13,7 +13,7 @@ and its result is not used. So the script must not write to a place that the fac
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -122,15 +122,15 @@ async def in_order(
 async def race(
     places: Sequence[PsikBackend], spec: JobSpec, key: str, limits: WaitLimits, found: dict[str, str]
 ) -> JobResult:
-    """Submit everywhere, keep the job that starts first."""
+    """Submit everywhere, keep the job that starts first. An error leaves no job behind; a crash leaves all."""
+    handles: list[JobHandle] = []
 
-    async def enter(place: PsikBackend) -> JobHandle | None:
+    async def enter(place: PsikBackend) -> None:
         try:
             await arun_preflight(place, spec)
-            return await asubmit_job(place, spec, key=key_at(place, key))
+            handles.append(await asubmit_job(place, spec, key=key_at(place, key)))
         except TROUBLE as err:
             found[str(place.document_name)] = str(err)
-            return None
 
     async def until_start(handle: JobHandle) -> JobHandle | None:
         try:
@@ -141,23 +141,41 @@ async def race(
         # A job that is canceled while it waits has lost the race; any other end is the end of the race.
         return None if status.state is JobState.canceled else handle
 
-    handles = [handle for handle in await asyncio.gather(*map(enter, places)) if handle]
-    starts = [asyncio.create_task(until_start(handle)) for handle in handles]
-    for start in asyncio.as_completed(starts):
-        if winner := await start:
-            break
-    else:
-        raise nowhere(found)
-
     async def lose(handle: JobHandle) -> None:
         found[str(handle.backend)] = await withdraw(handle)
 
-    await asyncio.gather(*(lose(handle) for handle in handles if handle != winner))
-    await asyncio.gather(*starts)
+    starts: list[asyncio.Task[JobHandle | None]] = []
+    try:
+        await together(*map(enter, places))
+        starts += [asyncio.create_task(until_start(handle)) for handle in handles]
+        winner = await first_of(starts)
+    except Exception:
+        await together(*map(lose, handles))
+        await asyncio.gather(*starts, return_exceptions=True)  # they end with their jobs
+        raise
+    if winner is None:
+        raise nowhere(found)
+    await together(*(lose(handle) for handle in handles if handle != winner))
+    await asyncio.gather(*starts, return_exceptions=True)
     found[str(winner.backend)] = f"{winner} started first"
     result = await await_for_job(winner, limits=limits)
     found[str(winner.backend)] += " and completed: this result is used"
     return result
+
+
+async def together(*work: Awaitable[None]) -> None:
+    """Do several things at the same time, each to its end; then raise what failed first."""
+    for done in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(done, BaseException):
+            raise done
+
+
+async def first_of(starts: Iterable[asyncio.Task[JobHandle | None]]) -> JobHandle | None:
+    """The job that is seen to start first; None if none will."""
+    for start in asyncio.as_completed(starts):
+        if winner := await start:
+            return winner
+    return None
 
 
 async def withdraw(handle: JobHandle) -> str:

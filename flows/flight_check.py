@@ -13,11 +13,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+import httpx
 from prefect import flow
 from prefect.artifacts import acreate_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
@@ -40,6 +41,9 @@ TINY = JobSpec(
     script='#!/bin/bash\necho "$(uname -n) works"\n',
     resources=ResourceSpec(duration=1, exclusive_node_use=False),
 )
+
+#: What makes a check fail, and ends no other. A ValueError: the block cannot be loaded.
+TROUBLE = (PrefectPsikError, PrefectException, httpx.HTTPError, OSError, ValueError)
 
 Row = dict[str, str]
 
@@ -95,31 +99,45 @@ async def check_backend(name: str, patience: timedelta) -> Row:
         await arun_preflight(block)
         limits = WaitLimits(queue=patience, trouble=patience, on_limit="cancel")
         done = await arun_job(block, TINY, key=f"{flow_run.id} {name}", limits=limits)
-    except (PrefectPsikError, ValueError) as err:  # ValueError: the block cannot be loaded
-        return verdict_on("backend", name, "failed", str(err))
+    except TROUBLE as err:
+        return verdict_on("backend", name, "failed", str(err) or repr(err))
     queued = f"{done.queue_seconds or 0:.0f} s in the queue"
     return verdict_on("backend", name, "works", f"{done.stdout.strip()}, after {queued}")
 
 
 async def check_collection(name: str, home: str, patience: timedelta) -> Row:
     """Send a tiny file there and back, and compare."""
-    sent = f"flight-check/{flow_run.id}/{name}"
     try:
         here: GlobusCollection = await GlobusCollection.aload(home)
         there: GlobusCollection = await GlobusCollection.aload(name)
         if (here.collection_id is None) != (there.collection_id is None):
             return verdict_on("collection", name, "skipped", f"No data can go between it and {home} directly.")
-        content = write_tiny(Path(here.posix(sent)))
-        await arun_transfer(here, there, [(sent, sent)], deadline=patience)
-        await arun_transfer(there, here, [(sent, f"{sent}.back")], deadline=patience)
-        same = read_tiny(Path(here.posix(f"{sent}.back"))) == content
-        await adelete_files(there, [f"flight-check/{flow_run.id}"], recursive=True, deadline=patience)
-        await adelete_files(here, [sent, f"{sent}.back"], deadline=patience)
-    except (PrefectPsikError, ValueError, OSError) as err:
-        return verdict_on("collection", name, "failed", str(err))
+        same = await there_and_back(here, there, f"flight-check-{flow_run.id}-{name}", patience)
+    except TROUBLE as err:
+        return verdict_on("collection", name, "failed", str(err) or repr(err))
     if not same:
         return verdict_on("collection", name, "failed", "The tiny file came back with other bytes.")
     return verdict_on("collection", name, "works", f"A file went from {home} there and back.")
+
+
+async def there_and_back(here: GlobusCollection, there: GlobusCollection, tiny: str, patience: timedelta) -> bool:
+    """Whether a tiny file comes back as it was. Its three copies are removed in any case, and nothing else is."""
+    away, back = f"{tiny}.away", f"{tiny}.back"
+    try:
+        content = write_tiny(Path(here.posix(tiny)))
+        await arun_transfer(here, there, [(tiny, away)], deadline=patience)
+        await arun_transfer(there, here, [(away, back)], deadline=patience)
+        same = read_tiny(Path(here.posix(back))) == content
+    finally:
+        removed = await asyncio.gather(
+            adelete_files(here, [tiny, back], deadline=patience),
+            adelete_files(there, away, deadline=patience),
+            return_exceptions=True,
+        )
+    for trouble in removed:
+        if isinstance(trouble, BaseException):
+            raise trouble
+    return same
 
 
 def write_tiny(path: Path) -> bytes:

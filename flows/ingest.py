@@ -29,6 +29,7 @@ class Stored:
         files: Their sizes in bytes, by the path below the directory.
         made_of: What the hook returned for the raw data, when these are the results.
         facts: Further facts, such as the error of a reconstruction.
+        facility: Where the results were made.
     """
 
     scan: str
@@ -37,6 +38,7 @@ class Stored:
     files: dict[str, int]
     made_of: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    facility: str | None = None
 
 
 @task(name="ingest", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
@@ -51,7 +53,7 @@ def scicat(stored: Stored) -> str:
     from pyscicat.model import CreateDatasetOrigDatablockDto, DataFile, DerivedDataset, RawDataset
 
     client = from_token(os.environ["SCICAT_URL"], os.environ["SCICAT_TOKEN"])
-    name = f"{stored.scan} {stored.stage}"
+    name = f"{stored.scan} {stored.stage}" + (f" of {stored.facility}" if stored.facility else "")
     size = sum(stored.files.values())
     common: dict[str, Any] = {
         "datasetName": name,

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from prefect_psik import (
     FlowRunCancelling,
+    JobResult,
     JobSpec,
     PrefectPsikError,
     PsikBackend,
@@ -78,10 +79,10 @@ async def sweep(
             for number in range(1, tries + 1):
                 try:
                     done = await arun_job(where, job, key=key_of(name, job, number), limits=limits)
-                    return {**row, "state": "completed", **json.loads(done.outputs["result.json"])}
+                    return {**row, **result_of(done), "state": "completed"}
                 except FlowRunCancelling:
                     raise
-                except PrefectPsikError as err:
+                except (PrefectPsikError, ValueError) as err:
                     why = str(err)
         return {**row, "state": "failed", "why": why.splitlines()[0]}
 
@@ -100,6 +101,17 @@ async def sweep(
         )
     get_run_logger().info("All %d rows of the sweep %s are completed", len(rows), name)
     return results
+
+
+def result_of(done: JobResult) -> Row:
+    """What the script wrote into `result.json`."""
+    try:
+        found = json.loads(done.outputs.get("result.json", b""))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{done.handle} completed, but its result.json is no JSON mapping. Mend the script.")
+    return found
 
 
 def read_table(path: Path) -> list[Row]:

@@ -12,31 +12,28 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import glob
 import json
-import subprocess
 import sys
 from collections.abc import Awaitable
-from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import acreate_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.table import Table
 
-from flows.ingest import Stored, ingest
+from flows.ingest import Stored
+from flows.store import Keep, Phantom, RawData, ScanName, place, proven, store_scan, tell
 from prefect_psik import (
-    GlobusCollection,
     JobResult,
     JobSpec,
     PsikBackend,
     ResourceSpec,
-    alist_files,
     arun_job,
     arun_transfer,
     aschedule_prune,
@@ -44,14 +41,6 @@ from prefect_psik import (
 )
 
 SCRIPTS = Path(__file__).parent / "scripts"
-
-
-class Phantom(BaseModel):
-    """A computed scan in place of a measured one, so that the error of the whole way comes out as a number."""
-
-    size: int = Field(default=128, ge=16, description="Columns of the detector, in pixels.")
-    slices: int = Field(default=64, ge=1, description="Rows of the detector, in pixels.")
-    angles: int = Field(default=180, ge=1, description="Projections over 180 degrees.")
 
 
 class Resources(BaseModel):
@@ -62,13 +51,6 @@ class Resources(BaseModel):
     python: str = Field(default="", description="Python with the `tomography` extra there. Empty: this one.")
 
 
-class Keep(BaseModel):
-    """How long data stays where it is not needed for ever. The data store is never pruned."""
-
-    detector: timedelta = Field(default=timedelta(days=1), description="At the detector.")
-    facility: timedelta = Field(default=timedelta(days=7), description="At the facility.")
-
-
 def run_name() -> str:
     """What the flow run is called."""
     return f"tomography {flow_run.parameters['scan']} @ {flow_run.parameters.get('facility') or 'this machine'}"
@@ -76,11 +58,12 @@ def run_name() -> str:
 
 @flow(name="tomography", flow_run_name=run_name, on_cancellation=[cancel_psik_jobs])
 async def tomography(
-    scan: str,
+    scan: ScanName,
     facility: str | None = None,
     detector: str | None = None,
     store: str | None = None,
     scratch: str | None = None,
+    stored: RawData | None = None,
     export_controlled: bool = False,
     phantom: Phantom | None = None,
     resources: Resources = Resources(),  # noqa: B008 - a default of the form
@@ -93,11 +76,13 @@ async def tomography(
     """Bring a scan from the detector to its reconstruction.
 
     Args:
-        scan: Name of the scan: its raw data is `raw/SCAN.h5`, its results are `rec/SCAN` and `rec/SCAN.zarr`.
+        scan: Name of the scan: its raw data is `raw/SCAN.h5`, its results are `rec/FACILITY/SCAN` and
+            `rec/FACILITY/SCAN.zarr`, or `rec/SCAN` where no facility is named.
         facility: Name of a `psik-backend` block. Empty: this machine, without Globus or Slurm.
         detector: Name of the `globus-collection` block where scans arrive. Empty: a directory of this machine.
         store: The data store, likewise.
         scratch: The facility's collection, likewise. Empty: `FACILITY-scratch`, if a facility is named.
+        stored: The raw data if it is stored already, by the dispatcher once for all facilities. Empty: store it.
         export_controlled: Store the scan, and send it nowhere else.
         phantom: Compute the scan of a phantom at the detector first, and compare the result with the phantom.
         resources: What the jobs ask for.
@@ -112,20 +97,25 @@ async def tomography(
         square.
     """
     where = await PsikBackend.aload(facility) if facility else PsikBackend()
-    arrives = await place(detector, local / "data/detector")
     home = await place(store, local / "data/store")
     scratch = scratch or (facility and f"{facility}-scratch")
     away = await place(scratch, local / "data/facility")
-    raw, rec, image = f"raw/{scan}.h5", f"rec/{scan}", f"rec/{scan}.zarr"
+    # Each facility has results of its own: several may work on one scan.
+    rec = str(PurePosixPath("rec", facility or "", scan))
+    image = f"{rec}.zarr"
     key = key or str(flow_run.id)
 
-    if phantom:
-        take_scan(Path(arrives.posix(raw)), phantom)
-    await arun_transfer(arrives, home, [(raw, raw)])
-    raw_files = await proven(arrives, home, [raw])
-    raw_name = await tell(hook, hook_required, Stored(scan, "raw", home.posix(""), raw_files))
-    if detector and store:  # directories of this machine without a block are not pruned
-        await aschedule_prune(detector, raw, check=store, after=keep.detector)
+    stored = stored or await store_scan(
+        scan,
+        detector,
+        store,
+        phantom=phantom,
+        keep=keep,
+        hook=hook,
+        hook_required=hook_required,
+        local=local,
+    )
+    raw = stored.path
     if export_controlled:
         return {"stored": home.posix(raw)}
 
@@ -135,9 +125,10 @@ async def tomography(
 
     at = {"RAW": away.posix(raw), "REC": away.posix(rec), "ZARR": away.posix(image)}
     await arun_transfer(home, away, [(raw, raw)])
-    await run("reconstruct", {"RAW": at["RAW"], "OUT": at["REC"]}, expect=[f"{at['REC']}/slice_*.tiff"])
+    slices, header = glob.escape(at["REC"]) + "/slice_*.tiff", glob.escape(at["ZARR"]) + "/zarr.json"
+    await run("reconstruct", {"RAW": at["RAW"], "OUT": at["REC"]}, expect=[slices])
     await together(
-        run("multiscale", {"IN": at["REC"], "OUT": at["ZARR"]}, expect=[f"{at['ZARR']}/zarr.json"]),
+        run("multiscale", {"IN": at["REC"], "OUT": at["ZARR"]}, expect=[header]),
         arun_transfer(away, home, [(rec, rec)]),
     )
     await arun_transfer(away, home, [(image, image)])
@@ -152,7 +143,8 @@ async def tomography(
         facts |= json.loads(report.outputs.pop("report/report.json"))
         card = report_card(scan, facts, report.outputs, local)
         await acreate_markdown_artifact(card, key="tomography-report", description=f"nrmse {facts['nrmse']:.3f}")
-    await tell(hook, hook_required, Stored(scan, "results", home.posix(""), files, raw_name, facts))
+    told = Stored(scan, "results", home.posix(""), files, stored.catalogued, facts, facility)
+    await tell(hook, hook_required, told)
     return facts
 
 
@@ -172,59 +164,11 @@ def script_job(name: str, environment: dict[str, str], resources: Resources) -> 
     )
 
 
-async def place(name: str | None, directory: Path) -> GlobusCollection:
-    """A collection by its block's name, or a directory of this machine."""
-    return await GlobusCollection.aload(name) if name else here(directory)
-
-
-def here(directory: Path) -> GlobusCollection:
-    """A directory of this machine, made if it is missing."""
-    directory.mkdir(parents=True, exist_ok=True)
-    return GlobusCollection(base_path=str(directory.resolve()))
-
-
-@task(name="take scan", cache_policy=NO_CACHE)
-def take_scan(raw: Path, phantom: Phantom) -> None:
-    """Stand in for the beamline: compute a raw scan in the DXchange layout."""
-    raw.parent.mkdir(parents=True, exist_ok=True)
-    arguments = [text for name, value in phantom for text in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, SCRIPTS / "make_scan.py", "--out", raw, *arguments], check=True)  # noqa: S603
-
-
-async def proven(source: GlobusCollection, destination: GlobusCollection, paths: list[str]) -> dict[str, int]:
-    """The files below some paths, with their sizes, once both places are seen to have the same ones."""
-
-    async def listed(collection: GlobusCollection) -> dict[str, int]:
-        lists = await asyncio.gather(*(alist_files(collection, path, recursive=True) for path in paths))
-        return {entry.path: entry.size for entries in lists for entry in entries if entry.kind == "file"}
-
-    there, copy = await asyncio.gather(listed(source), listed(destination))
-    if wrong := sorted(path for path in there if copy.get(path) != there[path]):
-        raise RuntimeError(
-            f"{len(wrong)} of {len(there)} files are not the same at both places, although their transfer "
-            f"succeeded, such as {wrong[0]}. Did something write to them meanwhile? Retry."
-        )
-    return {path: copy[path] for path in there}
-
-
 async def together(*work: Awaitable[Any]) -> None:
     """Do several things at the same time, each to its end; then raise what failed first."""
     for done in await asyncio.gather(*work, return_exceptions=True):
         if isinstance(done, BaseException):
             raise done
-
-
-async def tell(hook: str | None, required: bool, stored: Stored) -> str | None:
-    """Tell a catalogue. A failure is a red task of the run; the run goes on unless the hook is required."""
-    if hook is None:
-        return None
-    try:
-        return await ingest(hook, stored)
-    except Exception as err:  # whatever a hook raises
-        if required:
-            raise
-        get_run_logger().error("The catalogue does not know the %s of %s: %s", stored.stage, stored.scan, err)
-        return None
 
 
 def report_card(scan: str, facts: dict[str, Any], pictures: dict[str, bytes], directory: Path) -> str:

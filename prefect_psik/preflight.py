@@ -27,7 +27,7 @@ FREE_INODES = 100, 10_000
 ANSWER_SECONDS = 90.0
 
 #: Commands that submit -> the scheduler they belong to.
-_SCHEDULERS = {"qsub": "PBS or Grid Engine", "bsub": "LSF", "condor_submit": "HTCondor", "flux": "Flux"}
+_SCHEDULERS = {"qsub": "PBS", "bsub": "LSF", "condor_submit": "HTCondor", "flux": "Flux"}
 
 
 async def preflight(channel: Channel, block: PsikBackend, spec: JobSpec | None = None) -> PreflightReport:
@@ -242,7 +242,7 @@ def _slurm(facts: Mapping[str, Any], duration: int, nodes: int) -> Iterator[Chec
 def _no_sbatch(commands: list[str]) -> Check:
     other = next((f"{name} ({scheduler})" for name, scheduler in _SCHEDULERS.items() if name in commands), None)
     if other:
-        text = f"There is no sbatch, but {other}: psik 3.1.1 does not speak that. Choose a facility with Slurm."
+        text = f"There is no sbatch but {other}, which psik 3.1.1 does not speak: choose a facility with Slurm."
     else:
         text = "sbatch is not on the PATH of the endpoint. Start the endpoint where Slurm's commands are."
     return _check("scheduler", Verdict.failed, text)

@@ -14,7 +14,17 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 import flows.failover
 from flows.failover import failover
-from prefect_psik import FacilityError, JobResult, PsikBackend, ScriptFailed, await_for_job
+from prefect_psik import (
+    FacilityError,
+    JobHandle,
+    JobResult,
+    JobStatus,
+    PsikBackend,
+    ScriptFailed,
+    asubmit_job,
+    await_for_job,
+    await_for_start,
+)
 from tests.integration.local import wait_until
 from tests.integration.test_slurm_jobs import backend, client, script, with_attributes
 from tests.testbed.facility import Facility
@@ -107,6 +117,40 @@ async def test_two_that_start_at_once_are_told_and_one_is_used(facility: Facilit
     assert "its result is not used" in said[loser] or "canceled before it started" in said[loser]
     ended = [state for state, _ in states(facility, f"tie-{HERE}")]
     assert sorted(state.split()[0] for state in ended) == ["CANCELLED", "COMPLETED"]
+
+
+async def test_an_error_leaves_no_job_of_a_race_behind(
+    facility: Facility, places: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One place is broken in a way that nobody thought of, while the other's job is in the queue."""
+
+    async def breaks(handle: JobHandle, **options: Any) -> JobStatus:
+        if handle.backend == "works":
+            raise RuntimeError("nobody thought of this")
+        status: JobStatus = await await_for_start(handle, **options)
+        return status
+
+    monkeypatch.setattr(flows.failover, "await_for_start", breaks)
+    with pytest.raises(RuntimeError, match="nobody thought of this"):
+        await failover(script("sleep 300", f"error-{HERE}"), ["crowded", "works"], mode="race")
+    assert [state.split()[0] for state, _ in states(facility, f"error-{HERE}")] == ["CANCELLED"] * 2
+    assert "canceled before it started" in verdicts()["crowded"]
+
+
+async def test_an_error_on_the_way_in_leaves_no_job_of_a_race_behind(
+    facility: Facility, places: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(place: PsikBackend, *arguments: Any, **options: Any) -> JobHandle:
+        if place.document_name == "works-too":
+            raise RuntimeError("nobody thought of this")
+        handle: JobHandle = await asubmit_job(place, *arguments, **options)
+        return handle
+
+    monkeypatch.setattr(flows.failover, "asubmit_job", breaks)
+    with pytest.raises(RuntimeError, match="nobody thought of this"):
+        await failover(script("sleep 300", f"entry-{HERE}"), ["works-too", "crowded"], mode="race")
+    ((state, _),) = states(facility, f"entry-{HERE}")
+    assert state.startswith("CANCELLED")
 
 
 async def test_a_retry_goes_on_with_the_job_that_is_there(

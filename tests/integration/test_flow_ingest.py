@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from flows.ingest import Stored, scicat
-from flows.tomography import Phantom, tomography
+from flows.store import Phantom
+from flows.tomography import tomography
 from tests.integration.test_flows import SMALL, home
 
 __all__ = ["home"]

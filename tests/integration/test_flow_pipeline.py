@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.objects import StateType
 
 from tests.integration.local import wait_until
-from tests.integration.prefect_services import POOL, Services, block, services
+from tests.integration.prefect_services import Services, block, services
 from tests.integration.slurm_view import accounted
 from tests.integration.test_flows import GOOD_NRMSE, SMALL
 from tests.integration.transfer_places import Place, emulated
@@ -68,26 +72,34 @@ def ended_well(services: Services, run: UUID) -> None:
 
 
 def assert_the_scan_is_home(places: dict[str, Place], scan: str) -> None:
-    """Slices, image and raw data are in the data store, with the bytes that the facility made."""
+    """Slices, image and raw data are in the data store, with the bytes that the facility has."""
     store, scratch = places["store"], places["facility-scratch"]
-    assert set(store.files(f"rec/{scan}")) == {f"slice_{number:04d}.tiff" for number in range(SMALL["slices"])}
-    assert store.files(f"rec/{scan}") == scratch.files(f"rec/{scan}")
-    assert store.files(f"rec/{scan}.zarr") == scratch.files(f"rec/{scan}.zarr") != {}
-    assert (store.root / f"raw/{scan}.h5").read_bytes() == (
-        places["detector"].root / f"raw/{scan}.h5"
-    ).read_bytes()
+    rec = f"rec/facility/{scan}"
+    assert set(store.files(rec)) == {f"slice_{number:04d}.tiff" for number in range(SMALL["slices"])}
+    assert store.files(rec) == scratch.files(rec)
+    assert store.files(f"{rec}.zarr") == scratch.files(f"{rec}.zarr") != {}
+    raw = f"raw/{scan}.h5"
+    assert (store.root / raw).read_bytes() == (scratch.root / raw).read_bytes()
 
 
-def report(services: Services) -> str:
-    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["tomography-report"]))
+def assert_the_report_is_good(services: Services, run: UUID) -> None:
+    """The artifact of this run has the pictures, and the error against the phantom."""
+    key, own = ArtifactFilterKey(any_=["tomography-report"]), ArtifactFilterFlowRunId(any_=[run])
     with services.client() as api:
-        return str(max(api.read_artifacts(artifact_filter=wanted), key=lambda one: str(one.created)).data)
+        [found] = api.read_artifacts(artifact_filter=ArtifactFilter(key=key, flow_run_id=own))
+    text = str(found.data)
+    pictures = re.findall(r"!\[slice_\w\.png\]\(data:image/png;base64,([^)]+)\)", text)
+    assert len(pictures) == 3
+    for picture in pictures:
+        assert base64.b64decode(picture, validate=True).startswith(b"\x89PNG")
+    [nrmse] = re.findall(r"^\| nrmse \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert 0 < float(nrmse) < GOOD_NRMSE
 
 
-def scheduled_prunes(services: Services, scan: str) -> set[tuple[Any, ...]]:
-    """Source, path and check of the prunes of a scan that Prefect will run."""
+def prunes(services: Services, scan: str, wanted: StateType) -> set[tuple[Any, ...]]:
+    """Source, path and check of the prunes of a scan that are in this state."""
     with services.client() as api:
-        runs = [run for run in api.read_flow_runs() if run.state is not None and run.state.is_scheduled()]
+        runs = [run for run in api.read_flow_runs() if run.state is not None and run.state.type is wanted]
     found = {
         (run.parameters.get("source"), run.parameters.get("path"), run.parameters.get("check")) for run in runs
     }
@@ -104,26 +116,25 @@ def test_from_a_deployment(
     assert_the_scan_is_home(places, "deployed")
     for name, jobs in before.items():
         assert len(accounted(facility, name)) == len(jobs) + 1
-    assert scheduled_prunes(worker, "deployed") == {
+    assert_the_report_is_good(worker, run)
+    assert prunes(worker, "deployed", StateType.SCHEDULED) == {
         ("detector", "raw/deployed.h5", "store"),
         ("facility-scratch", "raw/deployed.h5", "store"),
-        ("facility-scratch", "rec/deployed", "store"),
-        ("facility-scratch", "rec/deployed.zarr", "store"),
+        ("facility-scratch", "rec/facility/deployed", "store"),
+        ("facility-scratch", "rec/facility/deployed.zarr", "store"),
     }
-    text = report(worker)
-    assert text.count("![slice_") == 3
-    assert "data:image/png;base64,iVBOR" in text
-    nrmse = float(next(line for line in text.splitlines() if line.startswith("| nrmse")).split("|")[2])
-    assert 0 < nrmse < GOOD_NRMSE
 
 
 def test_from_a_schedule(worker: Services, places: dict[str, Place], parameters: dict[str, Any]) -> None:
+    """The deployment of each night, its cron moved from 05:00 to a minute from now, so that it can be awaited.
+
+    Its prune at the detector is due at once: the worker runs that, too.
+    """
+    soon = datetime.now(UTC) + timedelta(seconds=150)
+    given = {"scan": "scheduled", "keep": {"detector": "PT1S"}, **parameters}
     worker.prefect(
-        "deploy",
-        "flows/tomography.py:tomography",
-        *("--name", "scheduled", "--pool", POOL, "--interval", "60"),
-        *("--concurrency-limit", "1", "--collision-strategy", "CANCEL_NEW"),
-        *("--params", json.dumps({"scan": "scheduled", **parameters})),
+        *("deploy", "--name", "phantom", "--cron", f"{soon.minute} {soon.hour} * * *", "--timezone", "UTC"),
+        *("--params", json.dumps(given)),
     )
 
     def started() -> UUID | None:
@@ -136,6 +147,10 @@ def test_from_a_schedule(worker: Services, places: dict[str, Place], parameters:
     assert run is not None
     ended_well(worker, run)
     assert_the_scan_is_home(places, "scheduled")
+    assert_the_report_is_good(worker, run)
+    due = ("detector", "raw/scheduled.h5", "store")
+    wait_until(lambda: prunes(worker, "scheduled", StateType.COMPLETED) == {due}, 180)
+    assert "raw/scheduled.h5" not in places["detector"].files()
 
 
 def test_export_controlled_data_goes_nowhere_else(
@@ -146,4 +161,4 @@ def test_export_controlled_data_goes_nowhere_else(
     ended_well(worker, run)
     assert (places["store"].root / "raw/secret.h5").is_file()
     assert not (places["facility-scratch"].root / "raw/secret.h5").exists()
-    assert scheduled_prunes(worker, "secret") == {("detector", "raw/secret.h5", "store")}
+    assert prunes(worker, "secret", StateType.SCHEDULED) == {("detector", "raw/secret.h5", "store")}

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import shutil
 from pathlib import Path
 
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.context import get_run_context
-from prefect.states import Cancelling
 
 import flows.streaming
 from flows.streaming import Connections, streaming
 from prefect_psik import PsikBackend
 from tests.conftest import job_processes
 from tests.integration.local import backend_at, job_directories, rows, wait_until
+from tests.integration.prefect_services import Services
+from tests.integration.slurm_view import live, wait_running
 from tests.integration.test_slurm_jobs import backend, client
 from tests.testbed.facility import Facility
 
@@ -62,23 +60,13 @@ async def test_a_service_that_leaves_is_told_in_its_own_words(
         await streaming("leaves", "streams-here")
 
 
-async def test_a_cancel_in_prefect_frees_the_node(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for the job while the scan runs: the flow's own hook finds it."""
-    await backend_at(prefix).asave("streams-here", overwrite=True)
-
-    async def cancelled(frames: int, connections: Connections) -> list[float]:
-        await connections.get()
-        flow_run = get_run_context().flow_run  # type: ignore[union-attr]
-        assert flow_run is not None
-        async with get_client() as api:
-            await api.set_flow_run_state(flow_run.id, Cancelling(), force=True)
-        (hook,) = streaming.on_cancellation_hooks
-        await asyncio.to_thread(hook, streaming, flow_run, Cancelling())
-        raise asyncio.CancelledError
-
-    monkeypatch.setattr(flows.streaming, "take_scan", cancelled)
-    with pytest.raises(asyncio.CancelledError):
-        await streaming("cancelled", "streams-here")
-    (directory,) = job_directories(prefix)
-    assert rows(directory)[-1].state == "canceled"
-    wait_until(lambda: job_processes(prefix) == [])
+@pytest.mark.usefixtures("alone")
+def test_a_cancel_in_prefect_frees_the_node(facility: Facility, services: Services, block: str) -> None:
+    """Nobody waits for the job while the scan runs: the end of the stream ends it, or the flow's own hook."""
+    services.prefect("deploy", "--name", "streaming")
+    services.worker()
+    run = services.run_deployment("streaming/streaming", scan="cancelled", backend=block, frames=10**8)
+    wait_running(facility, "frame_service")
+    services.cancel(run)
+    wait_until(lambda: services.state(run).is_cancelled(), 120)
+    wait_until(lambda: live(facility, "frame_service") == {})

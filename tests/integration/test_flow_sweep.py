@@ -85,6 +85,20 @@ async def test_a_retry_in_prefect_runs_the_failed_row_again(prefix: Path, script
     assert runs(prefix) == [[1]] * 5 + [[1, 2]]
 
 
+@pytest.mark.parametrize("wrong", ["[1, 2]", "no JSON", "\\xff"])
+async def test_a_result_that_is_no_mapping_fails_its_row_only(
+    prefix: Path, tmp_path: Path, backend: str, wrong: str
+) -> None:
+    path = tmp_path / "wrong.sh"
+    path.write_text(f"""#!/bin/bash
+if [ "$N" = 1 ]; then printf '{wrong}'; else echo '{{"square": 4}}'; fi >result.json
+""")
+    with pytest.raises(RuntimeError, match="1 of 2 rows"):
+        await sweep("wrong", [{"N": 1}, {"N": 2}], path, backend)
+    assert "its result.json is no JSON mapping" in artifact("sweep-wrong")
+    assert '"square": 4' in artifact("sweep-wrong")
+
+
 def test_a_table_is_csv_or_json(tmp_path: Path) -> None:
     with (tmp_path / "t.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["ANGLE", "MODE"], [1, "a b"], [2, "c,d"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -26,10 +27,15 @@ SITE = {
     "PERLMUTTER_ENDPOINT_ID": ENDPOINT,
     "PERLMUTTER_COLLECTION_ID": ENDPOINT,
     "NERSC_ACCOUNT": "als",
+    "PERLMUTTER_SCRATCH": "/pscratch/sd/a/als",
+    "SPOT832_COLLECTION_ID": ENDPOINT,
+    "DATA832_COLLECTION_ID": ENDPOINT,
     "FRONTIER_ENDPOINT_ID": ENDPOINT,
     "FRONTIER_COLLECTION_ID": ENDPOINT,
     "OLCF_PROJECT": "abc123",
     "POLARIS_ENDPOINT_ID": ENDPOINT,
+    "EAGLE_COLLECTION_ID": ENDPOINT,
+    "ALCF_PROJECT": "IRIBeta",
     "MYSITE_ENDPOINT_ID": ENDPOINT,
     "MYSITE_COLLECTION_ID": ENDPOINT,
     "MYSITE_SCRATCH": "/scratch",
@@ -42,10 +48,15 @@ SITE = {
 
 def register(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the script as a person would, on the server of the tests."""
-    clean = {name: value for name, value in os.environ.items() if name not in SITE}
-    clean |= {"PREFECT_API_URL": str(prefect.settings.PREFECT_API_URL.value()), **environment}
     command = [sys.executable, str(BLOCKS / "register.py"), *map(str, arguments)]
+    clean = {**api_environment(), **environment}
     return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=300)
+
+
+def api_environment() -> dict[str, str]:
+    """The environment of a person who uses the server of the tests."""
+    clean = {name: value for name, value in os.environ.items() if name not in SITE}
+    return clean | {"PREFECT_API_URL": str(prefect.settings.PREFECT_API_URL.value())}
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -84,33 +95,58 @@ def facility(path: Path, name: str, **fields: object) -> Path:
 
 def test_every_file_here_becomes_blocks() -> None:
     files = sorted(BLOCKS.glob("*.yaml"))
-    assert [path.stem for path in files] == ["frontier", "local", "perlmutter", "polaris", "template"]
-    # local.yaml and a copy of template.yaml each are a whole beamline: they have blocks of the same names.
-    for together in ([path for path in files if path.stem != "template"], [BLOCKS / "template.yaml"]):
+    assert [path.stem for path in files] == ["als", "frontier", "local", "perlmutter", "polaris", "template"]
+    # als.yaml, local.yaml and a copy of template.yaml are a beamline each: they have blocks of the same names.
+    beamlines = [BLOCKS / f"{name}.yaml" for name in ("template", "local", "als")]
+    for together in (beamlines[:1], beamlines[1:2], [path for path in files if path not in beamlines[:2]]):
         done = register(*together, "--overwrite", **SITE)
         assert done.returncode == 0, done.stderr
     polaris, perlmutter = PsikBackend.load("polaris"), PsikBackend.load("perlmutter")
     assert isinstance(polaris, PsikBackend)
-    assert (polaris.prefix, polaris.endpoint) == ("/lustre/stf006/psik_jobs", ENDPOINT)
-    assert polaris.attributes.model_dump(exclude_defaults=True) == {
-        "type": "slurm",
-        "project_name": "stf006",
-        "queue_name": "batch",
-    }
+    assert (polaris.prefix, polaris.endpoint) == ("/eagle/IRIBeta/psik", ENDPOINT)
     assert isinstance(perlmutter, PsikBackend)
     assert perlmutter.prefix == "$SCRATCH/psik", "the facility's variable is left to the facility"
     assert perlmutter.attributes.sbatch_options() == {"--qos": "regular", "--constraint": "cpu"}
     assert perlmutter.attributes.project_name == "als"
-    collection = GlobusCollection.load("frontier-scratch")
-    assert isinstance(collection, GlobusCollection)
-    assert collection.base_path == "/lustre/orion/abc123/scratch"
+    seen_by_jobs = {
+        "frontier-scratch": "/lustre/orion/abc123/scratch/raw/1.h5",
+        "perlmutter-scratch": "/pscratch/sd/a/als/beamline/raw/1.h5",
+        "polaris-scratch": "/eagle/IRIBeta/beamline/raw/1.h5",
+        "store": "/data/raw/1.h5",
+    }
+    for name, path in seen_by_jobs.items():
+        collection = GlobusCollection.load(name)
+        assert isinstance(collection, GlobusCollection)
+        assert collection.posix("raw/1.h5") == path
+
+
+def test_polaris_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    """On a login node with PBS: `qsub` is there, and no `sbatch`."""
+    assert register(BLOCKS / "polaris.yaml", "--overwrite", **SITE).returncode == 0
+    polaris = PsikBackend.load("polaris")
+    assert isinstance(polaris, PsikBackend)
+    polaris.endpoint_id, polaris.prefix = None, str(tmp_path / "psik")  # as if its endpoint were this machine
+    polaris.save("polaris-here", overwrite=True)
+    (tmp_path / "qsub").touch(mode=0o755)
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect_psik.cli", "preflight", "polaris-here"],
+        env={**api_environment(), "PATH": str(tmp_path), "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0
+    (line,) = [line for line in done.stdout.splitlines() if "failed" in line]
+    assert (
+        "There is no sbatch but qsub (PBS), which psik 3.1.1 does not speak: choose a facility with Slurm." in line
+    )
 
 
 def test_the_files_hold_no_uuid_and_no_secret() -> None:
     for path in BLOCKS.glob("*.yaml"):
-        document = yaml.safe_load(path.read_text())
-        assert "credentials" not in document["backend"]
-        assert str(document["backend"].get("endpoint_id", "${")).startswith("${")
+        text = path.read_text()
+        assert re.findall(r"[0-9a-f]{8}-[0-9a-f]{4}", text) == []
+        assert "credentials" not in text
 
 
 def test_what_operators_changed_in_the_ui_stays(tmp_path: Path, register_here: Run) -> None:
@@ -151,7 +187,7 @@ def test_a_second_time_needs_overwrite(tmp_path: Path, register_here: Run) -> No
         ("name: bad\nbackend: {}\ncollections: {c: {path: /}}\n", ["path", "base_path"]),
         ("name: bad\nbackend: {endpoint_id: polaris}\n", ["endpoint_id", "polaris", "bad.yaml"]),
         ("name: bad\nbackend: {attributes: {options: {qos: x}}}\n", ["'qos'", "--qos"]),
-        ("name: bad\n", ["backend", "bad.yaml"]),
+        ("name: bad\n", ["neither 'backend:' nor 'collections:'", "bad.yaml"]),
         ("backend: {}\n", ["name", "bad.yaml"]),
         ("name: Bad_Name\nbackend: {}\n", ["Bad_Name", "lower-case"]),
         ("- a list\n", ["bad.yaml", "list", "mapping"]),

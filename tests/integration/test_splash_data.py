@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 ROOT = Path(__file__).parents[2]
 #: Of parameters without a default.
 EXAMPLES = {"scan": "s", "job": "job.yaml", "facilities": ["local"], "name": "n", "table": []}
-EXAMPLES |= {"source": "away", "path": "raw", "check": "home"}
+EXAMPLES |= {"source": "away", "path": "raw", "check": "home", "detector": "detector", "store": "store"}
 A_SECOND = timedelta(seconds=1)
 
 

@@ -1,26 +1,25 @@
 """The eighteen defects of the baseline, splash-flows: what it does there, and what this package does.
 
-S8 and S9 are in `test_flow_dispatcher.py`, where the children run; S3 to S6, S14 to S16 and S18, of data, in
-`test_splash_data.py`.
+Those of data are in `test_splash_data.py`, S8 and S9 in `test_flow_dispatcher.py`, where the children run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import uuid
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 import pytest
-from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.context import get_run_context
-from prefect.states import Cancelling
+from prefect.exceptions import ParameterTypeError
 
+from flows.store import Phantom
 from flows.tomography import tomography
 from prefect_psik import (
-    FlowRunCancelling,
     JobCanceled,
-    JobHandle,
     JobState,
     PsikBackend,
     QueueLimitReached,
@@ -33,12 +32,11 @@ from prefect_psik import (
     asubmit_job,
     await_for_job,
     run_job,
-    submit_job,
-    wait_for_job,
 )
-from tests.conftest import job_processes
-from tests.integration.local import backend_at, bash, runs, wait_until
-from tests.integration.test_flows import home
+from tests.integration.local import backend_at, bash, wait_until
+from tests.integration.prefect_services import Child, Services, kill_all
+from tests.integration.slurm_view import live, wait_running
+from tests.integration.test_flows import GOOD_NRMSE, SMALL, home, needs_tomography
 from tests.integration.test_slurm_jobs import backend, client, script, with_attributes
 from tests.testbed.facility import Facility
 
@@ -56,7 +54,10 @@ def test_s1_a_failed_reconstruction_is_no_success(prefix: Path) -> None:
 
 
 async def test_s2_a_job_that_slurm_ended_is_no_success(facility: Facility, backend: PsikBackend) -> None:
-    """There, any final state counts as success. Here failed, timed out and canceled are errors of their own."""
+    """There, any final state counts as success. Here failed, timed out and canceled are errors of their own.
+
+    So is out of memory, on the Slurm of `make outcomes`, which can limit it.
+    """
     short = ResourceSpec(duration=1, exclusive_node_use=False)
     specs = [script("exit 3", "s2"), script("sleep 600", "s2", resources=short), script("sleep 601", "s2")]
     handles = [await asubmit_job(backend, spec) for spec in specs]
@@ -88,36 +89,36 @@ async def test_s10_the_queue_does_not_count_and_a_cancel_is_real(facility: Facil
     assert facility.squeue("-h", "-j", str(handle.native_id), "-t", "PD,R", "-o", "%T").strip() == ""
 
 
-def test_s11_a_job_is_found_again(prefix: Path) -> None:
-    """There, a restart loses the job and submits another. Here the retry gets the same one."""
-    attempts: list[JobHandle] = []
-
-    @flow(retries=1)
-    def reconstruct() -> str:
-        attempts.append(submit_job(backend_at(prefix), bash("sleep 2; echo done")))
-        if len(attempts) == 1:
-            raise RuntimeError("the worker died")
-        return wait_for_job(attempts[-1]).stdout
-
-    assert reconstruct() == "done\n"
-    assert attempts[0].native_id == attempts[1].native_id
-    assert runs(prefix) == [[1]]
+@pytest.mark.usefixtures("alone")
+def test_s11_after_kill_9_the_job_is_found_again(facility: Facility, services: Services, block: str) -> None:
+    """There, a restart loses the job and submits another. Here the retry finds the one that runs."""
+    served, run, running = begin(services, facility, block, "s11")
+    kill_all(served.descendants())  # the process of the flow
+    wait_until(lambda: services.state(run).is_crashed(), 180)
+    services.retry(run)
+    wait_until(lambda: any("found again" in line for line in services.logs(run)), 180)
+    assert live(facility, "s11") == running
 
 
-async def test_s12_a_cancel_in_prefect_ends_the_job(prefix: Path) -> None:
-    """There, the job goes on and burns the allocation. Here it is gone."""
+@pytest.mark.usefixtures("alone")
+def test_s12_a_cancel_in_prefect_ends_the_job(facility: Facility, services: Services, block: str) -> None:
+    """There, the job goes on and burns the allocation. Here it is canceled, and then the flow run is."""
+    _, run, running = begin(services, facility, block, "s12")
+    services.cancel(run)
+    wait_until(lambda: services.state(run).is_final(), 120)
+    assert services.state(run).is_cancelled()
+    assert live(facility, "s12") == {}
+    (native_id,) = running
+    ended = facility.sacct("-n", "-P", "-X", "-j", native_id, "-o", "State")
+    assert ended.startswith("CANCELLED")
 
-    @flow
-    async def reconstruct() -> None:
-        flow_run = get_run_context().flow_run  # type: ignore[union-attr]
-        handle = await asubmit_job(backend_at(prefix), bash("sleep 600"))
-        async with get_client() as api:
-            await api.set_flow_run_state(flow_run.id, Cancelling(), force=True)  # type: ignore[union-attr]
-        await await_for_job(handle)
 
-    with pytest.raises((FlowRunCancelling, JobCanceled, asyncio.CancelledError)):
-        await reconstruct()
-    wait_until(lambda: job_processes(prefix) == [])
+def begin(services: Services, facility: Facility, block: str, tag: str) -> tuple[Child, UUID, dict[str, str]]:
+    """Start a flow run that waits for a job; returns who serves it, the flow run, and the job in the queue."""
+    served = services.python("tests/integration/places.py", "serve")
+    wait_until(lambda: services.deployed("direct/served"), 180)
+    run = services.run_deployment("direct/served", backend=block, tag=f"{tag}-{uuid.uuid4().hex[:8]}")
+    return served, run, wait_running(facility, tag)
 
 
 async def test_s13_one_process_waits_for_many_jobs(prefix: Path) -> None:
@@ -136,3 +137,18 @@ def test_s17_a_path_is_not_pasted_into_a_command(prefix: Path) -> None:
     odd = "a b;touch pwned $(touch pwned) `touch pwned` 'q' \"é\" *"
     done = run_job(backend_at(prefix), bash('printf %s "$RAW"; ls', environment={"RAW": odd}))
     assert done.stdout == odd
+
+
+async def test_s17_a_scan_may_be_called_anything_that_a_file_may(home: Path) -> None:
+    """There, an odd name breaks the job or acts in its shell. Here it goes the whole way, or is refused."""
+    needs_tomography()
+    scan = "a 'b' $(touch x) [1] *"
+    facts = await tomography(scan, phantom=Phantom(**SMALL), local=home / "out")
+    assert 0 < facts["nrmse"] < GOOD_NRMSE
+    rec = home / "out/data/store/rec"
+    assert {path.name for path in rec.iterdir()} == {scan, f"{scan}.zarr"}
+    assert len(list((rec / scan).iterdir())) == SMALL["slices"]
+    assert "x" not in {name for _, _, names in os.walk(home) for name in names}
+    for no_name in ("../etc", "a/b", "..", ""):
+        with pytest.raises(ParameterTypeError, match="is no name of a scan"):
+            await tomography(no_name, phantom=Phantom(**SMALL), local=home / "out")

@@ -15,7 +15,8 @@ import prefect.settings
 import pytest
 
 from flows.hello_job import hello_job
-from flows.tomography import Phantom, Resources, tomography
+from flows.store import Phantom
+from flows.tomography import Resources, tomography
 from prefect_psik import BackendAttributes, GlobusCollection, GlobusCredentials, PsikBackend
 from tests.integration.local import wait_until
 from tests.testbed.facility import Facility
