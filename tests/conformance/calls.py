@@ -31,6 +31,12 @@ async def _(place: Place) -> None:
     assert answer["now"] > 0
 
 
+@case("the endpoint's Python is 3.11, whatever the client's", globus=True)
+async def _(place: Place) -> None:
+    answer = await place.transport().call("hello", {}, timeout=CALL_SECONDS)
+    assert answer["python"].startswith("3.11."), answer["python"]
+
+
 @case("20 calls at once, each its own result")
 async def _(place: Place) -> None:
     transport = place.transport()

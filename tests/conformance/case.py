@@ -88,9 +88,9 @@ def cases(place: Place) -> dict[str, Case]:
     return {name: work for name, (work, globus) in _CASES.items() if place.is_globus or not globus}
 
 
-def names() -> list[str]:
-    """All cases, in order."""
-    return list(_CASES)
+def names(*, globus: bool = True) -> list[str]:
+    """All cases in order, or those of this machine alone."""
+    return [name for name, (_, is_only_globus) in _CASES.items() if globus or not is_only_globus]
 
 
 async def refused(awaitable: Awaitable[Any], kind: type[BaseException], *words: str) -> BaseException:
