@@ -99,7 +99,7 @@ def main() -> int:
     results: dict[Column, Found] = {}
     pythons: set[str] = set()
     notes: list[str] = []
-    flooded = False
+    floods: list[str] = []
     with tempfile.TemporaryDirectory(prefix="conformance-") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -119,21 +119,22 @@ def main() -> int:
                     results[column], said = run_column(column, python, state)
                     pythons |= {said} if facility else set()
                 if facility is not None:
+                    facility.globus.start()
                     over = facility.globus.over_the_limit()
-                    notes.append(f"{engine}: {over or 'nobody'} sent more than 20 requests in 10 s")
-                    flooded |= bool(over)
+                    text = f"{engine}: {over or 'nobody'} sent more than 20 requests in 10 s"
+                    (floods if over else notes).append(text)
             finally:
                 if facility is not None:
                     facility.stop()
                     shutil.rmtree(facility.state.root, ignore_errors=True)
     heading = f"the endpoint's Python: {', '.join(sorted(pythons)) or 'no endpoint'}"
-    return show(heading, results, notes) or int(flooded)
+    return show(heading, results, notes, floods)
 
 
-def show(heading: str, results: dict[Column, Found], notes: list[str]) -> int:
+def show(heading: str, results: dict[Column, Found], notes: list[str], failures: list[str]) -> int:
     """Print the table and its last line."""
     table = Table("case", *(column.title for column in results), title=heading)
-    passed, failures = 0, []
+    passed = 0
     for name in names():
         cells = []
         for column, found in results.items():

@@ -82,6 +82,13 @@ class Auth:
             raise Refusal(401, "AUTHENTICATION_REQUIRED", "The token has expired or is for another service.")
         return client
 
+    def claimed(self, request: Request) -> str:
+        """Return the id of the client that a request says it comes from, right or wrong; empty if it says none."""
+        kind, _, text = request.headers.get("authorization", "").partition(" ")
+        if kind == "Basic":
+            return _basic(text)[0]
+        return str(_claims(text.partition(".")[0]).get("client", ""))
+
     def change_secret(self, client_id: str, secret: str) -> None:
         """Give a client another secret; the tokens that it got with the old one are refused from now on."""
         self._clients[client_id] = replace(self._clients[client_id], secret=secret)
@@ -94,10 +101,7 @@ class Auth:
 
     def _authenticate(self, headers: Mapping[str, str]) -> KnownClient:
         kind, _, encoded = headers.get("authorization", "").partition(" ")
-        try:
-            name, _, secret = base64.b64decode(encoded).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            name, secret = "", ""
+        name, secret = _basic(encoded)
         client = self._clients.get(name)
         if kind != "Basic" or client is None or not hmac.compare_digest(client.secret, secret):
             raise Refusal(401, "UNAUTHORIZED", "Unknown client or wrong secret.")
@@ -121,6 +125,14 @@ class Auth:
 
     def _sign(self, client: KnownClient, payload: str) -> str:
         return hmac.new(self._key, f"{client.secret} {payload}".encode(), hashlib.sha256).hexdigest()
+
+
+def _basic(encoded: str) -> tuple[str, str]:
+    try:
+        name, _, secret = base64.b64decode(encoded).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return "", ""
+    return name, secret
 
 
 def _claims(payload: str) -> Json:

@@ -26,6 +26,8 @@ from tests.testbed.emulator.wire import RESULT_QUEUE_PREFIX, Wire
 MAX_BODY_BYTES = 10 * 1024 * 1024
 _MAX_READ_BYTES = 64 * 1024 * 1024
 _VERSIONS = {"api": "1.0.0", "min_sdk_version": "1.0.0", "min_ep_version": "1.0.0"}
+#: Auth and Transfer, which have limits of their own: what the meter holds everyone to is the compute service's.
+_OTHER_SERVICES = ("/v2/oauth2/", "/v2/api/", "/v0.10/")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}", re.IGNORECASE)
 
 Act = Callable[[KnownClient, Request, str], Any]
@@ -69,6 +71,8 @@ class App:
         try:
             if request.path.startswith("/_emulator/"):
                 return self._admin(request)
+            if not request.path.startswith(_OTHER_SERVICES):
+                self._meter.note(self._auth.claimed(request))
             if self._faults.is_away(f"{request.method} {request.path}"):
                 raise DropReply
             if request.path == "/v2/oauth2/token":
@@ -140,6 +144,8 @@ class App:
             self._meter.reset()
         elif name == "DELETE /_emulator/peaks":
             self._meter.forget_peaks()
+        elif name.startswith("DELETE /_emulator/peaks/"):
+            self._meter.forget_peaks(name.rpartition("/")[2])
         elif name == "POST /_emulator/secrets":
             self._auth.change_secret(**request.json())
         elif name == "POST /_emulator/faults":
