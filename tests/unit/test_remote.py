@@ -541,6 +541,23 @@ def test_job_directory_is_private_whatever_the_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE((prefix / ".locks").stat().st_mode) == 0o700
 
 
+def test_every_level_above_a_job_is_private_whatever_the_umask(tmp_path: Path) -> None:
+    prefix = tmp_path / "above" / "p"
+    owner = {"flow_runs": ["0f6a9d9e-5d0c-4e43-8a5a-3b7d3a1f2c11"]}
+    before = os.umask(0)
+    try:
+        with nothing_is_started():
+            remote.call("submit", {"prefix": str(prefix), "jobs": [new_job()]})
+        remote._note_owner(str(prefix), new_job(owner=owner))
+    finally:
+        os.umask(before)
+    made = (prefix.parent, prefix, prefix / ".locks", *prefix.glob(".runs"), *prefix.glob(".runs/*"))
+    assert len(made) == 5
+    assert {str(path): f"{stat.S_IMODE(path.stat().st_mode):o}" for path in made} == {
+        str(path): "700" for path in made
+    }
+
+
 def test_another_spec_under_the_same_stamp_is_a_conflict_that_shows_the_first(tmp_path: Path) -> None:
     with nothing_is_started() as launch:
         remote.call("submit", {"prefix": str(tmp_path), "jobs": [new_job()]})
