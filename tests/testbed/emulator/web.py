@@ -77,6 +77,8 @@ class App:
                 raise DropReply
             if request.path == "/v2/oauth2/token":
                 return self._auth.token(request)
+            if request.path == "/v2/oauth2/token/revoke":
+                return self._auth.revoke(request)
             if request.path == "/v2/oauth2/userinfo":
                 return self._auth.userinfo(request)
             if request.path == "/v2/api/identities":
@@ -174,6 +176,10 @@ def _routes(endpoints: Endpoints, tasks: Tasks, wire: Wire) -> list[Route]:
         functions = endpoints.need(key).get("allowed_functions") or []
         return {"endpoint_id": key, "restricted": bool(functions), "functions": functions}
 
+    def delete(_caller: KnownClient, _request: Request, key: str) -> Json:
+        endpoints.delete(key)
+        return {}
+
     def version(_caller: KnownClient, request: Request, _key: str) -> Json | str:
         return _VERSIONS if request.query.get("service") == "all" else _VERSIONS["api"]
 
@@ -193,6 +199,7 @@ def _routes(endpoints: Endpoints, tasks: Tasks, wire: Wire) -> list[Route]:
             lambda who, ask, key: tasks.submit(endpoints, who, key, ask.json()),
         ),
         ("GET", f"/v2/endpoints/{key}", lambda who, ask, key: endpoints.describe(key)),
+        ("DELETE", f"/v2/endpoints/{key}", delete),
         ("GET", f"/v2/endpoints/{key}/status", lambda who, ask, key: endpoints.status(key)),
         ("POST", "/v3/functions", lambda who, ask, _: tasks.register_function(who, ask.json())),
         ("GET", f"/v2/functions/{key}", lambda who, ask, key: tasks.describe_function(key)),
