@@ -136,6 +136,10 @@ class Globus:
         found: dict[str, int] = self._admin("GET", "peaks")
         return dict.fromkeys(LOGINS, 0) | {names.get(key, key or "nobody"): most for key, most in found.items()}
 
+    def recent(self, name: str) -> int:
+        """Return how many requests of a login arrived within the last 10 s."""
+        return int(self._admin("GET", f"recent/{self.login(name)[0]}")["requests"])
+
     def over_the_limit(self) -> dict[str, int]:
         """Return the peaks of more than 20."""
         return {name: most for name, most in self.peaks().items() if most > LIMIT}

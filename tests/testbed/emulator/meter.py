@@ -95,6 +95,12 @@ class Meter:
         with self._mutex:
             return {identity: peak["most"] for identity, peak in self._store.all("peak").items()}
 
+    def recent(self, identity: str) -> int:
+        """Return how many requests arrived within the last 10 s."""
+        now = time.monotonic()
+        arrived = (self._store.get("peak", identity) or {"arrived": []})["arrived"]
+        return sum(now - moment < WINDOW_SECONDS for moment in arrived)
+
     def forget_peaks(self, only: str | None = None) -> None:
         """Begin the peaks anew, or that of one identity only, from the requests to come."""
         with self._mutex:

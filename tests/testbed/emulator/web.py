@@ -138,6 +138,8 @@ class App:
             return Reply(200, self._meter.report())
         if name == "GET /_emulator/peaks":
             return Reply(200, self._meter.peaks())
+        if name.startswith("GET /_emulator/recent/"):
+            return Reply(200, {"requests": self._meter.recent(name.rpartition("/")[2])})
         if name == "GET /_emulator/faults":
             return Reply(200, self._faults.happened())
         if name == "GET /_emulator/transfers":
