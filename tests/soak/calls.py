@@ -32,8 +32,8 @@ AT_ONCE = 8
 WARM_UP = 0.1
 #: What memory may grow by in 1,000 calls. Threads, file descriptors and sockets must be as at the beginning.
 #: One answer that is kept takes 13 blocks of Python's memory, so 13,000 in 1,000 calls; what happens for the first
-#: time after the warm-up (a kind of error, a module) took 1,700 in a soak of 300. Bytes are those of the process: they
-#: tell of buffers outside of Python, and swing by what the allocator gives back.
+#: time after the warm-up (a kind of error, a module) took 1,700 in a soak of 300. Bytes are those of the process:
+#: they tell of buffers outside of Python, and swing by what the allocator gives back.
 MORE_BYTES = 10_000_000
 MORE_BLOCKS = 5_000
 #: Of all calls, so many must bring their result: the weather ends fewer than 2 in 100 for good, and the drills

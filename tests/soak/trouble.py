@@ -61,7 +61,7 @@ class Trouble:
                 await _to_the_end(drill)
 
     def _start(self) -> None:
-        """Start what is down; once more, as a person would, where the weather kept an endpoint from registering."""
+        """Start what is down; once more, as a person would, where the weather kept it from registering."""
         try:
             self.facility.start()
         except TestbedError as err:
