@@ -2,6 +2,7 @@
 #
 #   PYTHON   the interpreter to build environments with, 3.11 to 3.13
 #   SEED     the dice of make chaos and make soak; FAULTS and CALLS  how many
+#   SEEDS    several of them, one soak after the other, as in: make soak SEEDS="1 2 3"
 #   ARGS     more arguments for what runs, as in: make test ARGS="-k identity"
 #   WORKERS  how many processes run the tests, each with a facility of its own; 0 is none beside make's
 
@@ -90,10 +91,11 @@ conformance: .venv  ## Both transports, client Pythons 3.11 to 3.13, three engin
 	@$(call with_prefect_home,$(call with_path,.venv) -m tests.conformance $(ARGS))
 
 CALLS ?= 1000
+SEEDS ?= $(SEED)
 
 .PHONY: soak
-soak: .venv  ## Call through Globus Compute while everything misbehaves at random (Debian, as root; 5 min)
-	@$(BIN)/python -m tests.soak --seed $(SEED) --calls $(CALLS)
+soak: .venv  ## Call through Globus Compute while everything misbehaves at random (Debian, as root; 5 min a seed)
+	@$(BIN)/python -m tests.soak --seeds $(SEEDS) --calls $(CALLS)
 
 .PHONY: facility
 facility: .venv  ## Run a facility on this machine (Debian, as root) until Ctrl-C: Slurm, broker, endpoint

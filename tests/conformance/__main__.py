@@ -26,6 +26,10 @@ ENGINES = ("ThreadPoolEngine", "ProcessPoolEngine", "GlobusComputeEngine")
 PYTHONS = ("3.11", "3.12", "3.13")
 
 
+#: Seconds and failure, by the name of the case.
+Found = dict[str, tuple[float, str]]
+
+
 @dataclass(frozen=True)
 class Column:
     """One configuration: the client's Python, and the engine of the endpoint, if there is one."""
@@ -67,8 +71,13 @@ def interpreter(python: str, directory: Path) -> Path | str:
     return environment / "bin" / "python"
 
 
-def run_column(column: Column, python: Path, state: Path | None) -> dict[str, tuple[float, str]]:
-    """Run one column; what its process did not answer is a failure of all its cases."""
+def failed(column: Column, why: str) -> Found:
+    """A column of which nothing was seen: a failure of all its cases."""
+    return dict.fromkeys(names(globus=column.engine is not None), (0.0, why))
+
+
+def run_column(column: Column, python: Path, state: Path | None) -> tuple[Found, str]:
+    """Run one column; returns what was found, and the Python at the place as it says itself."""
     env = dict(os.environ) | {"PYTHONPATH": str(_REPOSITORY)}
     if state is not None:
         env[STATE_VARIABLE] = str(state)
@@ -77,19 +86,20 @@ def run_column(column: Column, python: Path, state: Path | None) -> dict[str, tu
         done = subprocess.run(
             command, cwd=_REPOSITORY, env=env, capture_output=True, text=True, timeout=_COLUMN_SECONDS, check=False
         )
-        found: dict[str, tuple[float, str]] = json.loads(done.stdout.splitlines()[-1])
+        answer = json.loads(done.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, ValueError, IndexError) as err:
-        return dict.fromkeys(names(), (0.0, f"the column did not end well: {err!r}"))
-    return found
+        return failed(column, f"the column did not end well: {err!r}"), "unknown"
+    return failed(column, "it was not run") | answer["cases"], answer["python"]
 
 
 def main() -> int:
     """Run the matrix, or the columns whose title holds the first argument."""
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     packages.install()
-    results: dict[Column, dict[str, tuple[float, str]]] = {}
+    results: dict[Column, Found] = {}
+    pythons: set[str] = set()
     notes: list[str] = []
-    flooded = False
+    floods: list[str] = []
     with tempfile.TemporaryDirectory(prefix="conformance-") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -103,31 +113,36 @@ def main() -> int:
                 for column in chosen:
                     python = interpreter(column.python, directory)
                     if isinstance(python, str):
-                        notes.append(python)
+                        results[column] = failed(column, python)
                         continue
-                    results[column] = run_column(column, python, facility.state.root if facility else None)
+                    state = facility.state.root if facility else None
+                    results[column], said = run_column(column, python, state)
+                    pythons |= {said} if facility else set()
                 if facility is not None:
+                    facility.globus.start()
                     over = facility.globus.over_the_limit()
-                    notes.append(f"{engine}: {over or 'nobody'} sent more than 20 requests in 10 s")
-                    flooded |= bool(over)
+                    text = f"{engine}: {over or 'nobody'} sent more than 20 requests in 10 s"
+                    (floods if over else notes).append(text)
             finally:
                 if facility is not None:
                     facility.stop()
                     shutil.rmtree(facility.state.root, ignore_errors=True)
-    return show(results, notes) or int(flooded)
+    heading = f"the endpoint's Python: {', '.join(sorted(pythons)) or 'no endpoint'}"
+    return show(heading, results, notes, floods)
 
 
-def show(results: dict[Column, dict[str, tuple[float, str]]], notes: list[str]) -> int:
+def show(heading: str, results: dict[Column, Found], notes: list[str], failures: list[str]) -> int:
     """Print the table and its last line."""
-    table = Table("case", *(column.title for column in results))
-    passed, failures = 0, []
+    table = Table("case", *(column.title for column in results), title=heading)
+    passed = 0
     for name in names():
         cells = []
         for column, found in results.items():
-            seconds, failure = found.get(name, (0.0, None))
-            if failure is None:
+            if name not in found:
                 cells.append("·")
-            elif failure:
+                continue
+            seconds, failure = found[name]
+            if failure:
                 failures.append(f"{name}, {column.title}: {failure}")
                 cells.append("[red]failed[/]")
             else:

@@ -10,6 +10,7 @@ import sys
 import time
 from uuid import UUID, uuid4
 
+from prefect_psik.blocks import BackendAttributes, PsikBackend
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import (
     FacilityError,
@@ -18,7 +19,10 @@ from prefect_psik.exceptions import (
     PayloadTooLarge,
     RemoteCodeError,
 )
-from tests.conformance.case import CALL_SECONDS, SUBMIT, Case, Place, case, refused
+from prefect_psik.jobspec import JobSpec, ResourceSpec
+from tests.conformance.case import CALL_SECONDS, SUBMIT, Case, Place, case, ends_at_its_limit, refused
+from tests.integration.local import wait_until
+from tests.integration.slurm_view import accounted
 
 #: For the end of an interpreter that has calls under way, beyond what it takes to begin.
 EXIT_SECONDS = 2.0
@@ -29,6 +33,12 @@ async def _(place: Place) -> None:
     answer = await place.transport().call("hello", {}, timeout=CALL_SECONDS)
     assert answer["protocol"] == 1
     assert answer["now"] > 0
+
+
+@case("the endpoint's Python is 3.11, whatever the client's", globus=True)
+async def _(place: Place) -> None:
+    answer = await place.transport().call("hello", {}, timeout=CALL_SECONDS)
+    assert answer["python"].startswith("3.11."), answer["python"]
 
 
 @case("20 calls at once, each its own result")
@@ -47,7 +57,7 @@ async def _(place: Place) -> None:
 @case("a time limit, and usable again")
 async def _(place: Place) -> None:
     transport = place.transport()
-    err = await refused(place.look(transport, timeout=0.01), FacilityTimeout, "within 0 s")
+    err = await ends_at_its_limit(place.look(transport, timeout=0.01), 0.01, FacilityTimeout, "within 0 s")
     assert isinstance(err, FacilityTimeout)
     assert err.transient
     await place.look(transport)
@@ -62,56 +72,81 @@ async def _(place: Place) -> None:
 
 @case("too large a result is told", globus=True)
 async def _(place: Place) -> None:
-    function = await place.register("def call(name, payload):\n    return {'x': 'y' * 11_000_000}\n")
-    await refused(place.transport(function_id=function).call("hello", {}), FacilityError, "larger than")
+    async with place.running("def call(name, payload):\n    return {'x': 'y' * 11_000_000}\n") as transport:
+        await refused(transport.call("hello", {}, timeout=CALL_SECONDS), PayloadTooLarge, "larger than")
     await place.look(place.transport())
 
 
-@case("an exception with its remote traceback", globus=True)
+@case("an exception with its remote traceback")
 async def _(place: Place) -> None:
-    function = await place.register("def call(name, payload):\n    raise ValueError('what happened')\n")
-    err = await refused(place.transport(function_id=function).call("hello", {}), RemoteCodeError, "what happened")
+    async with place.running("def call(name, payload):\n    raise ValueError('what happened')\n") as transport:
+        err = await refused(transport.call("hello", {}, timeout=CALL_SECONDS), RemoteCodeError, "what happened")
     assert isinstance(err, RemoteCodeError)
-    assert "Traceback" in err.remote_traceback
+    assert not err.transient
+    for words in ("Traceback", "in call", "ValueError: what happened"):
+        assert words in err.remote_traceback, err.remote_traceback
 
 
 @case("an answer that is no object", globus=True)
 async def _(place: Place) -> None:
-    function = await place.register("def call(name, payload):\n    return 5\n")
-    await refused(place.transport(function_id=function).call("hello", {}), RemoteCodeError, "not an object")
+    async with place.running("def call(name, payload):\n    return 5\n") as transport:
+        await refused(transport.call("hello", {}, timeout=CALL_SECONDS), RemoteCodeError, "not an object")
 
 
 @case("a lost reply", globus=True)
 async def _(place: Place) -> None:
-    place.fault("drop_reply", match=SUBMIT)
-    await place.look(place.transport())
+    with place.fault("drop_reply", match=SUBMIT):
+        await place.look(place.transport())
 
 
-@case("a task delivered twice", globus=True)
+@case("a task delivered twice submits one job", globus=True)
 async def _(place: Place) -> None:
-    place.fault("duplicate_task")
-    await place.look(place.transport())
+    assert place.facility is not None
+    globus, stamp = place.facility.globus, str(time.time_ns())
+    begin = time.time()
+    with place.fault("duplicate_task"):
+        answer = await place.submit(place.transport(), _slurm(place), _job(f"twice-{stamp}"), stamp)
+    assert "error" not in answer, answer
+
+    def both_have_answered() -> bool:
+        results = [message for message in globus.messages() if message.kind == "result" and message.at >= begin]
+        return sum(stamp.encode() in message.body for message in results) == 2
+
+    await asyncio.to_thread(wait_until, both_have_answered)
+    jobs = await asyncio.to_thread(accounted, place.facility, f"twice-{stamp}")
+    assert list(jobs) == [answer["native_id"]], f"{jobs} are not {answer['native_id']} alone"
+
+
+def _slurm(place: Place) -> PsikBackend:
+    attributes = BackendAttributes(type="slurm", queue_name="debug", project_name="proj1")
+    return PsikBackend(prefix=place.prefix, attributes=attributes)
+
+
+def _job(name: str) -> JobSpec:
+    return JobSpec(name=name, script="true\n", resources=ResourceSpec(duration=1, exclusive_node_use=False))
 
 
 @case("a slow service", globus=True)
 async def _(place: Place) -> None:
-    place.fault("delay", match=SUBMIT, seconds=2.0)
-    await place.look(place.transport())
+    begin = time.monotonic()
+    with place.fault("delay", match=SUBMIT, seconds=2.0):
+        await place.look(place.transport())
+    assert time.monotonic() - begin >= 2.0
 
 
 @case("a lost result ends at the time limit", globus=True)
 async def _(place: Place) -> None:
     transport = place.transport()
     await place.look(transport)
-    place.fault("lose_result")
-    await refused(place.look(transport, timeout=5), FacilityTimeout, "within 5 s")
+    with place.fault("lose_result"):
+        await ends_at_its_limit(place.look(transport, timeout=5), 5, FacilityTimeout, "within 5 s")
     await place.look(transport)
 
 
 def _passing(status: int) -> Case:
     async def passes(place: Place) -> None:
-        place.fault("error", match=SUBMIT, status=status, times=2)
-        await place.look(place.transport())
+        with place.fault("error", match=SUBMIT, status=status, times=2):
+            await place.look(place.transport())
 
     return passes
 
@@ -122,15 +157,15 @@ for _status in (429, 500, 503):
 
 @case("401 once: the token is fetched anew", globus=True)
 async def _(place: Place) -> None:
-    place.fault("error", match=SUBMIT, status=401)
-    await place.look(place.transport())
+    with place.fault("error", match=SUBMIT, status=401):
+        await place.look(place.transport())
 
 
 def _lasting(status: int, kind: type[FacilityError]) -> Case:
     async def lasts(place: Place) -> None:
         transport = place.transport()
-        place.fault("error", match=SUBMIT, status=status)
-        await refused(place.look(transport), kind)
+        with place.fault("error", match=SUBMIT, status=status):
+            await refused(place.look(transport), kind)
         await place.look(transport)
 
     return lasts
@@ -175,6 +210,10 @@ async def _(place: Place) -> None:
         assert child.returncode == 0, said.decode()[-500:]
 
 
+#: Code whose calls are under way for longer than an interpreter may take to end.
+_SLOW = "import time\ndef call(name, payload):\n    time.sleep(6)\n    return {}\n"
+
+
 @case("the interpreter ends with calls outstanding")
 async def _(place: Place) -> None:
     text = (
@@ -182,17 +221,71 @@ async def _(place: Place) -> None:
         "from tests.conformance.client import place_of\n"
         "place = place_of(sys.argv[1])\n"
         "async def main():\n"
+        f"    async with place.running({_SLOW!r}) as transport:\n"
+        "        calls = [asyncio.ensure_future(place.look(transport, str(n))) for n in range(1, 6)]\n"
+        "        await asyncio.sleep(3)\n"
+        "        assert not any(call.done() for call in calls), calls\n"
+        "        print(time.time(), flush=True)\n"
+        "asyncio.run(main())\n"
+    )
+    await _ends_soon(text, place)
+
+
+@case("the interpreter ends with results lost", globus=True)
+async def _(place: Place) -> None:
+    text = (
+        "import asyncio, sys, time\n"
+        "from tests.conformance.client import place_of\n"
+        "place = place_of(sys.argv[1])\n"
+        "async def main():\n"
         "    transport = place.transport()\n"
-        "    calls = [asyncio.ensure_future(place.look(transport, str(n))) for n in range(1, 6)]\n"
-        "    await asyncio.sleep(0.5)\n"
+        "    await place.look(transport)\n"
+        "    with place.fault('lose_result', times=5):\n"
+        "        calls = [asyncio.ensure_future(place.look(transport, str(n))) for n in range(1, 6)]\n"
+        "        await asyncio.sleep(8)\n"
+        "    assert not any(call.done() for call in calls), calls\n"
         "    print(time.time(), flush=True)\n"
         "asyncio.run(main())\n"
     )
+    await _ends_soon(text, place)
+
+
+@case("the interpreter ends while a job is submitted")
+async def _(place: Place) -> None:
+    """Through the session: its thread has the call, and the submitter waits in another."""
+    text = (
+        "import sys, threading, time\n"
+        "from contextlib import ExitStack\n"
+        "from unittest import mock\n"
+        "from uuid import UUID\n"
+        "from prefect_psik import JobSpec, PsikBackend, submit_job\n"
+        "from tests.conformance.client import place_of\n"
+        "place = place_of(sys.argv[1])\n"
+        "endpoint_id = UUID(place.facility.endpoint_id) if place.is_globus else None\n"
+        "backend = PsikBackend(endpoint_id=endpoint_id, prefix=place.prefix)\n"
+        "submit = lambda: submit_job.fn(backend, JobSpec(name='at the end', script='true'))\n"
+        "submitter = threading.Thread(target=submit, daemon=True)\n"
+        "with ExitStack() as stack:\n"
+        "    if place.is_globus:\n"
+        "        stack.enter_context(place.fault('lose_result'))\n"
+        "    else:\n"
+        f"        slow = mock.patch('prefect_psik.transport.local.letter', return_value={_SLOW!r})\n"
+        "        stack.enter_context(slow)\n"
+        "    submitter.start()\n"
+        "    time.sleep(8 if place.is_globus else 3)\n"
+        "assert submitter.is_alive()\n"
+        "print(time.time(), flush=True)\n"
+    )
+    await _ends_soon(text, place)
+
+
+async def _ends_soon(text: str, place: Place) -> None:
+    """Run a program that prints the moment in which nothing but its outstanding calls keeps it from ending."""
     child = await _python(text, place)
     out, said = await asyncio.wait_for(child.communicate(), CALL_SECONDS)
     ended = time.time()
     assert child.returncode == 0, said.decode()[-500:]
-    assert ended - float(out) < EXIT_SECONDS, f"it took {ended - float(out):.1f} s to end"
+    assert 0 < ended - float(out) < EXIT_SECONDS, f"it took {ended - float(out):.1f} s to end"
 
 
 async def _python(text: str, place: Place) -> asyncio.subprocess.Process:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 from uuid import UUID
 
+from prefect_psik.blocks import PsikBackend
+from prefect_psik.identity import Identity
+from prefect_psik.jobspec import JobSpec
 from prefect_psik.transport.base import Transport
+from prefect_psik.transport.globus import REASON_SECONDS
 from prefect_psik.transport.limiter import RequestBudget, ledger_of
 from tests.testbed.facility import Facility
 
 #: A call that runs, on a machine as busy as one that runs several facilities.
 CALL_SECONDS = 90.0
 SUBMIT = "POST /v3/endpoints/*/submit"
+#: What a busy machine adds to a time limit.
+SLACK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -40,16 +49,43 @@ class Place:
         endpoint_id = changes.pop("endpoint_id", UUID(self.facility.endpoint_id))
         return GlobusTransport(endpoint_id, **changes)
 
-    def fault(self, kind: str, **fields: object) -> None:
-        """Have the emulated service misbehave."""
+    @contextmanager
+    def fault(self, kind: str, *, times: int = 1, **fields: object) -> Iterator[None]:
+        """Have the emulated service misbehave, and see at the end of the block that it did, as often as asked."""
         assert self.facility is not None
-        self.facility.globus.order_fault(kind, **fields)
+        globus = self.facility.globus
+        title = f"{kind} {fields['status']}" if kind == "error" else kind
+        before = globus.happened().get(title, 0)
+        globus.order_fault(kind, times=times, **fields)
+        yield
+        happened = globus.happened().get(title, 0) - before
+        assert happened == times, f"{title} happened {happened} times, not {times}"
 
     async def look(self, transport: Transport, stamp: str = "1", *, timeout: float = CALL_SECONDS) -> None:
         """One call whose answer can only be its own."""
         payload = {"prefix": self.prefix, "jobs": [{"stamp": stamp}]}
         answer = await transport.call("status", payload, timeout=timeout)
         assert list(answer["jobs"]) == [stamp], f"the answer to {stamp} is {answer}"
+
+    async def submit(
+        self, transport: Transport, block: PsikBackend, spec: JobSpec, stamp: str | None = None
+    ) -> dict[str, Any]:
+        """Submit one job: the answer for it, or the error of the call."""
+        stamp = stamp or str(time.time_ns())
+        job = block.submission(spec, Identity(key=stamp, stamp=stamp, attempt=[1]), {})
+        payload = {"prefix": block.prefix, "jobs": [job]}
+        answer = await transport.call("submit", payload, timeout=CALL_SECONDS)
+        found: dict[str, Any] = answer if "error" in answer else answer["jobs"][stamp]
+        return found
+
+    @asynccontextmanager
+    async def running(self, source: str) -> AsyncIterator[Transport]:
+        """Have a transport whose calls are carried out by other code than ours."""
+        if self.facility is not None:
+            yield self.transport(function_id=await self.register(source))
+            return
+        with mock.patch("prefect_psik.transport.local.letter", return_value=source):
+            yield self.transport()
 
     async def register(self, source: str) -> UUID:
         """Register a function of a test at the service, within the login's budget of requests."""
@@ -88,9 +124,9 @@ def cases(place: Place) -> dict[str, Case]:
     return {name: work for name, (work, globus) in _CASES.items() if place.is_globus or not globus}
 
 
-def names() -> list[str]:
-    """All cases, in order."""
-    return list(_CASES)
+def names(*, globus: bool = True) -> list[str]:
+    """All cases in order, or those of this machine alone."""
+    return [name for name, (_, is_only_globus) in _CASES.items() if globus or not is_only_globus]
 
 
 async def refused(awaitable: Awaitable[Any], kind: type[BaseException], *words: str) -> BaseException:
@@ -103,3 +139,16 @@ async def refused(awaitable: Awaitable[Any], kind: type[BaseException], *words: 
         assert all(word in text for word in words), f"{words} are not in: {text}"
         return err
     raise AssertionError(f"no {kind.__name__}, but {found!r}")
+
+
+async def ends_at_its_limit(
+    awaitable: Awaitable[Any], limit: float, kind: type[BaseException], *words: str
+) -> BaseException:
+    """Wait for an error as `refused` does, at the time limit of the call: not before, not much later."""
+    begin = time.monotonic()
+    err = await refused(awaitable, kind, *words)
+    seconds = time.monotonic() - begin
+    assert 0 < limit <= seconds < limit + REASON_SECONDS + SLACK_SECONDS, (
+        f"{seconds:.1f} s for a limit of {limit} s"
+    )
+    return err

@@ -10,7 +10,8 @@ import time
 import traceback
 from contextlib import nullcontext
 
-from tests.conformance.suite import Case, Place, cases
+from prefect_psik.exceptions import PrefectPsikError
+from tests.conformance.suite import CALL_SECONDS, Case, Place, cases
 from tests.testbed.facility import Facility
 
 #: No case may hang longer.
@@ -46,13 +47,28 @@ def run_cases(place: Place) -> dict[str, tuple[float, str]]:
     return found
 
 
+def python_of(place: Place) -> str:
+    """The Python at the place, as it says itself; or why it does not."""
+
+    async def ask() -> str:
+        try:
+            answer = await place.transport().call("hello", {}, timeout=CALL_SECONDS)
+        except PrefectPsikError as err:
+            return str(err)
+        return str(answer["python"])
+
+    with place.facility.client() if place.facility else nullcontext():
+        return asyncio.run(ask())
+
+
 def main() -> None:
-    """Print the results as JSON."""
+    """Print the results as JSON: the Python at the place, and seconds and failure of each case."""
     globus = sys.argv[1] == "globus"
     with tempfile.TemporaryDirectory() as directory:
         facility = Facility.from_state() if globus else None
         prefix = str(facility.prefix) if facility else directory
-        print(json.dumps(run_cases(Place(facility, prefix))))
+        place = Place(facility, prefix)
+        print(json.dumps({"python": python_of(place), "cases": run_cases(place)}))
 
 
 if __name__ == "__main__":

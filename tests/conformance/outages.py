@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
 from prefect_psik.credentials import GlobusCredentials
-from prefect_psik.exceptions import FacilitySetupError, FacilityTimeout
-from tests.conformance.case import CALL_SECONDS, Place, case, refused
+from prefect_psik.exceptions import FacilityError, FacilitySetupError, FacilityTimeout
+from prefect_psik.transport.globus import REASON_SECONDS
+from tests.conformance.case import CALL_SECONDS, SLACK_SECONDS, SUBMIT, Place, case, ends_at_its_limit, refused
 from tests.testbed.facility import Facility
 from tests.testbed.multi_user import pinned_endpoint
 
 AWAY_SECONDS = 4.0
+_KILLED_SECONDS = 40.0
 
 
 @asynccontextmanager
@@ -33,8 +36,10 @@ async def _in_order_again(place: Place) -> AsyncIterator[Facility]:
 async def _(place: Place) -> None:
     transport = place.transport()
     await place.look(transport)
-    place.fault("away", seconds=AWAY_SECONDS)
-    await place.look(transport)
+    begin = time.monotonic()
+    with place.fault("away", match=SUBMIT, seconds=AWAY_SECONDS):
+        await place.look(transport)
+    assert time.monotonic() - begin >= AWAY_SECONDS
 
 
 @case("the service refuses connections and comes back", globus=True)
@@ -81,9 +86,8 @@ async def _(place: Place) -> None:
         await asyncio.to_thread(facility.endpoint.stop)
         facility.globus.forget_online(facility.endpoint_id)
         transport = place.transport()
-        await refused(
-            place.look(transport, timeout=5), FacilityTimeout, "offline", "globus-compute-endpoint start"
-        )
+        look = place.look(transport, timeout=5)
+        await ends_at_its_limit(look, 5, FacilityTimeout, "offline", "globus-compute-endpoint start")
 
 
 @case("an endpoint that comes back within the limit", globus=True)
@@ -96,18 +100,36 @@ async def _(place: Place) -> None:
         await call
 
 
+_SLOW = "import time\n\ndef call(name, payload):\n    time.sleep(6)\n    return {'done': payload['x']}\n"
+
+
 @case("an endpoint that is restarted in the middle of a call", globus=True)
 async def _(place: Place) -> None:
-    function = await place.register(
-        "import time\n\ndef call(name, payload):\n    time.sleep(6)\n    return {'done': payload['x']}\n"
-    )
-    async with _in_order_again(place) as facility:
-        transport = place.transport(function_id=function)
+    async with _in_order_again(place) as facility, place.running(_SLOW) as transport:
         call = asyncio.ensure_future(transport.call("hello", {"x": 7}, timeout=CALL_SECONDS))
         await asyncio.sleep(4)
         await asyncio.to_thread(facility.daemons.signal, "endpoint", signal.SIGKILL)
         await asyncio.to_thread(facility.start)
         assert await call == {"done": 7}
+
+
+@case("a user endpoint that is killed in the middle of a call", globus=True)
+async def _(place: Place) -> None:
+    """It brings the result, or one clear error, within the limit."""
+    async with _in_order_again(place) as facility, place.running(_SLOW) as transport:
+        begin = time.monotonic()
+        call = asyncio.ensure_future(transport.call("hello", {"x": 7}, timeout=_KILLED_SECONDS))
+        await asyncio.sleep(4)
+        assert not call.done()
+        assert await asyncio.to_thread(facility.endpoint.kill_user_endpoint) > 0
+        outcome = (await asyncio.gather(call, return_exceptions=True))[0]
+        if isinstance(outcome, FacilityError):
+            assert str(outcome).rstrip().endswith("."), f"no sentence: {outcome}"
+            assert outcome.transient, f"it passes by itself, but is told as lasting: {outcome}"
+        else:
+            assert outcome == {"done": 7}
+        seconds = time.monotonic() - begin
+        assert seconds < _KILLED_SECONDS + REASON_SECONDS + SLACK_SECONDS, f"{seconds:.1f} s"
 
 
 @case("an endpoint that is deleted", globus=True)

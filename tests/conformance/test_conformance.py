@@ -36,7 +36,7 @@ def test_on_the_endpoint(facility: Facility) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])["cases"]
     assert found.keys() == cases(Place(facility, "")).keys()
     assert {name: failure for name, (_, failure) in found.items() if failure} == {}
     assert facility.globus.over_the_limit() == {}

@@ -1,4 +1,9 @@
-"""The cases of psik at the facility: missing, too old, of another patch version; real installations of each."""
+"""The cases of psik at the facility: missing, too old, of another patch version.
+
+Missing and too old are real: an environment without psik, and the releases 3.0.1 and 3.1.0. The next patch version
+is not out, so there it is the installed code under edited metadata: it shows that the version is not refused, not
+that its code works.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,10 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 from unittest import mock
 from uuid import UUID
 
 from prefect_psik.blocks import PsikBackend
-from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import Verdict
 from prefect_psik.preflight import judge_preflight, preflight_payload
@@ -25,7 +28,7 @@ from tests.conformance.case import CALL_SECONDS, Case, Place, case
 from tests.testbed.endpoint import Endpoint
 from tests.testbed.facility import Facility
 
-#: A release that is not out: the one that is installed says that it is it.
+#: A release that is not out: the installed code, whose metadata say that it is it.
 NEXT_PATCH = "3.1.2"
 
 
@@ -104,23 +107,13 @@ async def _verdict(transport: Transport, block: PsikBackend) -> tuple[Verdict, s
     return check.verdict, check.message
 
 
-async def _submitted(transport: Transport, block: PsikBackend) -> dict[str, Any]:
-    """What comes of submitting one job: the answer for it, or the error of the call."""
-    stamp = str(time.time_ns())
-    job = block.submission(JobSpec(script="true\n"), Identity(key=stamp, stamp=stamp, attempt=[1]), {})
-    payload = {"prefix": block.prefix, "jobs": [job]}
-    answer = await transport.call("submit", payload, timeout=CALL_SECONDS)
-    found: dict[str, Any] = answer if "error" in answer else answer["jobs"][stamp]
-    return found
-
-
 def _refusing(psik: str | None, *words: str) -> Case:
     async def refuses(place: Place) -> None:
         block = PsikBackend(prefix=place.prefix)
         async with _place_with(place, psik) as transport:
             verdict, message = await _verdict(transport, block)
             assert verdict is Verdict.failed, message
-            error = (await _submitted(transport, block))["error"]
+            error = (await place.submit(transport, block, JobSpec(script="true\n")))["error"]
             assert error["kind"] == "setup", error
             for text in (message, error["message"]):
                 assert "pip install 'psik>=3.1.1'" in text, text
@@ -139,5 +132,5 @@ async def _(place: Place) -> None:
     block = PsikBackend(prefix=place.prefix)
     async with _place_with(place, NEXT_PATCH) as transport:
         assert await _verdict(transport, block) == (Verdict.ok, f"psik {NEXT_PATCH} is there.")
-        answer = await _submitted(transport, block)
+        answer = await place.submit(transport, block, JobSpec(script="true\n"))
         assert answer.get("created") is True, answer

@@ -39,6 +39,11 @@ def blocks(title: str, language: str) -> list[str]:
     return [example.text for example in fenced(title, section(title)) if example.language.split()[0] == language]
 
 
+def inline(title: str) -> list[str]:
+    """Commands of the endpoint's program that stand within sentences."""
+    return re.findall(r"`(globus-compute-endpoint [^`\n]+)`", section(title))
+
+
 def files(title: str) -> dict[str, str]:
     """Blocks that a line with a file's name announces."""
     found = re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```", section(title), re.MULTILINE | re.DOTALL)
@@ -175,6 +180,12 @@ def test_the_guide_from_its_first_command_to_its_last(facility: Facility, node: 
     # stop
     node.run(*blocks("Stop", "console"))
     assert prefect_psik(facility, look, tmp_path).returncode == 1
+
+    # what the text has in its lines
+    [logout], [delete] = inline("3."), inline("Stop")
+    node.run(f"{delete} --yes")
+    assert not (node.home / ".globus_compute/psik_endpoint").exists()
+    node.run(logout)
 
 
 def test_what_administrators_are_shown_is_what_the_testbed_runs(facility: Facility) -> None:

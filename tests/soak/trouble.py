@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from tests.testbed.facility import Facility
+from tests.testbed.state import TestbedError
 
 #: Between two drills, so that calls get through as well.
 PAUSE_SECONDS = 12.0
@@ -58,31 +60,41 @@ class Trouble:
                 self.happened[f"endpoint or service: {drill.__name__.strip('_').replace('_', ' ')}"] += 1
                 await _to_the_end(drill)
 
+    def _start(self) -> None:
+        """Start what is down; once more, as a person would, where the weather kept it from registering."""
+        try:
+            self.facility.start()
+        except TestbedError as err:
+            log = self.facility.state.root / "log" / "endpoint.log"
+            print(f"{err}\n{log.read_text(errors='replace')[-1500:]}", file=sys.stderr)
+            self.happened["endpoint or service: started twice"] += 1
+            self.facility.start()
+
     def _offline(self) -> None:
         """The endpoint is stopped, and started some time later: maintenance."""
         self.facility.endpoint.stop()
         time.sleep(AWAY_SECONDS)
-        self.facility.start()
+        self._start()
 
     def _crash(self) -> None:
         """The endpoint dies without warning and is started anew, in the middle of calls."""
         self.facility.daemons.signal("endpoint", signal.SIGKILL)
         time.sleep(0.5)
-        self.facility.start()
+        self._start()
 
     def _killed(self) -> None:
         """What runs the calls dies without warning. Its pid file bars the way until the endpoint is restarted."""
         self.facility.endpoint.kill_user_endpoint()
         time.sleep(AWAY_SECONDS)
         self.facility.endpoint.stop()
-        self.facility.start()
+        self._start()
 
     def _deleted(self) -> None:
         """The service does not know the endpoint any more, until it registers again."""
         self.facility.globus.delete_endpoint(self.facility.endpoint_id)
         time.sleep(AWAY_SECONDS)
         self.facility.daemons.signal("endpoint", signal.SIGKILL)
-        self.facility.start()
+        self._start()
 
     def _service_down(self) -> None:
         """Connections to the service are refused, until it is back."""

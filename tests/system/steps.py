@@ -57,6 +57,11 @@ class Run:
             queue=queue, run=timedelta(minutes=self.minutes + 5), trouble=timedelta(minutes=5), on_limit="cancel"
         )
 
+    @property
+    def step_seconds(self) -> float:
+        """How long a step may take: longer than `limits` let its jobs wait, which are there at the same time."""
+        return 60 * (self.queue_minutes + self.minutes + 20)
+
     def job(self, text: str, name: str = "smoke", **fields: object) -> JobSpec:
         """Return a small job of a few lines of bash."""
         resources = ResourceSpec(duration=self.minutes, node_count=1, exclusive_node_use=False)

@@ -11,8 +11,20 @@ from globus_sdk import ClientApp, GlobusAppConfig
 
 from tests.testbed.facility import Facility
 from tests.testbed.fixtures import emulator, facility, globus
+from tests.testbed.state import wait_until
 
 __all__ = ["client", "emulator", "facility", "globus"]
+
+#: What one test may find sent already, to stay below 20 requests in 10 s with its own.
+_FEW_REQUESTS = 4
+
+
+@pytest.fixture(autouse=True)
+def within_the_rate(request: pytest.FixtureRequest) -> None:
+    """Wait until the login that the tests of a facility share has sent little of late."""
+    if "facility" in request.fixturenames:
+        globus = request.getfixturevalue("facility").globus
+        wait_until(lambda: globus.recent("probe") <= _FEW_REQUESTS, seconds=20, what="few requests")
 
 
 @pytest.fixture

@@ -37,7 +37,8 @@ def facility() -> Iterator[Facility]:
         found.globus.forget_peaks()
         yield found
         found.globus.start()
-        assert found.globus.over_the_limit() == {}, "a login sent more than Globus allows: requests in 10 s"
+        over = found.globus.over_the_limit()
+        assert over == {}, f"a login sent more than Globus allows: {over} requests in 10 s"
     finally:
         if was_down:
             found.stop()

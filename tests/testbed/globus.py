@@ -128,17 +128,25 @@ class Globus:
         self._admin("DELETE", "meter")
 
     def peaks(self) -> dict[str, int]:
-        """Return the most requests in 10 s that each login ever sent; resets and restarts do not lower it."""
+        """Return the most requests in 10 s that each login ever sent; resets and restarts do not lower it.
+
+        Every request counts from its arrival on, answered or not, with a good login or a bad one.
+        """
+        names = {self.login(name)[0]: name for name in LOGINS}
         found: dict[str, int] = self._admin("GET", "peaks")
-        return {name: found.get(self.login(name)[0], 0) for name in LOGINS}
+        return dict.fromkeys(LOGINS, 0) | {names.get(key, key or "nobody"): most for key, most in found.items()}
+
+    def recent(self, name: str) -> int:
+        """Return how many requests of a login arrived within the last 10 s."""
+        return int(self._admin("GET", f"recent/{self.login(name)[0]}")["requests"])
 
     def over_the_limit(self) -> dict[str, int]:
-        """Return the peaks of more than 20; not that of "probe", which does not use our transport."""
-        return {name: most for name, most in self.peaks().items() if most > LIMIT and name != "probe"}
+        """Return the peaks of more than 20."""
+        return {name: most for name, most in self.peaks().items() if most > LIMIT}
 
-    def forget_peaks(self) -> None:
-        """Forget what `over_the_limit` looks at, as a new session of tests does."""
-        self._admin("DELETE", "peaks")
+    def forget_peaks(self, only: str | None = None) -> None:
+        """Forget what `over_the_limit` looks at, as a new session of tests does; or that of one login."""
+        self._admin("DELETE", f"peaks/{self.login(only)[0]}" if only else "peaks")
 
     def change_secret(self, name: str, secret: str) -> None:
         """Give a login another secret, until the emulator's next start; tokens of the old one are refused."""

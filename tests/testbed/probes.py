@@ -50,23 +50,23 @@ def call(prefix, script):
 """
 
 
-def token(facility: Facility, secret: str | None = None) -> str:
-    """Log in as "probe", with its own secret or another; return the access token."""
-    client_id, own = facility.globus.login("probe")
-    login = base64.b64encode(f"{client_id}:{secret or own}".encode()).decode()
+def token(facility: Facility, secret: str | None = None, *, login: str = "probe") -> str:
+    """Log in, with the login's own secret or another; return the access token."""
+    client_id, own = facility.globus.login(login)
+    basic = base64.b64encode(f"{client_id}:{secret or own}".encode()).decode()
     request = urllib.request.Request(
         f"{facility.globus.url}/v2/oauth2/token",
         data=urllib.parse.urlencode({"grant_type": "client_credentials"}).encode(),
-        headers={"Authorization": f"Basic {login}"},
+        headers={"Authorization": f"Basic {basic}"},
     )
     with urllib.request.urlopen(request, timeout=10) as reply:
         access: str = json.load(reply)["access_token"]
     return access
 
 
-def get(facility: Facility, path: str, *, data: bytes | None = None) -> Any:
+def get(facility: Facility, path: str, *, data: bytes | None = None, access: str | None = None) -> Any:
     """Call the emulator's compute service without the SDK; POST if there is data."""
-    access = token(facility)
+    access = access or token(facility)
     request = urllib.request.Request(
         f"{facility.globus.url}{path}", data=data, headers={"Authorization": f"Bearer {access}"}
     )

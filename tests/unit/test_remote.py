@@ -87,6 +87,19 @@ def nothing_is_started() -> Iterator[mock.Mock]:
         yield launch
 
 
+@contextmanager
+def nothing_is_run() -> Iterator[None]:
+    """Neither is a job started nor another command, and no process gets a signal."""
+    absent = FileNotFoundError(2, "No such file or directory")
+    with (
+        nothing_is_started(),
+        mock.patch.object(subprocess, "run", side_effect=absent),
+        mock.patch.object(os, "kill") as kill,
+    ):
+        yield
+    assert not kill.called
+
+
 def only(answer: dict[str, Any]) -> dict[str, Any]:
     """The answer for the only job of a call, or its error."""
     [found] = answer["jobs"].values()
@@ -528,6 +541,23 @@ def test_job_directory_is_private_whatever_the_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE((prefix / ".locks").stat().st_mode) == 0o700
 
 
+def test_every_level_above_a_job_is_private_whatever_the_umask(tmp_path: Path) -> None:
+    prefix = tmp_path / "above" / "p"
+    owner = {"flow_runs": ["0f6a9d9e-5d0c-4e43-8a5a-3b7d3a1f2c11"]}
+    before = os.umask(0)
+    try:
+        with nothing_is_started():
+            remote.call("submit", {"prefix": str(prefix), "jobs": [new_job()]})
+        remote._note_owner(str(prefix), new_job(owner=owner))
+    finally:
+        os.umask(before)
+    made = (prefix.parent, prefix, prefix / ".locks", *prefix.glob(".runs"), *prefix.glob(".runs/*"))
+    assert len(made) == 5
+    assert {str(path): f"{stat.S_IMODE(path.stat().st_mode):o}" for path in made} == {
+        str(path): "700" for path in made
+    }
+
+
 def test_another_spec_under_the_same_stamp_is_a_conflict_that_shows_the_first(tmp_path: Path) -> None:
     with nothing_is_started() as launch:
         remote.call("submit", {"prefix": str(tmp_path), "jobs": [new_job()]})
@@ -679,11 +709,28 @@ LOOKS = st.fixed_dictionaries(
         ),
     },
 )
+#: Whole jobs, some of whose fields are anything.
+BROKEN_JOBS = st.builds(
+    lambda look, changes: new_job() | look | changes,
+    LOOKS,
+    st.dictionaries(st.sampled_from(sorted(new_job())), JSON, max_size=2),
+)
+#: What `list` and `preflight` read beside prefix and jobs.
+OTHER_FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "skip": NUMBERS,
+    "limit": NUMBERS,
+    "flow_run": st.one_of(JSON, st.sampled_from(["../x", "12345678-", "a" * 36])),
+    "backend": st.one_of(JSON, st.just({"type": "slurm"}), st.just({"type": "local"})),
+    "spec": st.one_of(JSON, st.just(new_job()["spec"])),
+}
+MANY = st.one_of(st.lists(LOOKS, max_size=3), st.lists(BROKEN_JOBS, max_size=2), JSON)
 PAYLOADS = st.one_of(
     JSON,
-    st.fixed_dictionaries({}, optional={"prefix": PREFIXES, "jobs": st.one_of(st.lists(LOOKS, max_size=3), JSON)}),
-    st.fixed_dictionaries({"prefix": st.just(PLACE), "jobs": st.lists(LOOKS, min_size=1, max_size=2)}),
+    st.fixed_dictionaries({}, optional={"prefix": PREFIXES, "jobs": MANY, **OTHER_FIELDS}),
+    st.fixed_dictionaries({"prefix": st.just(PLACE), "jobs": MANY}, optional=OTHER_FIELDS),
 )
+#: Operations that change nothing; all others may change what is below the prefix.
+READING = {"status", "fetch", "list", "hello"}
 
 
 @contextmanager
@@ -706,20 +753,23 @@ def placed(payload: Any, prefix: Path) -> Any:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(["status", "fetch", "hello", "nonsense"]), PAYLOADS)
+@given(st.sampled_from([*sorted(READING), "nonsense"]), PAYLOADS)
 def test_whatever_is_asked_gets_an_answer_in_words_and_changes_no_file(operation: str, payload: Any) -> None:
-    with facility() as (top, prefix):
+    with facility() as (top, prefix), nothing_is_run():
         before = snapshot(top, top / "none")
         check_answer(remote.call(operation, placed(payload, prefix)))
         assert snapshot(top, top / "none") == before
 
 
-@settings(max_examples=40, deadline=None)
-@given(PAYLOADS)
-def test_whatever_is_to_be_canceled_gets_an_answer_in_words_and_touches_only_the_prefix(payload: Any) -> None:
-    with facility() as (top, prefix):
+@pytest.mark.parametrize("operation", sorted(set(remote.OPERATIONS) - READING))
+@settings(max_examples=60, deadline=None)
+@given(payload=PAYLOADS)
+def test_whatever_is_to_be_done_gets_an_answer_in_words_and_touches_only_the_prefix(
+    operation: str, payload: Any
+) -> None:
+    with facility() as (top, prefix), nothing_is_run():
         before = snapshot(top, prefix)
-        check_answer(remote.call("cancel", placed(payload, prefix)))
+        check_answer(remote.call(operation, placed(payload, prefix)))
         assert snapshot(top, prefix) == before
 
 

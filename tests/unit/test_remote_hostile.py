@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import subprocess
 import tempfile
@@ -19,7 +20,15 @@ from prefect_psik.blocks import BackendAttributes, PsikBackend
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.outcome import parse_status
-from tests.unit.test_remote import STAMP, check_answer, make_job, nothing_is_started, remote, snapshot
+from tests.unit.test_remote import (
+    STAMP,
+    check_answer,
+    make_job,
+    nothing_is_run,
+    nothing_is_started,
+    remote,
+    snapshot,
+)
 
 SECRET = "a secret that lies beside the prefix"
 
@@ -140,6 +149,51 @@ def test_the_job_that_is_made_hostile_runs_as_it_is(tmp_path: Path, kind: str) -
     assert (tmp_path / "p" / STAMP / "work" / "ran").read_text() == "ran\n"
 
 
+@pytest.mark.parametrize("kind", ["slurm", "local"])
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{'.'.join(map(str, place[0]))} {place[1]}")
+def test_each_character_in_each_string_is_taken_or_refused_and_touches_only_the_prefix(
+    tmp_path: Path, kind: str, place: tuple[tuple[Any, ...], str]
+) -> None:
+    """All of them, up to where psik would start something; some of them are started below."""
+    for number, text in enumerate(ACTING):
+        top = tmp_path / str(number)
+        top.mkdir()
+        job = copy.deepcopy(a_job(kind))
+        try:
+            put(job, *place, text.format(canary=top / "canary"))
+        except KeyError:
+            return  # this kind of job has no such field
+        with nothing_is_run():
+            answer = check_answer(remote.call("submit", {"prefix": str(top / "p"), "jobs": [job]}))
+        assert list(top.iterdir()) == [top / "p"], answer
+        script = top / "p" / STAMP / "prefect" / "script"
+        assert not script.exists() or script.read_text() == a_job(kind)["script"]
+
+
+def link_of(prefix: Path) -> Path:
+    """The one thing that is made outside of a prefix: beside an odd one, a link for Slurm that leads to it."""
+    name = f".psik-{hashlib.sha256(os.fsencode(prefix)).hexdigest()[:16]}"
+    return prefix.parent.parent / name
+
+
+@pytest.mark.parametrize("kind", ["slurm", "local"])
+@pytest.mark.parametrize("text", ACTING)
+def test_each_character_in_a_prefix_is_taken_or_refused_and_nothing_but_a_link_is_made_beside_it(
+    tmp_path: Path, kind: str, text: str
+) -> None:
+    odd = tmp_path / text.format(canary="canary").replace("/", "")
+    odd.mkdir()
+    with nothing_is_run():
+        answer = check_answer(remote.call("submit", {"prefix": str(odd / "p"), "jobs": [a_job(kind)]}))
+    made = set(tmp_path.iterdir()) - {odd}
+    if "error" in answer or kind == "local":
+        assert made == set(), answer
+    else:
+        assert made == {link_of(odd / "p")}
+        assert link_of(odd / "p").readlink() == odd / "p"
+    assert set(odd.iterdir()) <= {odd / "p"}
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(["slurm", "local"]), st.sampled_from(PLACES), st.sampled_from(ACTING))
 def test_no_character_acts_in_any_string_of_a_job(
@@ -182,6 +236,9 @@ def test_no_character_acts_in_a_path(kind: str, text: str, is_prefix: bool) -> N
             assert is_prefix, answer
             assert set("$\n") & set(text), answer  # no prefix may have these
         assert list(top.rglob("canary")) == []
+        # What the stand-in for sbatch needs and leaves, and by design a link to the odd prefix.
+        beside = {top / name for name in ("bin", "arguments", "batch", "p")} | {odd, link_of(prefix)}
+        assert set(top.iterdir()) <= beside
 
 
 # ------------------------------------------------------------------------------------------ a planted prefix

@@ -33,6 +33,7 @@ class Auth:
     def __init__(self, config: Config) -> None:
         self._clients = {client.client_id: client for client in config.clients}
         self._key = config.token_key.encode()
+        self._revoked: set[str] = set()
 
     def token(self, request: Request) -> Reply:
         """Answer `POST /v2/oauth2/token`; each resource server gets a token of its own."""
@@ -46,6 +47,12 @@ class Auth:
             by_server.setdefault(_RESOURCE_SERVERS.get(plain, AUTH), []).append(scope)
         first, *others = [self._issue(client, server, scopes) for server, scopes in by_server.items()]
         return Reply(200, {**first, "other_tokens": others})
+
+    def revoke(self, request: Request) -> Reply:
+        """Answer `POST /v2/oauth2/token/revoke`: the token is refused from now on."""
+        self._authenticate(request.headers)
+        self._revoked.update(parse_qs(request.body.decode()).get("token", []))
+        return Reply(200, {"active": False})
 
     def userinfo(self, request: Request) -> Reply:
         """Answer `GET /v2/oauth2/userinfo`."""
@@ -78,9 +85,18 @@ class Auth:
         client = self._clients.get(str(claims.get("client")))
         if kind != "Bearer" or client is None or not hmac.compare_digest(signature, self._sign(client, payload)):
             raise Refusal(401, "AUTHENTICATION_REQUIRED", "Missing or invalid token.")
+        if token in self._revoked:
+            raise Refusal(401, "AUTHENTICATION_REQUIRED", "The token was revoked.")
         if claims["server"] != server or claims["expires"] < time.time():
             raise Refusal(401, "AUTHENTICATION_REQUIRED", "The token has expired or is for another service.")
         return client
+
+    def claimed(self, request: Request) -> str:
+        """Return the id of the client that a request says it comes from, right or wrong; empty if it says none."""
+        kind, _, text = request.headers.get("authorization", "").partition(" ")
+        if kind == "Basic":
+            return _basic(text)[0]
+        return str(_claims(text.partition(".")[0]).get("client", ""))
 
     def change_secret(self, client_id: str, secret: str) -> None:
         """Give a client another secret; the tokens that it got with the old one are refused from now on."""
@@ -94,10 +110,7 @@ class Auth:
 
     def _authenticate(self, headers: Mapping[str, str]) -> KnownClient:
         kind, _, encoded = headers.get("authorization", "").partition(" ")
-        try:
-            name, _, secret = base64.b64decode(encoded).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            name, secret = "", ""
+        name, secret = _basic(encoded)
         client = self._clients.get(name)
         if kind != "Basic" or client is None or not hmac.compare_digest(client.secret, secret):
             raise Refusal(401, "UNAUTHORIZED", "Unknown client or wrong secret.")
@@ -121,6 +134,14 @@ class Auth:
 
     def _sign(self, client: KnownClient, payload: str) -> str:
         return hmac.new(self._key, f"{client.secret} {payload}".encode(), hashlib.sha256).hexdigest()
+
+
+def _basic(encoded: str) -> tuple[str, str]:
+    try:
+        name, _, secret = base64.b64decode(encoded).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return "", ""
+    return name, secret
 
 
 def _claims(payload: str) -> Json:

@@ -38,14 +38,22 @@ def most_in_window(times: Sequence[float], window: float = WINDOW_SECONDS) -> in
 
 
 class Meter:
-    """The log of requests to the compute service, kept in memory; only the peaks are on disk."""
+    """The log of requests to the compute service, kept in memory; what the peaks are made of is on disk."""
 
     def __init__(self, store: Store) -> None:
         self._mutex = threading.Lock()
         self._store = store
-        self._arrived: dict[str, deque[float]] = defaultdict(deque)
         self._entries: dict[str, list[Entry]] = defaultdict(list)
         self._admitted: dict[str, deque[float]] = defaultdict(deque)
+
+    def note(self, identity: str) -> None:
+        """Note a request on its arrival, whatever becomes of it."""
+        # The clock is one for all processes of the machine, so a restart loses nothing.
+        now = time.monotonic()
+        with self._mutex:
+            known = self._store.get("peak", identity) or {"most": 0, "arrived": []}
+            arrived = [*(moment for moment in known["arrived"] if now - moment < WINDOW_SECONDS), now]
+            self._store.put("peak", identity, {"most": max(known["most"], len(arrived)), "arrived": arrived})
 
     def admit(self, identity: str) -> None:
         """Let a request in, unless this identity has had its share.
@@ -55,7 +63,6 @@ class Meter:
         """
         now = time.monotonic()
         with self._mutex:
-            self._note_peak(identity, now)
             recent = self._admitted[identity]
             _forget_before(recent, now)
             if len(recent) >= LIMIT:
@@ -84,23 +91,21 @@ class Meter:
             self._entries.clear()
 
     def peaks(self) -> Json:
-        """Return the most requests within 10 s, refused ones too, by identity; no reset lowers them."""
+        """Return the most requests that arrived within 10 s, by identity; no reset or restart lowers them."""
         with self._mutex:
             return {identity: peak["most"] for identity, peak in self._store.all("peak").items()}
 
-    def forget_peaks(self) -> None:
-        """Begin the peaks anew, from the requests to come."""
-        with self._mutex:
-            self._arrived.clear()
-            for identity in self._store.all("peak"):
-                self._store.delete("peak", identity)
+    def recent(self, identity: str) -> int:
+        """Return how many requests arrived within the last 10 s."""
+        now = time.monotonic()
+        arrived = (self._store.get("peak", identity) or {"arrived": []})["arrived"]
+        return sum(now - moment < WINDOW_SECONDS for moment in arrived)
 
-    def _note_peak(self, identity: str, now: float) -> None:
-        arrived = self._arrived[identity]
-        _forget_before(arrived, now)
-        arrived.append(now)
-        if len(arrived) > (self._store.get("peak", identity) or {"most": 0})["most"]:
-            self._store.put("peak", identity, {"most": len(arrived)})
+    def forget_peaks(self, only: str | None = None) -> None:
+        """Begin the peaks anew, or that of one identity only, from the requests to come."""
+        with self._mutex:
+            for identity in [only] if only else self._store.all("peak"):
+                self._store.delete("peak", identity)
 
 
 def _forget_before(moments: deque[float], now: float) -> None:

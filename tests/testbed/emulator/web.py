@@ -26,6 +26,8 @@ from tests.testbed.emulator.wire import RESULT_QUEUE_PREFIX, Wire
 MAX_BODY_BYTES = 10 * 1024 * 1024
 _MAX_READ_BYTES = 64 * 1024 * 1024
 _VERSIONS = {"api": "1.0.0", "min_sdk_version": "1.0.0", "min_ep_version": "1.0.0"}
+#: Auth and Transfer, which have limits of their own: what the meter holds everyone to is the compute service's.
+_OTHER_SERVICES = ("/v2/oauth2/", "/v2/api/", "/v0.10/")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}", re.IGNORECASE)
 
 Act = Callable[[KnownClient, Request, str], Any]
@@ -69,10 +71,14 @@ class App:
         try:
             if request.path.startswith("/_emulator/"):
                 return self._admin(request)
+            if not request.path.startswith(_OTHER_SERVICES):
+                self._meter.note(self._auth.claimed(request))
             if self._faults.is_away(f"{request.method} {request.path}"):
                 raise DropReply
             if request.path == "/v2/oauth2/token":
                 return self._auth.token(request)
+            if request.path == "/v2/oauth2/token/revoke":
+                return self._auth.revoke(request)
             if request.path == "/v2/oauth2/userinfo":
                 return self._auth.userinfo(request)
             if request.path == "/v2/api/identities":
@@ -132,6 +138,8 @@ class App:
             return Reply(200, self._meter.report())
         if name == "GET /_emulator/peaks":
             return Reply(200, self._meter.peaks())
+        if name.startswith("GET /_emulator/recent/"):
+            return Reply(200, {"requests": self._meter.recent(name.rpartition("/")[2])})
         if name == "GET /_emulator/faults":
             return Reply(200, self._faults.happened())
         if name == "GET /_emulator/transfers":
@@ -140,6 +148,8 @@ class App:
             self._meter.reset()
         elif name == "DELETE /_emulator/peaks":
             self._meter.forget_peaks()
+        elif name.startswith("DELETE /_emulator/peaks/"):
+            self._meter.forget_peaks(name.rpartition("/")[2])
         elif name == "POST /_emulator/secrets":
             self._auth.change_secret(**request.json())
         elif name == "POST /_emulator/faults":
@@ -168,6 +178,10 @@ def _routes(endpoints: Endpoints, tasks: Tasks, wire: Wire) -> list[Route]:
         functions = endpoints.need(key).get("allowed_functions") or []
         return {"endpoint_id": key, "restricted": bool(functions), "functions": functions}
 
+    def delete(_caller: KnownClient, _request: Request, key: str) -> Json:
+        endpoints.delete(key)
+        return {}
+
     def version(_caller: KnownClient, request: Request, _key: str) -> Json | str:
         return _VERSIONS if request.query.get("service") == "all" else _VERSIONS["api"]
 
@@ -187,6 +201,7 @@ def _routes(endpoints: Endpoints, tasks: Tasks, wire: Wire) -> list[Route]:
             lambda who, ask, key: tasks.submit(endpoints, who, key, ask.json()),
         ),
         ("GET", f"/v2/endpoints/{key}", lambda who, ask, key: endpoints.describe(key)),
+        ("DELETE", f"/v2/endpoints/{key}", delete),
         ("GET", f"/v2/endpoints/{key}/status", lambda who, ask, key: endpoints.status(key)),
         ("POST", "/v3/functions", lambda who, ask, _: tasks.register_function(who, ask.json())),
         ("GET", f"/v2/functions/{key}", lambda who, ask, key: tasks.describe_function(key)),
