@@ -70,7 +70,10 @@ class Driver:
     @property
     def ended(self) -> dict[str, Ended]:
         """How the flow runs ended."""
-        return {life.scenario.name: Ended(life.final or "not final", life.cancelled_at) for life in self.lives}
+        return {
+            life.scenario.name: Ended(life.final or "not final", life.cancelled_at, str(life.id), life.begin)
+            for life in self.lives
+        }
 
     async def deploy(self) -> None:
         """Make a work pool, and a deployment of each flow."""
@@ -95,9 +98,13 @@ class Driver:
                 alive += 1
         self._field.flow_runs = {str(life.id) for life in self.lives if life.final is None}
 
-    def start_no_more(self) -> None:
-        """Leave it at the flow runs that were started."""
-        self._waiting.clear()
+    def start_no_more(self, jobs: int) -> None:
+        """Start only what is missing to so many jobs."""
+        waiting, self._waiting, total = self._waiting[::-1], [], self.jobs_started
+        for scenario in waiting:
+            if total < jobs:
+                self._waiting.insert(0, scenario)
+                total += len(scenario.jobs)
 
     async def _start(self, client: PrefectClient, scenario: Scenario) -> None:
         run = await client.create_flow_run_from_deployment(
