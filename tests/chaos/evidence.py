@@ -18,11 +18,17 @@ _LOOK_SECONDS = 3.0
 
 
 def gather(field: Field, driver: Driver, deadline: float) -> Evidence:
-    """Wait until Slurm has nothing left, or until the deadline, and gather."""
+    """Wait until Slurm has nothing left that was cancelled, or until the deadline, and gather.
+
+    A controller that was killed may believe for minutes that a job runs which has ended.
+    """
     lives = driver.lives
     names = {job.name for life in lives for job in life.scenario.jobs}
+    cancelled = {job.name for life in lives if life.cancelled_at for job in life.scenario.jobs}
     slurm = _slurm_jobs(field, names)
-    while time.time() < deadline and any(job.state not in ENDED for job in slurm.values()):
+    while time.time() < deadline and any(
+        job.name in cancelled and job.state not in ENDED for job in slurm.values()
+    ):
         time.sleep(_LOOK_SECONDS)
         slurm = _slurm_jobs(field, names)
     told = field.services.place / "told"

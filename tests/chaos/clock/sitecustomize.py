@@ -2,8 +2,8 @@
 
 The file holds one number, the seconds by which the clock is ahead; it is looked at each time. The package reads
 `time.time` for its deadlines of transfers and for tokens, and `time.monotonic` for its limits and pauses; `direct`
-of `flows.py` has all three. `datetime.now` is left alone on purpose: the package reads it only to schedule a prune,
-but Prefect sleeps by it until a retry is due, for days if the clock is days behind.
+of `flows.py` has all three. `datetime.now` is left alone on purpose: the package reads it only to schedule a
+prune, but Prefect sleeps by it until a retry is due, for days if the clock is days behind.
 """
 
 import mmap
