@@ -1,7 +1,7 @@
-"""Jobs that an older release left: the present one lists them, waits on them, finds them by their key, cancels them.
+"""Jobs that an older release left: the present one lists them, waits on them, finds them by their key, cancels.
 
-`tests/fixtures/release-0.1.0.json` is the prefix, with a completed job and a live one, and their handles, as version
-0.1.0 wrote them at commit 5898090.
+`tests/fixtures/release-0.1.0.json` is the prefix, with a completed job and a live one, and their handles, as
+version 0.1.0 wrote them at commit 5898090.
 """
 
 from __future__ import annotations
