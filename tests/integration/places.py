@@ -128,6 +128,13 @@ def crowd(backend: str, count: int) -> None:
     run_job.map(unmapped(backend), specs).result()
 
 
+@flow
+async def gathering(backend: str, count: int) -> None:
+    """As `crowd`, on the event loop."""
+    specs = [sleeper(f"gathering-{number}", whole_node=True) for number in range(count)]
+    await asyncio.gather(*(arun_job(backend, spec) for spec in specs))
+
+
 PLACES: dict[str, Flow[..., Any]] = {
     "direct": direct,
     "awaited": awaited,
@@ -145,7 +152,8 @@ JOBS = {place: 2 if place in ("gathered", "mapped") else 1 for place in PLACES}
 def main(what: str, *arguments: str) -> None:
     """Serve or deploy all, or run one place."""
     if what == "serve":
-        made = [found.to_deployment(name="served") for found in (*PLACES.values(), suspended, forgetful, crowd)]
+        flows = (*PLACES.values(), suspended, forgetful, gathering, crowd)
+        made = [found.to_deployment(name="served") for found in flows]
         serve(*(deployment for deployment in made if isinstance(deployment, RunnerDeployment)), limit=20)
     elif what == "deploy":
         for place in (*PLACES, "forgetful"):
