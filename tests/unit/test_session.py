@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import time
 from typing import Any
 
@@ -57,3 +58,14 @@ async def test_an_answer_to_a_watch_that_ended_does_not_end_the_next_one() -> No
         update = await asyncio.wrap_future(second.next())
     assert update.status is not None
     assert update.status.state is JobState.completed
+
+
+def test_a_coroutine_that_wants_to_exit_does_not_end_the_session() -> None:
+    """rich raises SystemExit where somebody logs while nobody reads the output: the worker was killed."""
+
+    async def exits() -> None:
+        raise SystemExit(1)
+
+    session = Session()
+    concurrent.futures.wait([session.run(exits())], timeout=2)
+    assert session.run(asyncio.sleep(0, "an answer")).result(10) == "an answer"
