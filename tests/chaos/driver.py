@@ -14,7 +14,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import AwaitingRetry, Cancelled, Cancelling
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed
 
 from tests.chaos.faults import Field
 from tests.chaos.flows import BACKEND
@@ -26,6 +26,7 @@ PARALLEL = 6
 LOOK_SECONDS = 2.0
 #: After this time without a process, a flow run that is said to run, or to be cancelled, is a zombie.
 ZOMBIE_SECONDS = 60.0
+ZOMBIE = "zombie"
 #: A person would give up after so many tries.
 TRIES = 12
 
@@ -140,7 +141,7 @@ class Driver:
             life.cancelled_at = now
             await client.set_flow_run_state(run.id, Cancelling())
         elif not state.is_scheduled() and now - life.process_seen > ZOMBIE_SECONDS:
-            await self._retry(client, life, "zombie", f"{state.name} without a process")
+            await self._retry(client, life, ZOMBIE, f"{state.name} without a process")
 
     def _is_to_be_cancelled(self, life: Life, now: float) -> bool:
         scenario = life.scenario
@@ -160,7 +161,10 @@ class Driver:
         life.tries += 1
         life.process_seen = time.time()
         self.by_hand[f"retry after {what}"] += 1
-        await client.set_flow_run_state(life.id, AwaitingRetry(), force=True)
+        if what == ZOMBIE:
+            await client.set_flow_run_state(life.id, Crashed(), force=True)
+        # Not by force: Prefect would still take it for the retry of a process that is gone, and start it nowhere.
+        await client.set_flow_run_state(life.id, AwaitingRetry())
 
     async def _end_zombie(self, client: PrefectClient, life: Life) -> None:
         """A flow run whose runner is gone is cancelled by nobody: the command line does it."""
