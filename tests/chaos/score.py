@@ -12,6 +12,8 @@ from tests.chaos.truth import Fault, Run, Told
 #: A cancel under faults may take as long as the longest of them, a round of reconciling, and Slurm's own time for
 #: a job's end.
 FREE_SECONDS = 180.0
+#: Where nothing is in its way: Prefect's 30 s, the hook after that, and a machine that is busy.
+PROMPT_SECONDS = 90.0
 #: Prefect gives a flow run 30 s to end, then calls its hook.
 HOOK_SECONDS = 60.0
 #: What a fault did is felt so long after it was mended.
@@ -194,27 +196,27 @@ def _count_doubled(found: Score, job: Job, ended: Ended, evidence: Evidence) -> 
 
 
 def _count_helped(found: Score, job: Job, ended: Ended, evidence: Evidence) -> None:
-    """A job that others canceled: only where the flow run had no process, no runner, or no way to the facility."""
+    """A job that others canceled: only where its own flow run was kept from it."""
     by = evidence.helped.get(job.name)
-    if by is None or ended.cancelled_at is None:
+    if by is None:
         return
-    freed = _last_time(job, evidence)
-    without_runner = any(
-        (fault.name == "worker killed" or fault.flow_run == ended.flow_run)
-        and fault.begin <= freed
-        and ended.begin <= fault.end
-        for fault in evidence.faults
-        if fault.name == "worker killed" or fault.flow_run is not None
-    )
-    if without_runner or _beside(evidence, AWAY, ended.cancelled_at, ended.cancelled_at + HOOK_SECONDS):
+    if _was_kept(job, ended, evidence):
         found.helped += 1
     else:
         _count(
-            found,
-            "unhelped",
-            job.name,
-            f"canceled by {by}; its flow run was cancelled at {ended.cancelled_at:.0f}",
+            found, "unhelped", job.name, f"canceled by {by}; its flow run was cancelled at {ended.cancelled_at}"
         )
+
+
+def _was_kept(job: Job, ended: Ended, evidence: Evidence) -> bool:
+    """Whether a cancelled flow run had lost its process or its runner, or had no way to the facility."""
+    freed, cancelled_at = _last_time(job, evidence), ended.cancelled_at or 0.0
+    killed = any(
+        fault.name == "worker killed" or fault.flow_run == ended.flow_run
+        for fault in evidence.faults
+        if fault.begin <= freed and ended.begin <= fault.end
+    )
+    return killed or _beside(evidence, AWAY, cancelled_at, cancelled_at + HOOK_SECONDS)
 
 
 def _last_time(job: Job, evidence: Evidence) -> float:
@@ -300,10 +302,11 @@ def _runs_on(job: Job, evidence: Evidence) -> str | None:
 
 def _not_freed(job: Job, ended: Ended, evidence: Evidence) -> str | None:
     cancelled_at = ended.cancelled_at or 0.0
+    within = FREE_SECONDS if _was_kept(job, ended, evidence) else PROMPT_SECONDS
     late = [
         row
         for row in _slurm_jobs(job, evidence)
-        if row.state not in ENDED or (row.end or 0.0) > cancelled_at + FREE_SECONDS
+        if row.state not in ENDED or (row.end or 0.0) > cancelled_at + within
     ]
     return f"cancelled at {cancelled_at:.0f}, and Slurm says {late[0]}" if late else None
 

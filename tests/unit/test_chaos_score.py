@@ -11,7 +11,7 @@ import pytest
 from tests.chaos.faults import KINDS
 from tests.chaos.plan import FLOWS, JOBS_PER_FAULT, Job, Scenario, rounds, scenarios
 from tests.chaos.report import lacking
-from tests.chaos.score import FREE_SECONDS, ZERO, Ended, Evidence, Score, SlurmJob, score
+from tests.chaos.score import FREE_SECONDS, PROMPT_SECONDS, ZERO, Ended, Evidence, Score, SlurmJob, score
 from tests.chaos.truth import Fault, Run, Told, read_runs, read_told
 
 JOB = Job("s0-0", 1, "well")
@@ -174,8 +174,11 @@ def test_a_cancelled_job_that_runs_on_is_counted() -> None:
 
 
 def test_a_cancel_that_frees_the_node_too_late_is_counted() -> None:
-    late = {"7": SlurmJob("s0-0", "CANCELLED", 105.0 + FREE_SECONDS + 1)}
-    assert counts(replace(CANCELLED, slurm=late)) == {"not_freed": 1}
+    killed = replace(CANCELLED, faults=[Fault("worker killed", 100.0, 106.0)])
+    for evidence, seconds in ((CANCELLED, PROMPT_SECONDS), (killed, FREE_SECONDS)):
+        in_time, late = ({"7": SlurmJob("s0-0", "CANCELLED", 105.0 + seconds + more)} for more in (-1, 1))
+        assert counts(replace(evidence, slurm=in_time)) == {}
+        assert counts(replace(evidence, slurm=late)) == {"not_freed": 1}
 
 
 @pytest.mark.parametrize("state", ["not final", "Crashed", "Failed"])
