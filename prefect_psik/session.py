@@ -125,8 +125,17 @@ class Session:
         self._pid = os.getpid()
         self._channels: dict[tuple[str, str], Channel] = {}
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name="prefect-psik", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="prefect-psik", daemon=True)
         self._thread.start()
+
+    def _serve(self) -> None:
+        """Run the loop for as long as the process lives: what ends one coroutine must not end the others' waits."""
+        while True:
+            try:
+                self.loop.run_forever()
+                return
+            except (KeyboardInterrupt, SystemExit):  # its own future has it
+                continue
 
     @classmethod
     def current(cls) -> Session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,11 @@ os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Tests stop daemons and fill queues: each process that runs tests has a facility of its own.
     os.environ[STATE_VARIABLE] = str(default_root() / _worker)
+
+
+# What a shell starts in the background ignores SIGINT, and so would all that tests start, and then interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -43,10 +43,10 @@ PREFIX_MEGABYTES = 96
 PAUSE_SECONDS = (4.0, 12.0)
 #: Jobs are begun for so many faults to come, and faults happen for so many whose jobs are yet to run.
 AHEAD = 4
-#: A run of fewer kinds shows nothing.
-KINDS_AT_LEAST = 10
 #: After the last fault, all flow runs must come to an end within this time.
 REST_SECONDS = 600.0
+#: Faults that do not bite are begun again, but not for ever.
+BEGUN_AT_MOST = 2
 
 
 def main() -> int:
@@ -55,6 +55,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=len(KINDS))
     parser.add_argument("--minutes", type=float, default=60, help="begin nothing after this time; default: 60")
+    parser.add_argument(
+        "--deadline", type=float, default=90, help="fail unless it is over by then; default: 90 min"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the directory of Prefect's logs")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, _end)
@@ -70,22 +73,27 @@ def main() -> int:
             dice = Random(given.seed)
             driver = Driver(field, scenarios(dice, JOBS_PER_FAULT * given.faults))
             kinds = rounds(dice, list(KINDS.values()), given.faults)
-            number = asyncio.run(_run(field, driver, kinds, dice, begin + 60 * given.minutes))
-            evidence = gather(field, driver, time.time() + FREE_SECONDS)
+            limit, over = begin + 60 * given.minutes, begin + 60 * given.deadline
+            cut_short = asyncio.run(_run(field, driver, kinds, dice, limit, over))
+            left = min(FREE_SECONDS, over - time.monotonic())
+            evidence = gather(field, driver, time.time() + left)
             driver.by_hand["job canceled by flows/reconcile.py"] = field.services.reconciled()
+            late = time.monotonic() >= over
             facility.globus.start()
-            over = facility.globus.over_the_limit()
+            greedy = facility.globus.over_the_limit()
     finally:
         if was_down:
             facility.stop()
     found = score(evidence)
-    if number < given.faults:
-        print(f"\nOnly {number} of {given.faults} faults happened: none was begun after {given.minutes:g} min.")
-    if over:
-        found.problems.append(f"more than 20 requests were sent in 10 s: {over}")
-    happened = Counter(kind.name for kind in kinds[:number])
+    happened = Counter(fault.name for fault in evidence.faults)
     report.show(happened, driver.by_hand, found, time.monotonic() - begin)
-    return 0 if found.is_clean and not over and len(happened) >= min(KINDS_AT_LEAST, given.faults) else 1
+    lacking = report.lacking(given.faults, happened, found, cut_short=cut_short)
+    if greedy:
+        lacking.append(f"More than 20 requests were sent in 10 s: {greedy}.")
+    if late:
+        lacking.append(f"It was not over after {given.deadline:g} min.")
+    print(*lacking, sep="\n")
+    return 0 if found.is_clean and not lacking else 1
 
 
 def _end(signum: int, _frame: object) -> None:
@@ -120,41 +128,43 @@ def _field(facility: Facility, *, keep: bool) -> Iterator[Field]:
         yield Field(facility, services, prefix)
 
 
-async def _run(field: Field, driver: Driver, kinds: list[Kind], dice: Random, limit: float) -> int:
-    """Let faults happen while flows run, then let those come to their ends; returns the number of faults."""
+async def _run(field: Field, driver: Driver, kinds: list[Kind], dice: Random, limit: float, over: float) -> bool:
+    """Let faults happen while flows run, then let those come to their ends; says whether time was up before."""
     await driver.deploy()
     field.services.start_worker()
     field.services.start_reconciler()
-    ended = threading.Event()
-    pauses = [dice.uniform(*PAUSE_SECONDS) for _ in kinds]
-    own_dice = [Random(dice.random()) for _ in kinds]
-    done: list[Future[None]] = []
+    wanted, ended = len(kinds), threading.Event()
+    begun: list[tuple[Kind, Future[bool]]] = []
     with ThreadPoolExecutor(len(KINDS)) as pool:
         try:
             await driver.step(AHEAD * JOBS_PER_FAULT)
-            while not any(field.services.flow_processes()):
+            while not any(field.services.flow_processes()) and time.monotonic() < limit:
                 await asyncio.sleep(LOOK_SECONDS)
             due = time.monotonic() + PAUSE_SECONDS[1]
-            while len(done) < len(kinds) and time.monotonic() < limit:
-                await driver.step((len(done) + AHEAD) * JOBS_PER_FAULT)
+            while len(field.faults) < wanted and time.monotonic() < limit:
+                failed = [kind for kind, future in begun if future.done() and not future.result()]
+                number = len(begun) - len(failed)
+                await driver.step((number + AHEAD) * JOBS_PER_FAULT)
                 # On a slow machine faults wait for jobs, so that there are enough of them beside each.
-                if time.monotonic() >= due and driver.jobs_settled >= (len(done) - AHEAD) * JOBS_PER_FAULT:
-                    number = len(done)
-                    print(f"{time.strftime('%H:%M:%S')} {number + 1:3} {kinds[number].name}", flush=True)
-                    done.append(pool.submit(inject, kinds[number], field, own_dice[number], ended))
-                    due = time.monotonic() + pauses[number]
+                ready = time.monotonic() >= due and driver.jobs_settled >= (number - AHEAD) * JOBS_PER_FAULT
+                if ready and number < wanted and len(begun) < BEGUN_AT_MOST * wanted:
+                    # What did not bite comes again, last.
+                    kind = (kinds + failed)[len(begun)]
+                    print(f"{time.strftime('%H:%M:%S')} {number + 1:3} {kind.name}", flush=True)
+                    begun.append((kind, pool.submit(inject, kind, field, Random(dice.random()), ended)))
+                    due = time.monotonic() + dice.uniform(*PAUSE_SECONDS)
+                elif len(begun) == BEGUN_AT_MOST * wanted and all(future.done() for _, future in begun):
+                    break
                 await asyncio.sleep(LOOK_SECONDS)
-            if len(done) < len(kinds):
-                driver.start_no_more()
-            deadline = time.monotonic() + REST_SECONDS
-            while not driver.is_done and time.monotonic() < deadline:
+            cut_short = time.monotonic() >= limit
+            driver.start_no_more(JOBS_PER_FAULT * len(begun))
+            rest = min(over, time.monotonic() + REST_SECONDS)
+            while not driver.is_done and time.monotonic() < rest:
                 await driver.step(sys.maxsize)
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
             ended.set()
-    for future in done:
-        future.result()
-    return len(done)
+    return cut_short
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import AwaitingRetry, Cancelled, Cancelling
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed
 
 from tests.chaos.faults import Field
 from tests.chaos.flows import BACKEND
@@ -26,6 +26,7 @@ PARALLEL = 6
 LOOK_SECONDS = 2.0
 #: After this time without a process, a flow run that is said to run, or to be cancelled, is a zombie.
 ZOMBIE_SECONDS = 60.0
+ZOMBIE = "zombie"
 #: A person would give up after so many tries.
 TRIES = 12
 
@@ -70,7 +71,10 @@ class Driver:
     @property
     def ended(self) -> dict[str, Ended]:
         """How the flow runs ended."""
-        return {life.scenario.name: Ended(life.final or "not final", life.cancelled_at) for life in self.lives}
+        return {
+            life.scenario.name: Ended(life.final or "not final", life.cancelled_at, str(life.id), life.begin)
+            for life in self.lives
+        }
 
     async def deploy(self) -> None:
         """Make a work pool, and a deployment of each flow."""
@@ -95,9 +99,13 @@ class Driver:
                 alive += 1
         self._field.flow_runs = {str(life.id) for life in self.lives if life.final is None}
 
-    def start_no_more(self) -> None:
-        """Leave it at the flow runs that were started."""
-        self._waiting.clear()
+    def start_no_more(self, jobs: int) -> None:
+        """Start only what is missing to so many jobs."""
+        waiting, self._waiting, total = self._waiting[::-1], [], self.jobs_started
+        for scenario in waiting:
+            if total < jobs:
+                self._waiting.insert(0, scenario)
+                total += len(scenario.jobs)
 
     async def _start(self, client: PrefectClient, scenario: Scenario) -> None:
         run = await client.create_flow_run_from_deployment(
@@ -133,7 +141,7 @@ class Driver:
             life.cancelled_at = now
             await client.set_flow_run_state(run.id, Cancelling())
         elif not state.is_scheduled() and now - life.process_seen > ZOMBIE_SECONDS:
-            await self._retry(client, life, "zombie", f"{state.name} without a process")
+            await self._retry(client, life, ZOMBIE, f"{state.name} without a process")
 
     def _is_to_be_cancelled(self, life: Life, now: float) -> bool:
         scenario = life.scenario
@@ -153,7 +161,10 @@ class Driver:
         life.tries += 1
         life.process_seen = time.time()
         self.by_hand[f"retry after {what}"] += 1
-        await client.set_flow_run_state(life.id, AwaitingRetry(), force=True)
+        if what == ZOMBIE:
+            await client.set_flow_run_state(life.id, Crashed(), force=True)
+        # Not by force: Prefect would still take it for the retry of a process that is gone, and start it nowhere.
+        await client.set_flow_run_state(life.id, AwaitingRetry())
 
     async def _end_zombie(self, client: PrefectClient, life: Life) -> None:
         """A flow run whose runner is gone is cancelled by nobody: the command line does it."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
+from contextlib import suppress
+from pathlib import Path
 
 from tests.chaos.driver import Driver
 from tests.chaos.faults import Field
@@ -15,11 +18,17 @@ _LOOK_SECONDS = 3.0
 
 
 def gather(field: Field, driver: Driver, deadline: float) -> Evidence:
-    """Wait until Slurm has nothing left, or until the deadline, and gather."""
+    """Wait until Slurm has nothing left that was cancelled, or until the deadline, and gather.
+
+    A controller that was killed may believe for minutes that a job runs which has ended.
+    """
     lives = driver.lives
     names = {job.name for life in lives for job in life.scenario.jobs}
+    cancelled = {job.name for life in lives if life.cancelled_at for job in life.scenario.jobs}
     slurm = _slurm_jobs(field, names)
-    while time.time() < deadline and any(job.state not in ENDED for job in slurm.values()):
+    while time.time() < deadline and any(
+        job.name in cancelled and job.state not in ENDED for job in slurm.values()
+    ):
         time.sleep(_LOOK_SECONDS)
         slurm = _slurm_jobs(field, names)
     told = field.services.place / "told"
@@ -31,8 +40,38 @@ def gather(field: Field, driver: Driver, deadline: float) -> Evidence:
         told=read_told(told.read_text().splitlines(keepends=True) if told.exists() else []),
         slurm=slurm,
         alive=frozenset(name for name in alive if name),
-        disk_full=field.disk_full,
+        faults=field.faults,
+        intended=_intended(field.prefix),
+        helped=_helped(field.prefix, {str(life.id) for life in lives}),
     )
+
+
+def _names(prefix: Path) -> dict[str, str]:
+    """Names of jobs, by their stamps."""
+    return {
+        path.parent.parent.name: json.loads(path.read_text())["name"] for path in prefix.glob("*/prefect/job.json")
+    }
+
+
+def _intended(prefix: Path) -> dict[str, int]:
+    """How many runs of each job were to be submitted: each leaves an intent."""
+    return {name: len(list(prefix.glob(f"{stamp}/prefect/intent.*"))) for stamp, name in _names(prefix).items()}
+
+
+def _helped(prefix: Path, flow_runs: set[str]) -> dict[str, str]:
+    """Who canceled a job that its own flow run did not cancel, by its name: the facility's record knows."""
+    names, record = _names(prefix), prefix / "audit.jsonl"
+    found = {}
+    for line in record.read_text().splitlines() if record.exists() else []:
+        with suppress(ValueError):  # a full disk may cut a line
+            entry = json.loads(line)
+            if entry["operation"] == "cancel":
+                owner = entry["owner"] or {}
+                if owner.get("root_flow_run") in flow_runs:
+                    continue
+                by = "the command line" if owner.get("flow_run") in flow_runs else "flows/reconcile.py"
+                found[names.get(entry["stamp"], "?")] = by
+    return found
 
 
 def _slurm_jobs(field: Field, names: set[str]) -> dict[str, SlurmJob]:

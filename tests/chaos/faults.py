@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import signal
 import struct
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from tests.chaos.services import Services, kill
+from tests.chaos.truth import Fault
 from tests.testbed.facility import Facility
 from tests.testbed.slurm_conf import NODES
 from tests.testbed.small_disk import filled
+from tests.testbed.state import TestbedError
 
 #: Requests of clients that a fault of the service hits: those that send calls, and those that ask for results.
 REQUESTS = ("POST /v3/endpoints/*/submit", "POST /v2/batch_status")
-#: How long an order to the emulator holds.
-ORDER_SECONDS = 10.0
+#: How long an order to the emulator waits for a request that it fits, and a killer for its victim.
+PATIENCE_SECONDS = 30
 
 
 @dataclass
@@ -31,14 +35,14 @@ class Field:
         services: Prefect.
         prefix: The directory of psik's jobs.
         flow_runs: Ids of the flow runs that go on.
-        disk_full: When the disk at the prefix was full.
+        faults: Those that happened.
     """
 
     facility: Facility
     services: Services
     prefix: Path
     flow_runs: set[str] = field(default_factory=set)
-    disk_full: list[tuple[float, float]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     _turns: dict[str, threading.Lock] = field(default_factory=dict)
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
@@ -52,8 +56,13 @@ class Field:
         self.facility.daemons.signal(daemon, signal.SIGKILL)
 
 
-#: Does the harm, yields the seconds that it lasts, then mends it.
-Act = Callable[[Field, Random], Iterator[float]]
+Steps = Generator[float, None, Any]
+#: Does the harm, yields the seconds that it lasts, then mends it; returns the flow run that it killed, if any.
+Act = Callable[[Field, Random], Steps]
+
+
+class DidNotBite(Exception):
+    """There was nothing that the fault could harm."""
 
 
 @dataclass(frozen=True)
@@ -76,37 +85,47 @@ def _kind(name: str, target: str) -> Callable[[Act], Act]:
     return enter
 
 
-def inject(kind: Kind, field: Field, dice: Random, ended: threading.Event) -> None:
-    """Let a fault happen and mend it; early, if the run ends."""
+def inject(kind: Kind, field: Field, dice: Random, ended: threading.Event) -> bool:
+    """Let a fault happen and mend it; early, if the run ends. Says whether it happened, and notes when."""
     with field.turn(kind.target):
-        for seconds in kind.act(field, dice):
-            ended.wait(seconds)
+        begin, act = time.time(), kind.act(field, dice)
+        try:
+            while True:
+                ended.wait(next(act))
+        except StopIteration as end:
+            field.faults.append(Fault(kind.name, begin, time.time(), end.value))
+            return True
+        except (DidNotBite, TestbedError, OSError, subprocess.TimeoutExpired) as err:
+            print(f"         {kind.name} did not bite: {err}", flush=True)
+            return False
 
 
 # ------------------------------------------------------------------------------------------------- clients
 
 
 @_kind("flow process killed", "flow process")
-def _flow(field: Field, dice: Random) -> Iterator[float]:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+def _flow(field: Field, dice: Random) -> Steps:
+    for _ in range(PATIENCE_SECONDS):
         processes = field.services.flow_processes()
         if running := sorted(set(processes) & field.flow_runs):
-            kill(processes[dice.choice(running)])
-            return
+            victim = dice.choice(running)
+            kill(processes[victim])
+            return victim
         yield 1.0
-    raise RuntimeError("no flow process ran for 30 s")
+    raise DidNotBite("no flow process ran")
 
 
 @_kind("worker killed", "worker")
-def _worker(field: Field, dice: Random) -> Iterator[float]:
+def _worker(field: Field, dice: Random) -> Steps:
     field.services.kill_worker()
     yield dice.uniform(0, 10)
     field.services.start_worker()
 
 
 @_kind("client clock jumps", "clock")
-def _clock(field: Field, dice: Random) -> Iterator[float]:
+def _clock(field: Field, dice: Random) -> Steps:
+    if not field.services.flow_processes():
+        raise DidNotBite("no flow process ran")
     ahead = dice.choice((-1, 1)) * dice.choice((300.0, 7200.0, 200_000.0))
     _write_clock(field.services.clock, ahead)
     yield dice.uniform(5, 20)
@@ -122,79 +141,92 @@ def _write_clock(path: Path, ahead: float) -> None:
 
 
 @_kind("endpoint killed", "endpoint")
-def _endpoint(field: Field, dice: Random) -> Iterator[float]:
+def _endpoint(field: Field, dice: Random) -> Steps:
     field.killed("endpoint")
     yield dice.uniform(0, 10)
     field.facility.endpoint.start({**field.facility.globus.env("owner"), **field.facility.slurm.env})
 
 
 @_kind("user endpoint killed", "endpoint")
-def _user_endpoint(field: Field, dice: Random) -> Iterator[float]:
-    field.facility.endpoint.kill_user_endpoint()
-    yield 0.0
+def _user_endpoint(field: Field, dice: Random) -> Steps:
+    for _ in range(PATIENCE_SECONDS):
+        if field.facility.endpoint.kill_user_endpoint():
+            return
+        yield 1.0
+    raise DidNotBite("there was no user endpoint")
 
 
 @_kind("RabbitMQ killed", "globus")
-def _broker(field: Field, dice: Random) -> Iterator[float]:
+def _broker(field: Field, dice: Random) -> Steps:
     field.killed("rabbitmq")
     yield dice.uniform(0, 5)
     field.facility.broker.start()
 
 
 @_kind("emulator killed", "globus")
-def _emulator(field: Field, dice: Random) -> Iterator[float]:
+def _emulator(field: Field, dice: Random) -> Steps:
     field.killed("emulator")
     yield dice.uniform(0, 10)
     field.facility.globus.start()
 
 
 def _ordered(kind: str, **order: object) -> Act:
-    """A fault that the emulator commits by itself at the next request or message that fits; none later."""
+    """A fault that the emulator commits by itself at the next requests or messages that fit; none later."""
 
-    def act(field: Field, dice: Random) -> Iterator[float]:
+    def act(field: Field, dice: Random) -> Steps:
         chosen = {name: dice.choice(value) if isinstance(value, tuple) else value for name, value in order.items()}
-        field.facility.globus.order_fault(kind, **chosen)
-        yield ORDER_SECONDS
-        field.facility.globus.clear_faults()
+        title = f"{kind} {chosen['status']}" if kind == "error" else kind
+        globus = field.facility.globus
+        before, times = globus.happened().get(title, 0), int(str(chosen.get("times", 1)))
+        globus.order_fault(kind, **chosen)
+        happened = 0
+        for _ in range(PATIENCE_SECONDS):
+            happened = globus.happened().get(title, 0) - before
+            if happened >= times:
+                break
+            yield 1.0
+        globus.clear_faults()
+        if not happened:
+            raise DidNotBite("no request or message fitted")
 
     return act
 
 
-_kind("task lost", "orders")(_ordered("lose_result", match="*", times=(1, 2)))
-_kind("task delivered twice", "orders")(_ordered("duplicate_task", match="*", times=(1, 3)))
-_kind("reply lost", "orders")(_ordered("drop_reply", match=REQUESTS, times=(1, 2)))
-_kind("slow answer", "orders")(_ordered("delay", match=REQUESTS, times=(1, 3), seconds=(3.0, 15.0)))
-_kind("401", "orders")(_ordered("error", match=REQUESTS, status=401, code="AUTHENTICATION_ERROR"))
-_kind("429", "orders")(_ordered("error", match=REQUESTS, status=429, code="TOO_MANY_REQUESTS", times=(1, 5)))
-_kind("5xx", "orders")(_ordered("error", match=REQUESTS, status=(500, 502, 503, 504), times=(1, 5)))
+_kind("task lost", "globus")(_ordered("lose_result", match="*", times=(1, 2)))
+_kind("task delivered twice", "globus")(_ordered("duplicate_task", match="*", times=(1, 3)))
+_kind("reply lost", "globus")(_ordered("drop_reply", match=REQUESTS, times=(1, 2)))
+_kind("slow answer", "globus")(_ordered("delay", match=REQUESTS, times=(1, 3), seconds=(3.0, 15.0)))
+_kind("401", "globus")(_ordered("error", match=REQUESTS, status=401, code="AUTHENTICATION_ERROR"))
+_kind("429", "globus")(_ordered("error", match=REQUESTS, status=429, code="TOO_MANY_REQUESTS", times=(1, 5)))
+_kind("5xx", "globus")(_ordered("error", match=REQUESTS, status=(500, 502, 503, 504), times=(1, 5)))
 
 
 # ------------------------------------------------------------------------------------------------- Slurm
 
 
 @_kind("slurmctld killed", "slurmctld")
-def _controller(field: Field, dice: Random) -> Iterator[float]:
+def _controller(field: Field, dice: Random) -> Steps:
     field.killed("slurmctld")
     yield dice.uniform(0, 15)
     field.facility.slurm.start_controller()
 
 
 @_kind("slurmctld hangs", "slurmctld")
-def _hang(field: Field, dice: Random) -> Iterator[float]:
+def _hang(field: Field, dice: Random) -> Steps:
     field.facility.daemons.signal("slurmctld", signal.SIGSTOP)
     yield dice.uniform(5, 30)
     field.facility.daemons.signal("slurmctld", signal.SIGCONT)
 
 
 @_kind("slurmdbd killed", "slurmdbd")
-def _database(field: Field, dice: Random) -> Iterator[float]:
+def _database(field: Field, dice: Random) -> Steps:
     field.killed("slurmdbd")
     yield dice.uniform(0, 20)
     field.facility.slurm.start_accounting()
 
 
 @_kind("slurmd killed", "slurmd")
-def _node(field: Field, dice: Random) -> Iterator[float]:
+def _node(field: Field, dice: Random) -> Steps:
     node = dice.choice(NODES)
     field.killed(f"slurmd-{node}")
     # Slurm gives up a node after 30 s.
@@ -206,8 +238,6 @@ def _node(field: Field, dice: Random) -> Iterator[float]:
 
 
 @_kind("disk full", "disk")
-def _disk(field: Field, dice: Random) -> Iterator[float]:
-    begin = time.time()
+def _disk(field: Field, dice: Random) -> Steps:
     with filled(field.prefix):
         yield dice.uniform(2, 10)
-    field.disk_full.append((begin, time.time()))

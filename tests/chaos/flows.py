@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from prefect.runtime import flow_run
 
 from prefect_psik import (
     FailureCause,
+    GlobusCollection,
     JobError,
     JobResult,
     JobSpec,
     PsikBackend,
     ResourceSpec,
+    WaitLimits,
     arun_job,
     cancel_psik_jobs,
     run_job,
+    run_transfer,
     submit_job,
     wait_for_job,
 )
@@ -35,6 +39,10 @@ BACKEND = "chaos"
 SMALL = ResourceSpec(duration=10, exclusive_node_use=False)
 #: A lost node is answered with another run of the job where a flow asks for it.
 AGAIN = (FailureCause.node_failure,)
+
+#: A clock that jumps is ahead by 2 h, or by 2 days.
+HOURS = WaitLimits(queue=timedelta(hours=1), run=timedelta(hours=1), trouble=timedelta(hours=1))
+FAR = timedelta(days=7)
 
 Jobs = list[dict[str, Any]]
 
@@ -98,11 +106,20 @@ async def _arun(backend: PsikBackend, job: Job) -> None:
         _tell(job.name, err)
 
 
+def _move(name: str) -> None:
+    """Move a file of this machine by a day that no clock here is ahead of."""
+    here = GlobusCollection(base_path=str(place()))
+    (place() / f"raw-{name}").write_text(name)
+    run_transfer(here, here, [(f"raw-{name}", f"moved-{name}")], deadline=FAR)
+    assert (place() / f"moved-{name}").read_text() == name
+
+
 @flow(on_cancellation=[cancel_psik_jobs])
 def direct(jobs: Jobs) -> None:
-    """One job after the other."""
+    """One job after the other, each after a transfer; with limits that only a clock that jumps could reach."""
     for job in jobs:
-        _run(Job(**job), retry_on=AGAIN)
+        _move(job["name"])
+        _run(Job(**job), retry_on=AGAIN, limits=HOURS)
 
 
 @flow(on_cancellation=[cancel_psik_jobs])

@@ -12,15 +12,21 @@ from flows.reconcile import reconcile
 from tests.chaos.flows import BACKEND, place
 
 PAUSE_SECONDS = 15.0
+#: So long it leaves a job to the cancel of its own flow run: Prefect's 30 s, and the hook after that.
+PATIENCE_SECONDS = 45.0
 #: Below the place: a line for each job that it canceled.
 DONE = "reconciled"
 
 
 def main() -> None:
     """Reconcile until killed."""
+    first: dict[str, float] = {}
     while True:
         try:
-            findings = reconcile([BACKEND], cancel=True)
+            now, findings = time.monotonic(), reconcile([BACKEND])
+            first = {found.id: first.get(found.id, now) for found in findings}
+            if first and all(now - since > PATIENCE_SECONDS for since in first.values()):
+                findings = reconcile([BACKEND], cancel=True)
         except Exception as err:  # noqa: BLE001 - whatever a fault does to it, the next round is another one
             print(f"reconcile: {err}", flush=True)
         else:

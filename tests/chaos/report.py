@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.chaos.score import Score
+from tests.chaos.plan import JOBS_PER_FAULT
+from tests.chaos.score import ZERO, Score
+
+#: A run of fewer kinds shows nothing.
+KINDS_AT_LEAST = 10
 
 
 def show(faults: Counter[str], by_hand: Counter[str], found: Score, seconds: float) -> None:
@@ -21,13 +25,25 @@ def show(faults: Counter[str], by_hand: Counter[str], found: Score, seconds: flo
         "faults": faults.total(),
         "kinds": len(faults),
         "jobs": found.jobs,
-        "lost and not reported as lost": found.lost,
-        "run twice": found.twice,
-        "wrong outcomes": found.wrong,
-        "running although cancelled": found.running,
-        "cancels that did not free the node": found.not_freed,
+        **{what: getattr(found, name) for name, what in ZERO.items()},
         "reported as lost": found.known_lost,
+        "submitted twice, ran once": found.known_doubled,
+        "of flow runs cancelled": found.cancelled,
+        "of these canceled by others": found.helped,
         "longest stall": f"{found.stall:.0f} s",
     }
     print(f"{seconds:.0f} s")
     print("; ".join(f"{name}: {value}" for name, value in figures.items()))
+
+
+def lacking(asked: int, faults: Counter[str], found: Score, *, cut_short: bool) -> list[str]:
+    """Say what keeps a run from showing anything: too few faults, kinds of them, or jobs."""
+    sentences = []
+    number, kinds = faults.total(), min(KINDS_AT_LEAST, asked)
+    if number < asked and not cut_short:
+        sentences.append(f"Only {number} of {asked} faults happened: the others did not bite.")
+    if len(faults) < kinds:
+        sentences.append(f"Only {len(faults)} kinds of fault happened, and {kinds} are needed.")
+    if found.jobs < JOBS_PER_FAULT * number:
+        sentences.append(f"Only {found.jobs} jobs ran beside {number} faults: too few.")
+    return sentences

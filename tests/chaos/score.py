@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from tests.chaos.plan import Job, Scenario
-from tests.chaos.truth import Run, Told
+from tests.chaos.truth import Fault, Run, Told
 
 #: A cancel under faults may take as long as the longest of them, a round of reconciling, and Slurm's own time for
 #: a job's end.
 FREE_SECONDS = 180.0
+#: Where nothing is in its way: Prefect's 30 s, the hook after that, and a machine that is busy.
+PROMPT_SECONDS = 90.0
+#: Prefect gives a flow run 30 s to end, then calls its hook.
+HOOK_SECONDS = 60.0
+#: What a fault did is felt so long after it was mended.
+LINGER_SECONDS = 15.0
+#: Where the facility is out of reach of a cancel meanwhile.
+AWAY = frozenset(
+    [
+        "endpoint killed",
+        "user endpoint killed",
+        "RabbitMQ killed",
+        "emulator killed",
+        "slurmctld killed",
+        "slurmctld hangs",
+    ]
+)
+#: What can make Slurm, or the job's directory, forget a job.
+FORGETFUL = frozenset(["disk full", "slurmctld killed", "slurmctld hangs", "slurmd killed"])
+#: What can hide from a submission that an earlier one of the same job arrived.
+HIDING = frozenset(["disk full", "slurmctld killed", "slurmctld hangs"])
 #: Slurm's states that end a job, and those that say that it did not end by itself.
 ENDED_BADLY = frozenset(
     ["BOOT_FAIL", "CANCELLED", "DEADLINE", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"]
@@ -36,6 +57,8 @@ class Ended:
 
     state: str
     cancelled_at: float | None = None
+    flow_run: str = ""
+    begin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +72,9 @@ class Evidence:
         told: What flows told, by the name of the job.
         slurm: What Slurm knows, by its id.
         alive: Names of jobs that have processes at the end.
-        disk_full: When the disk at the prefix was full.
+        faults: Those that happened.
+        intended: How many runs of a job were to be submitted, by its name.
+        helped: Who canceled a job that its own flow run did not cancel, by its name.
     """
 
     scenarios: Sequence[Scenario]
@@ -58,12 +83,31 @@ class Evidence:
     told: Mapping[str, Sequence[Told]]
     slurm: Mapping[str, SlurmJob]
     alive: frozenset[str] = frozenset()
-    disk_full: Sequence[tuple[float, float]] = ()
+    faults: Sequence[Fault] = ()
+    intended: Mapping[str, int] = field(default_factory=dict)
+    helped: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Score:
-    """The counts; all but `jobs`, `known_lost` and `stall` have to be 0. `problems` says which jobs they are."""
+    """The counts; those of `ZERO` have to be 0, and `problems` says which jobs and flow runs they are.
+
+    Attributes:
+        jobs: How many there were.
+        lost: Nothing became of it, and nobody was told.
+        twice: Ran twice.
+        wrong: Told otherwise than it was.
+        running: Runs on although its flow run was cancelled.
+        not_freed: Canceled too late.
+        uncancelled: A flow run that was cancelled, and ended in another way or not at all.
+        unhelped: Canceled by others than its flow run, which nothing kept from doing it.
+        doubled: Submitted twice without a reason; only the last net kept it from running twice.
+        cancelled: Jobs of flow runs that were cancelled.
+        helped: Of these, those that others canceled, since the flow run could not.
+        known_lost: Told as lost, or as never begun, for a reason.
+        known_doubled: Submitted twice for a reason, ran once.
+        stall: Longest time from the end of a job to the first word of it, in seconds.
+    """
 
     jobs: int = 0
     lost: int = 0
@@ -71,14 +115,33 @@ class Score:
     wrong: int = 0
     running: int = 0
     not_freed: int = 0
+    uncancelled: int = 0
+    unhelped: int = 0
+    doubled: int = 0
+    cancelled: int = 0
+    helped: int = 0
     known_lost: int = 0
+    known_doubled: int = 0
     stall: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
         """Whether all is as it has to be."""
-        return not (self.lost or self.twice or self.wrong or self.running or self.not_freed)
+        return not any(getattr(self, name) for name in ZERO)
+
+
+#: The counts that have to be 0, and what they are called.
+ZERO = {
+    "lost": "lost and not reported as lost",
+    "twice": "run twice",
+    "doubled": "submitted twice without a reason",
+    "wrong": "wrong outcomes",
+    "running": "running although cancelled",
+    "not_freed": "cancels that did not free the node",
+    "uncancelled": "flow runs cancelled and not Cancelled",
+    "unhelped": "canceled by others without a reason",
+}
 
 
 def score(evidence: Evidence) -> Score:
@@ -86,24 +149,81 @@ def score(evidence: Evidence) -> Score:
     found = Score()
     for scenario in evidence.scenarios:
         ended = evidence.ended.get(scenario.name, Ended("missing"))
+        # One that had completed before the cancel took hold has told of its jobs.
+        was_cancelled = ended.cancelled_at is not None and ended.state != "Completed"
+        if was_cancelled and ended.state != "Cancelled":
+            _count(found, "uncancelled", scenario.name, f"cancelled, and it is {ended.state}")
         for job in scenario.jobs:
             found.jobs += 1
-            _count(found, "twice", job, _twice(job, evidence))
-            if ended.cancelled_at is not None:
-                _count(found, "running", job, _runs_on(job, evidence))
-                _count(found, "not_freed", job, _not_freed(job, ended.cancelled_at, evidence))
+            _count(found, "twice", job.name, _twice(job, evidence))
+            _count_doubled(found, job, ended, evidence)
+            if was_cancelled:
+                found.cancelled += 1
+                _count(found, "running", job.name, _runs_on(job, evidence))
+                _count(found, "not_freed", job.name, _not_freed(job, ended, evidence))
+                _count_helped(found, job, ended, evidence)
             else:
-                _count(found, "lost", job, _lost(job, ended, evidence))
-                _count(found, "wrong", job, _wrong(job, evidence))
-                found.known_lost += any(told.cause == "lost" for told in evidence.told.get(job.name, ())[-1:])
+                _count(found, "lost", job.name, _lost(job, ended, evidence))
+                _count(found, "wrong", job.name, _wrong(job, ended, evidence))
+                found.known_lost += any(told.cause in UNKNOWN for told in evidence.told.get(job.name, ())[-1:])
                 found.stall = max(found.stall, _stall(job, evidence))
     return found
 
 
-def _count(found: Score, what: str, job: Job, problem: str | None) -> None:
+def _count(found: Score, what: str, name: str, problem: str | None) -> None:
     if problem:
         setattr(found, what, getattr(found, what) + 1)
-        found.problems.append(f"{what}: {job.name}: {problem}")
+        found.problems.append(f"{what}: {name}: {problem}")
+
+
+def _beside(evidence: Evidence, names: Container[str], begin: float, end: float) -> bool:
+    """Whether such a fault happened, or was still felt, in a span of time."""
+    return any(
+        fault.name in names and fault.begin <= end and begin <= fault.end + LINGER_SECONDS
+        for fault in evidence.faults
+    )
+
+
+def _count_doubled(found: Score, job: Job, ended: Ended, evidence: Evidence) -> None:
+    """Slurm has more jobs than were meant: those that the guard refused, or that ended before it saw them."""
+    rows, intended = len(_slurm_jobs(job, evidence)), evidence.intended.get(job.name, 0)
+    if rows <= max(intended, 1):
+        return
+    if _beside(evidence, HIDING, ended.begin, _last_time(job, evidence)):
+        found.known_doubled += 1
+    else:
+        _count(found, "doubled", job.name, f"{rows} Slurm jobs for {intended} runs")
+
+
+def _count_helped(found: Score, job: Job, ended: Ended, evidence: Evidence) -> None:
+    """A job that others canceled: only where its own flow run was kept from it."""
+    by = evidence.helped.get(job.name)
+    if by is None:
+        return
+    if _was_kept(job, ended, evidence):
+        found.helped += 1
+    else:
+        _count(
+            found, "unhelped", job.name, f"canceled by {by}; its flow run was cancelled at {ended.cancelled_at}"
+        )
+
+
+def _was_kept(job: Job, ended: Ended, evidence: Evidence) -> bool:
+    """Whether a cancelled flow run had lost its process or its runner, or had no way to the facility."""
+    freed, cancelled_at = _last_time(job, evidence), ended.cancelled_at or 0.0
+    killed = any(
+        fault.name == "worker killed" or fault.flow_run == ended.flow_run
+        for fault in evidence.faults
+        if fault.begin <= freed and ended.begin <= fault.end
+    )
+    return killed or _beside(evidence, AWAY, cancelled_at, cancelled_at + HOOK_SECONDS)
+
+
+def _last_time(job: Job, evidence: Evidence) -> float:
+    """When the last was heard of a job: its end, or what was told."""
+    ends = [row.end for row in _slurm_jobs(job, evidence)] + [run.end for run in evidence.runs.get(job.name, ())]
+    told = [told.time for told in evidence.told.get(job.name, ())]
+    return max([end for end in ends if end is not None] + told, default=float("inf"))
 
 
 def _twice(job: Job, evidence: Evidence) -> str | None:
@@ -134,7 +254,7 @@ def _lost(job: Job, ended: Ended, evidence: Evidence) -> str | None:
     return None
 
 
-def _wrong(job: Job, evidence: Evidence) -> str | None:
+def _wrong(job: Job, ended: Ended, evidence: Evidence) -> str | None:
     """The last that was told is not what happened."""
     tellings = evidence.told.get(job.name, ())
     if not tellings:
@@ -145,12 +265,17 @@ def _wrong(job: Job, evidence: Evidence) -> str | None:
     why = f"{says} was told ({told.message}); truth {run}, Slurm {slurm}"
     if told.cause == "node_failure":
         return None if slurm and slurm.state == "NODE_FAIL" else why
-    if run is None or run.end is None:
-        canceled = told.cause == "canceled_outside" and slurm and slurm.state == "CANCELLED"
-        return None if told.cause in UNKNOWN or canceled else why
+    ended_itself = run is not None and run.end is not None
+    if told.cause == "canceled_outside" and not ended_itself:
+        # A controller that was killed may give the id of a job that it forgot to another, and end that for it.
+        forgot = _beside(evidence, {"slurmctld killed"}, ended.begin, told.time)
+        return None if slurm and slurm.state == "CANCELLED" and forgot else why
     if told.cause in UNKNOWN:
-        full = any(begin <= run.end and run.begin <= end for begin, end in evidence.disk_full)
-        return None if full else why
+        # The end of a job that told it itself can only be hidden by its directory.
+        names = {"disk full"} if ended_itself else FORGETFUL
+        return None if _beside(evidence, names, run.begin if run else ended.begin, told.time) else why
+    if run is None or run.end is None:
+        return why
     if says != _right(job, run) or told.native_id != run.native_id:
         return why
     wanted = f"{job.name} {run.native_id}" if job.end == "output" and told.state == "completed" else ""
@@ -175,11 +300,13 @@ def _runs_on(job: Job, evidence: Evidence) -> str | None:
     return f"Slurm has it as {left[0].state}" if left else None
 
 
-def _not_freed(job: Job, cancelled_at: float, evidence: Evidence) -> str | None:
+def _not_freed(job: Job, ended: Ended, evidence: Evidence) -> str | None:
+    cancelled_at = ended.cancelled_at or 0.0
+    within = FREE_SECONDS if _was_kept(job, ended, evidence) else PROMPT_SECONDS
     late = [
         row
         for row in _slurm_jobs(job, evidence)
-        if row.state not in ENDED or (row.end or 0.0) > cancelled_at + FREE_SECONDS
+        if row.state not in ENDED or (row.end or 0.0) > cancelled_at + within
     ]
     return f"cancelled at {cancelled_at:.0f}, and Slurm says {late[0]}" if late else None
 

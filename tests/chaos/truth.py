@@ -1,4 +1,4 @@
-"""The truth: what the jobs themselves wrote, and what flows told of them; both read from files of lines."""
+"""The truth: what the jobs themselves wrote and what flows told of them, from files of lines; and the faults."""
 
 from __future__ import annotations
 
@@ -32,6 +32,16 @@ class Told:
     output: str
     message: str
     time: float
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault that happened; `flow_run` is the one whose process it killed."""
+
+    name: str
+    begin: float
+    end: float
+    flow_run: str | None = None
 
 
 def read_runs(lines: Iterable[str]) -> dict[str, list[Run]]:

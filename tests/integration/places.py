@@ -59,6 +59,13 @@ def submitted(backend: str, tag: str, on_cancel: OnCancel = "cancel") -> None:
 
 
 @flow
+def asubmitted(backend: str, tag: str, on_cancel: OnCancel = "cancel") -> None:
+    """An async task in a thread of the task runner."""
+    name = f"{tag}-asubmitted"
+    _ = arun_job.submit(backend, sleeper(name), key=name, on_cancel=on_cancel).result()
+
+
+@flow
 def mapped(backend: str, tag: str, on_cancel: OnCancel = "cancel") -> None:
     """Tasks in threads of the task runner."""
     names = [f"{tag}-mapped-{number}" for number in range(2)]
@@ -79,6 +86,26 @@ def nested(backend: str, tag: str, on_cancel: OnCancel = "cancel") -> None:
 
 
 @flow
+async def ainner(backend: str, name: str, on_cancel: OnCancel) -> None:
+    """The subflow of `anested`."""
+    await arun_job(backend, sleeper(name), key=name, on_cancel=on_cancel)
+
+
+@flow
+async def anested(backend: str, tag: str, on_cancel: OnCancel = "cancel") -> None:
+    """An async task in an async subflow."""
+    await ainner(backend, f"{tag}-anested", on_cancel)
+
+
+@flow
+def several(backend: str, tag: str) -> None:
+    """Several jobs, of which only the first is waited for as yet."""
+    handles = [submit_job(backend, sleeper(f"{tag}-several-{number}")) for number in range(3)]
+    for handle in handles:
+        wait_for_job(handle)
+
+
+@flow
 def suspended(backend: str, tag: str) -> None:
     """A flow that ends its process while the job goes on, and begins anew when it is resumed."""
     name = f"{tag}-suspended"
@@ -88,9 +115,9 @@ def suspended(backend: str, tag: str) -> None:
 
 
 @flow(on_cancellation=[cancel_psik_jobs])
-def forgetful(backend: str, tag: str) -> None:
+def forgetful(backend: str, tag: str, on_cancel: OnCancel = "cancel") -> None:
     """A job that nobody waits for: only the hook ends it."""
-    submit_job(backend, sleeper(f"{tag}-forgetful"))
+    submit_job(backend, sleeper(f"{tag}-forgetful"), on_cancel=on_cancel)
     time.sleep(3600)
 
 
@@ -101,13 +128,22 @@ def crowd(backend: str, count: int) -> None:
     run_job.map(unmapped(backend), specs).result()
 
 
+@flow
+async def gathering(backend: str, count: int) -> None:
+    """As `crowd`, on the event loop."""
+    specs = [sleeper(f"gathering-{number}", whole_node=True) for number in range(count)]
+    await asyncio.gather(*(arun_job(backend, spec) for spec in specs))
+
+
 PLACES: dict[str, Flow[..., Any]] = {
     "direct": direct,
     "awaited": awaited,
     "gathered": gathered,
     "submitted": submitted,
+    "asubmitted": asubmitted,
     "mapped": mapped,
     "nested": nested,
+    "anested": anested,
 }
 #: How many jobs each has.
 JOBS = {place: 2 if place in ("gathered", "mapped") else 1 for place in PLACES}
@@ -116,7 +152,8 @@ JOBS = {place: 2 if place in ("gathered", "mapped") else 1 for place in PLACES}
 def main(what: str, *arguments: str) -> None:
     """Serve or deploy all, or run one place."""
     if what == "serve":
-        made = [found.to_deployment(name="served") for found in (*PLACES.values(), suspended, forgetful, crowd)]
+        flows = (*PLACES.values(), suspended, forgetful, gathering, crowd)
+        made = [found.to_deployment(name="served") for found in flows]
         serve(*(deployment for deployment in made if isinstance(deployment, RunnerDeployment)), limit=20)
     elif what == "deploy":
         for place in (*PLACES, "forgetful"):
@@ -124,7 +161,7 @@ def main(what: str, *arguments: str) -> None:
             assert isinstance(stored, Flow)
             stored.deploy("worked", work_pool_name=arguments[0], ignore_warnings=True)
     else:
-        result = PLACES[what](*arguments)
+        result = (PLACES | {"several": several})[what](*arguments)
         if asyncio.iscoroutine(result):
             asyncio.run(result)
 

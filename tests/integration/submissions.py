@@ -12,7 +12,7 @@ from prefect.deployments import arun_deployment
 from prefect.deployments.runner import RunnerDeployment
 from prefect.runtime import flow_run
 
-from prefect_psik import JobSpec, ResourceSpec, lifecycle, run_job
+from prefect_psik import FailureCause, JobSpec, ResourceSpec, lifecycle, run_job, submit_job, wait_for_job
 from prefect_psik.transport.globus import GlobusTransport
 
 
@@ -20,6 +20,11 @@ def line(name: str) -> JobSpec:
     """A short job that leaves a line in the file of its name, and so tells how often it ran."""
     script = f'#!/bin/bash\necho "$SLURM_JOB_ID" >> "$base/../../data/{name}"\n'
     return JobSpec(name=name, script=script, resources=ResourceSpec(duration=5, exclusive_node_use=False))
+
+
+def second_time(name: str) -> JobSpec:
+    """The same job, that fails the first time."""
+    return line(name).replace(script=line(name).script + f'[ $(wc -l < "$base/../../data/{name}") -gt 1 ]\n')
 
 
 class Step(NamedTuple):
@@ -40,12 +45,14 @@ STEPS = {
 }
 
 
-def die_at(step: Step) -> None:
-    """Let this process be killed at a step, as by `kill -9`."""
-    real = getattr(step.owner, step.coroutine)
+def die_at(step: Step, run: int) -> None:
+    """Let this process be killed at a step of a run of the job, as by `kill -9`."""
+    real, left = getattr(step.owner, step.coroutine), [run]
 
     async def dying(*arguments: Any, **options: Any) -> Any:
         meant = step.operation is None or step.operation in arguments
+        left[0] -= meant
+        meant = left[0] <= 0 and meant
         if meant and not step.at_end:
             os.kill(os.getpid(), signal.SIGKILL)
         answer = await real(*arguments, **options)
@@ -57,11 +64,20 @@ def die_at(step: Step) -> None:
 
 
 @flow
-def killed(backend: str, name: str, step: str) -> None:
-    """One job; the first process of the flow run is killed at a step."""
+def killed(backend: str, name: str, step: str, run: int = 1) -> None:
+    """One job; the first process of the flow run is killed at a step of its first or second run."""
     if flow_run.run_count == 1:
-        die_at(STEPS[step])
-    run_job(backend, line(name))
+        die_at(STEPS[step], run)
+    run_job(backend, line(name) if run == 1 else second_time(name), retry_on=(FailureCause.script,))
+
+
+@flow
+def parted(backend: str, name: str) -> None:
+    """One job; the first process of the flow run is killed between the tasks that submit and wait."""
+    handle = submit_job(backend, line(name))
+    if flow_run.run_count == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    wait_for_job(handle)
 
 
 @flow
@@ -79,5 +95,5 @@ async def scans(backend: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    made = [found.to_deployment(name="served") for found in (killed, scan, scans)]
+    made = [found.to_deployment(name="served") for found in (killed, parted, scan, scans)]
     serve(*(deployment for deployment in made if isinstance(deployment, RunnerDeployment)), limit=20)

@@ -11,11 +11,14 @@ from prefect.client.schemas.objects import StateType
 
 from prefect_psik import GlobusCollection
 from tests.integration.local import wait_until
-from tests.integration.prefect_services import POOL, Services, kill_all
+from tests.integration.prefect_services import POOL, Child, Services, kill_all
 from tests.integration.slurm_view import accounted, lines_of, live, wait_running
 from tests.testbed.facility import Facility
 
 pytestmark = pytest.mark.usefixtures("alone")
+
+#: A worker that was asked to stop still has its flow runs after this time.
+STOP_SECONDS = 20.0
 
 
 @pytest.fixture
@@ -60,36 +63,51 @@ def test_tomography_on_a_worker_that_is_killed_is_found_again(
     assert (tmp_path / "slice_z.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_cancel_of_a_map_of_200_jobs_frees_all_within_30_seconds(
-    facility: Facility, services: Services, block: str
+@pytest.mark.parametrize("how", ["crowd", "gathering"])
+def test_a_cancel_of_200_jobs_frees_all_within_30_seconds(
+    facility: Facility, services: Services, block: str, how: str
 ) -> None:
+    """A map of tasks in threads, or a gather on the event loop."""
     services.python("tests/integration/places.py", "serve")
     wait_until(lambda: services.deployed("crowd/served"), 180)
-    run = services.run_deployment("crowd/served", backend=block, count=200)
-    wait_until(lambda: len(live(facility, "crowd")) == 200, 300)
+    run = services.run_deployment(f"{how}/served", backend=block, count=200)
+    wait_until(lambda: len(live(facility, how)) == 200, 300)
     services.cancel(run)
     begin = time.monotonic()
-    wait_until(lambda: not live(facility, "crowd"))
+    wait_until(lambda: not live(facility, how))
     wait_until(lambda: services.state(run).is_final())
     assert time.monotonic() - begin < 30
     assert services.state(run).type is StateType.CANCELLED
 
 
-def test_a_serve_that_is_stopped_leaves_its_jobs_to_the_retry(
-    facility: Facility, services: Services, block: str, tag: str
+@pytest.mark.parametrize(
+    ("by", "signum"), [("served", signal.SIGTERM), ("served", signal.SIGINT), ("worked", signal.SIGTERM)]
+)
+def test_a_runner_that_is_stopped_leaves_its_jobs_to_the_retry(
+    facility: Facility, services: Services, block: str, tag: str, by: str, signum: signal.Signals
 ) -> None:
+    def runner() -> Child:
+        return services.worker() if by == "worked" else services.python("tests/integration/places.py", "serve")
+
     name = f"{tag}-submitted"
-    first = services.python("tests/integration/places.py", "serve")
-    wait_until(lambda: services.deployed("submitted/served"), 180)
-    run = services.run_deployment("submitted/served", backend=block, tag=tag)
+    if by == "worked":
+        assert services.python("tests/integration/places.py", "deploy", POOL).ends(180)
+    first = runner()
+    wait_until(lambda: services.deployed(f"submitted/{by}"), 180)
+    run = services.run_deployment(f"submitted/{by}", backend=block, tag=tag)
     running = wait_running(facility, name)
     flows = first.descendants()
-    first.signal(signal.SIGTERM)
+    first.signal(signum)
+    if by == "worked":
+        time.sleep(STOP_SECONDS)  # a worker waits for its flow runs: systemd gives up after a while
+        assert services.state(run).is_running()
+        assert live(facility, name) == running
+        first.process.kill()
     assert first.ends(90)
     kill_all(flows)  # Prefect leaves them to whatever ended serve(), such as systemd
     assert live(facility, name) == running
 
-    services.python("tests/integration/places.py", "serve")
+    runner()
     services.retry(run)
     wait_until(lambda: any("found again" in line for line in services.logs(run)), 180)
     assert live(facility, name) == running

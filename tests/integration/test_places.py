@@ -17,7 +17,9 @@ import pytest
 from prefect import flow
 from prefect.client.schemas.objects import StateType
 
-from prefect_psik import asubmit_job, await_for_job, submit_job, wait_for_job
+from flows.reconcile import reconcile
+from prefect_psik import PsikBackend, asubmit_job, await_for_job, submit_job, wait_for_job
+from prefect_psik.cancellation import OnCancel
 from tests.integration.local import wait_until
 from tests.integration.places import JOBS, PLACES, sleeper
 from tests.integration.prefect_services import POOL, Child, Services, kill_all
@@ -130,6 +132,19 @@ def test_a_script_that_is_cancelled_ends_its_jobs(facility: Facility, scripts: T
         assert len(lines_of(facility, name)) == 1
 
 
+def test_a_script_that_is_cancelled_ends_also_the_jobs_that_it_does_not_wait_for_yet(
+    facility: Facility, services: Services, block: str
+) -> None:
+    tag = f"several-{RUN}"
+    child = services.python("tests/integration/places.py", "several", block, tag)
+    wait_running(facility, tag, 3)
+    run = services.newest("several")
+    services.cancel(run)
+    assert child.ends(120)
+    assert services.state(run).is_final()
+    assert live(facility, tag) == {}
+
+
 # -------------------------------------------------------------------------------------------------- serve()
 
 
@@ -238,22 +253,30 @@ def test_a_workers_flow_run_that_is_cancelled_ends_its_jobs(facility: Facility, 
 
 
 @pytest.mark.parametrize("by", ["served", "worked"])
-def test_a_job_that_nobody_waits_for_is_ended_by_the_hook(
+def test_a_job_that_nobody_waits_for_is_ended_by_the_hook_unless_it_is_to_be_left(
     facility: Facility, services: Services, block: str, by: str
 ) -> None:
-    name = f"hook-{RUN}-{by}"
+    names: dict[str, OnCancel] = {f"hook-{RUN}-{by}": "cancel", f"left-{RUN}-{by}": "leave"}
     if by == "served":
         running = services.python("tests/integration/places.py", "serve")
         wait_until(lambda: services.deployed("crowd/served"), 180)
     else:
         assert services.python("tests/integration/places.py", "deploy", POOL).ends(180)
         running = services.worker()
-    run = services.run_deployment(f"forgetful/{by}", backend=block, tag=name)
-    wait_running(facility, name)
-    services.cancel(run)
-    wait_until(lambda: services.state(run).is_final(), 120)
-    assert services.state(run).type is StateType.CANCELLED
-    assert live(facility, name) == {}
+    runs = {
+        name: services.run_deployment(f"forgetful/{by}", backend=block, tag=name, on_cancel=on_cancel)
+        for name, on_cancel in names.items()
+    }
+    before = {name: wait_running(facility, name) for name in runs}
+    for run in runs.values():
+        services.cancel(run)
+    for run in runs.values():
+        wait_until(lambda run=run: services.state(run).is_final(), 120)  # type: ignore[misc]
+        assert services.state(run).type is StateType.CANCELLED
+    time.sleep(LEFT_SECONDS)
+    gone, left = names
+    assert live(facility, gone) == {}
+    assert live(facility, left) == before[left]
     running.kill()
 
 
@@ -276,6 +299,33 @@ def test_a_flow_run_that_is_suspended_and_resumed_finds_its_job_again(
     assert services.state(run).type is StateType.CANCELLED
     assert live(facility, tag) == {}
     assert len(lines_of(facility, f"{tag}-suspended")) == 1
+    serving.kill()
+
+
+def test_a_cancel_while_suspended_leaves_the_job_to_reconcile(
+    facility: Facility, services: Services, block: str
+) -> None:
+    """Prefect sets such a flow run to Cancelled at once: no process of it waits, and no hook is called."""
+    tag, own = f"unresumed-{RUN}", f"suspended-{RUN}"
+    with services.api():
+        found = PsikBackend.load(block)
+        assert isinstance(found, PsikBackend)
+        found.model_copy(update={"prefix": f"{facility.prefix}/{own}"}).save(own)
+    serving = services.python("tests/integration/places.py", "serve")
+    wait_until(lambda: services.deployed("crowd/served"), 180)
+    run = services.run_deployment("suspended/served", backend=own, tag=tag)
+    wait_until(lambda: services.state(run).is_paused(), 180)
+    running = wait_running(facility, tag)
+    services.cancel(run)
+    wait_until(lambda: services.state(run).is_cancelled(), 60)
+    time.sleep(LEFT_SECONDS)
+    with services.api(), facility.client():
+        [reported] = reconcile([own])
+        assert (reported.why, reported.done) == ("its flow run was cancelled", "reported")
+        assert live(facility, tag) == running
+        [mended] = reconcile([own], cancel=True)
+    assert (mended.id, mended.done) == (reported.id, "canceled")
+    assert live(facility, tag) == {}
     serving.kill()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,11 +14,12 @@ from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import State
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Running
 
 from flows.reconcile import Finding, reconcile
-from prefect_psik import JobHandle, PsikBackend, run_job, submit_job
+from prefect_psik import JobHandle, PsikBackend, clean_jobs, run_job, submit_job
 from prefect_psik.cancellation import OnCancel
 from tests.integration.places import sleeper
 from tests.integration.slurm_view import live
@@ -75,6 +77,15 @@ def by_id(findings: list[Finding]) -> dict[str, str]:
     return {finding.id: finding.why for finding in findings}
 
 
+def shown(api: SyncPrefectClient) -> dict[str, str]:
+    """What the newest table artifact says was done, by id."""
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["psik-reconcile"]))
+    [artifact] = api.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC, limit=1)
+    assert artifact.type == "table"
+    assert isinstance(artifact.data, str)
+    return {row["id"]: row["done"] for row in json.loads(artifact.data)}
+
+
 def test_jobs_whose_flow_run_is_gone(facility: Facility, api: SyncPrefectClient, place: str) -> None:
     cancelled = left(api, place, "cancelled", Cancelled())
     deleted = left(api, place, "deleted", None)
@@ -86,8 +97,11 @@ def test_jobs_whose_flow_run_is_gone(facility: Facility, api: SyncPrefectClient,
     assert found == {cancelled: "its flow run was cancelled", deleted: "its flow run no longer exists"}
     assert len(live(facility, place)) == 5, "it only reports"
 
+    assert shown(api) == {cancelled: "reported", deleted: "reported"}
+
     mended = {finding.id: finding.done for finding in reconcile([place], cancel=True)}
     assert mended == {cancelled: "canceled", deleted: "canceled"}
+    assert shown(api) == mended
     assert len(live(facility, place)) == 3
     assert reconcile([place]) == []
 
@@ -106,12 +120,20 @@ def test_flow_runs_whose_jobs_are_gone(api: SyncPrefectClient, place: str, backe
     assert (found.id, found.done) == (str(waiting), "reported")
     assert "all of its 1 jobs have ended" in found.why
     assert api.read_flow_run(waiting).state_name == "Running"
-    [artifact] = api.read_artifacts(
-        artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["psik-reconcile"])), limit=1
-    )
-    assert artifact.type == "table"
+    assert shown(api) == {str(waiting): "reported"}
 
     [closed] = reconcile([place], close=True, idle=AT_ONCE)
     assert (closed.id, closed.done) == (str(waiting), "closed as Crashed")
     states = [api.read_flow_run(run).state_name for run in (waiting, busy, unjudged)]
     assert states == ["Crashed", "Running", "Running"]
+    assert shown(api) == {str(waiting): "closed"}
+
+
+def test_a_flow_run_whose_jobs_were_removed(api: SyncPrefectClient, place: str) -> None:
+    waiting = ended_job(place, "removed")
+    api.set_flow_run_state(waiting, Running(), force=True)
+    [_] = clean_jobs(place, older_than=timedelta(0))
+    [found] = reconcile([place], idle=AT_ONCE)
+    assert (found.id, found.done) == (str(waiting), "reported")
+    assert "its jobs no longer exist" in found.why
+    assert shown(api) == {str(waiting): "reported"}

@@ -251,15 +251,21 @@ def test_a_lost_reply_and_a_doubled_task_submit_once(facility: Facility, backend
     assert rows_of(facility, result.handle) == 1
 
 
-def test_a_submission_that_slurm_did_not_confirm_is_found_again(facility: Facility, backend: PsikBackend) -> None:
-    """slurmctld hangs during sbatch: sbatch gives up, and Slurm carries it out later."""
+@pytest.mark.parametrize("seconds", [25, 50])
+def test_a_submission_that_slurm_did_not_confirm_is_found_again(
+    facility: Facility, backend: PsikBackend, seconds: float
+) -> None:
+    """slurmctld hangs during sbatch: sbatch gives up after 20 s, and Slurm carries it out later.
+
+    50 s is longer than the time after which a submission without a trace is made again, 20 s + 10 s.
+    """
     import signal
     import threading
 
     marker = facility.data / f"ran-{time.time_ns()}"
     run_job(backend, script("true", "warm"))
     facility.daemons.signal("slurmctld", signal.SIGSTOP)
-    timer = threading.Timer(25, lambda: facility.daemons.signal("slurmctld", signal.SIGCONT))
+    timer = threading.Timer(seconds, lambda: facility.daemons.signal("slurmctld", signal.SIGCONT))
     timer.start()
     try:
         result = run_job(backend, script(f"echo x >> {marker}", "late"))

@@ -26,6 +26,20 @@ __all__ = ["backend", "client"]
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
+#: Steps at which a process is killed also while it submits the next run of a job that failed.
+IN_A_SECOND_RUN = ("nothing is sent", "it is sent", "it is answered")
+
+#: sbatch of an endpoint whose process is killed before or after it has reached Slurm, as the file beside it says.
+DEADLY_SBATCH = """\
+#!/bin/bash
+when=$(cat {when} 2>/dev/null)
+rm -f {when}
+[ "$when" = before ] && kill -9 $PPID && exit 1
+[ "$when" = after ] && /usr/bin/sbatch "$@" > /dev/null && kill -9 $PPID && exit 1
+exec /usr/bin/sbatch "$@"
+"""
+
+
 @pytest.fixture
 def name() -> str:
     """A name, and key, that no job of the facility ever had."""
@@ -96,18 +110,32 @@ def test_retries_of_tasks_and_flows_with_subflows(facility: Facility, backend: P
 def test_a_flow_process_killed_at_any_step(facility: Facility, services: Services, block: str, name: str) -> None:
     services.python("tests/integration/submissions.py")
     wait_until(lambda: services.deployed("scans/served"), 180)
-    names = {step: f"{name}-{number}" for number, step in enumerate(STEPS)}
     runs = {
-        step: services.run_deployment("killed/served", backend=block, name=job, step=step)
-        for step, job in names.items()
+        f"{name}-{number}": services.run_deployment(
+            "killed/served", backend=block, name=f"{name}-{number}", step=step
+        )
+        for number, step in enumerate(STEPS)
     }
+    again = {
+        f"{name}-again-{number}": services.run_deployment(
+            "killed/served", backend=block, name=f"{name}-again-{number}", step=step, run=2
+        )
+        for number, step in enumerate(IN_A_SECOND_RUN)
+    }
+    parted = services.run_deployment("parted/served", backend=block, name=f"{name}-parted")
+    runs |= again | {f"{name}-parted": parted}
     for run in runs.values():
         wait_until(lambda run=run: services.state(run).is_crashed(), 180)  # type: ignore[misc]
     for run in runs.values():
         services.retry(run)
-    for step, run in runs.items():
+    for job, run in runs.items():
         wait_until(lambda run=run: services.state(run).is_completed(), 180)  # type: ignore[misc]
-        assert_once(facility, names[step])
+        if job not in again:
+            assert_once(facility, job)
+            continue
+        # To Slurm a script that fails is completed, too.
+        assert list(accounted(facility, job).values()) == ["COMPLETED"] * 2
+        assert len(lines_of(facility, job)) == 2
 
 
 @pytest.mark.usefixtures("alone")
@@ -165,6 +193,30 @@ def test_an_endpoint_that_is_restarted_while_it_submits(
         facility.daemons.signal("slurmctld", signal.SIGCONT)
         facility.start()
     assert_once(facility, name)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_remote_process_is_killed_around_sbatch(
+    facility: Facility, backend: PsikBackend, name: str, when: str
+) -> None:
+    """The intent is written, and Slurm has the job or not; nobody at the facility knows which."""
+    place = facility.data / name
+    place.mkdir()
+    place.chmod(0o777)
+    sbatch, order = place / "sbatch", place / "when"
+    sbatch.write_text(DEADLY_SBATCH.format(when=order))
+    sbatch.chmod(0o755)
+    order.write_text(when)
+    owner = {**facility.globus.env("owner"), **facility.slurm.env}
+    facility.endpoint.stop()
+    try:
+        facility.endpoint.start({**owner, "PATH": f"{place}:{facility.endpoint.bin}:/usr/local/bin:/usr/bin:/bin"})
+        run_job(backend, line(f"{name}-job"))
+        assert not order.exists(), "sbatch was not reached"
+    finally:
+        facility.endpoint.stop()
+        facility.start()
+    assert_once(facility, f"{name}-job")
 
 
 def test_a_lock_whose_holder_hangs_and_is_killed(facility: Facility, backend: PsikBackend, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from random import Random
 
@@ -9,8 +10,9 @@ import pytest
 
 from tests.chaos.faults import KINDS
 from tests.chaos.plan import FLOWS, JOBS_PER_FAULT, Job, Scenario, rounds, scenarios
-from tests.chaos.score import FREE_SECONDS, Ended, Evidence, SlurmJob, score
-from tests.chaos.truth import Run, Told, read_runs, read_told
+from tests.chaos.report import lacking
+from tests.chaos.score import FREE_SECONDS, PROMPT_SECONDS, ZERO, Ended, Evidence, Score, SlurmJob, score
+from tests.chaos.truth import Fault, Run, Told, read_runs, read_told
 
 JOB = Job("s0-0", 1, "well")
 FAILING = Job("s0-0", 1, "code", 3)
@@ -19,11 +21,16 @@ RUN = Run("7", 1, 100.0, 110.0, 0)
 TOLD = Told("s0-0", "run", "7", "completed", None, 0, "", "completed", 115.0)
 ROW = SlurmJob("s0-0", "COMPLETED", 110.0)
 GOOD = Evidence(
-    [Scenario("s0", "direct", (JOB,))], {"s0": Ended("Completed")}, {"s0-0": [RUN]}, {"s0-0": [TOLD]}, {"7": ROW}
+    [Scenario("s0", "direct", (JOB,))],
+    {"s0": Ended("Completed")},
+    {"s0-0": [RUN]},
+    {"s0-0": [TOLD]},
+    {"7": ROW},
+    intended={"s0-0": 2},
 )
 CANCELLED = Evidence(
     [Scenario("s0", "direct", (JOB,), 5)],
-    {"s0": Ended("Cancelled", 105.0)},
+    {"s0": Ended("Cancelled", 105.0, "run", 90.0)},
     {"s0-0": [Run("7", 1, 100.0)]},
     {},
     {"7": SlurmJob("s0-0", "CANCELLED", 108.0)},
@@ -36,12 +43,10 @@ def with_job(job: Job, **changes: object) -> Evidence:
 
 def counts(evidence: Evidence) -> dict[str, int]:
     found = score(evidence)
-    assert len(found.problems) == found.lost + found.twice + found.wrong + found.running + found.not_freed
-    return {
-        name: number
-        for name in ("lost", "twice", "wrong", "running", "not_freed")
-        if (number := getattr(found, name))
-    }
+    found_wrong = {name: number for name in ZERO if (number := getattr(found, name))}
+    assert len(found.problems) == sum(found_wrong.values())
+    assert found.is_clean == (not found_wrong)
+    return found_wrong
 
 
 def test_clean_evidence_is_clean() -> None:
@@ -68,13 +73,26 @@ def test_a_job_that_never_ended_and_is_told_completed_is_lost() -> None:
     assert counts(replace(GOOD, runs={"s0-0": [Run("7", 1, 100.0)]})) == {"lost": 1, "wrong": 1}
 
 
-def test_a_job_that_left_no_trace_may_be_told_as_lost_and_is_shown() -> None:
+@pytest.mark.parametrize("cause", ["lost", "launch"])
+def test_a_job_may_be_told_as_lost_beside_a_fault_that_explains_it_and_is_shown(cause: str) -> None:
+    told = replace(TOLD, state="failed", cause=cause, exit_code=None)
+    vanished = replace(
+        GOOD, runs={}, slurm={}, told={"s0-0": [told]}, ended={"s0": Ended("Completed", begin=90.0)}
+    )
+    assert counts(vanished) == {"wrong": 1}
+    for name in ("disk full", "slurmctld killed", "slurmd killed"):
+        found = score(replace(vanished, faults=[Fault(name, 95.0, 99.0)]))
+        assert (found.is_clean, found.known_lost) == (True, 1)
+    assert counts(replace(vanished, faults=[Fault("disk full", 50.0, 60.0)])) == {"wrong": 1}, "long before"
+    assert counts(replace(vanished, faults=[Fault("disk full", 120.0, 125.0)])) == {"wrong": 1}, "after it"
+    assert counts(replace(vanished, faults=[Fault("emulator killed", 95.0, 99.0)])) == {"wrong": 1}
+
+
+def test_the_end_that_a_job_itself_wrote_is_hidden_only_by_a_full_disk() -> None:
     told = replace(TOLD, state="failed", cause="lost", exit_code=None)
-    found = score(replace(GOOD, runs={}, slurm={}, told={"s0-0": [told]}))
-    assert (found.is_clean, found.known_lost) == (True, 1)
-    assert counts(replace(GOOD, told={"s0-0": [told]})) == {"wrong": 1}
-    assert counts(replace(GOOD, told={"s0-0": [told]}, disk_full=[(105.0, 107.0)])) == {}
-    assert counts(replace(GOOD, told={"s0-0": [told]}, disk_full=[(111.0, 120.0)])) == {"wrong": 1}
+    hidden = replace(GOOD, told={"s0-0": [told]})
+    assert counts(replace(hidden, faults=[Fault("disk full", 105.0, 107.0)])) == {}
+    assert counts(replace(hidden, faults=[Fault("slurmctld killed", 105.0, 107.0)])) == {"wrong": 1}
 
 
 @pytest.mark.parametrize(
@@ -142,8 +160,11 @@ def test_a_cancel_by_slurm_itself_is_right_only_if_slurm_says_so() -> None:
     # A controller that was killed may give the id of a job that it forgot to another, and end that for it.
     told = replace(TOLD, state="canceled", cause="canceled_outside", exit_code=None)
     never_ran = replace(GOOD, runs={}, told={"s0-0": [told]})
-    assert counts(replace(never_ran, slurm={"7": replace(ROW, state="CANCELLED")})) == {}
-    assert counts(never_ran) == {"wrong": 1}
+    killed = [Fault("slurmctld killed", 100.0, 110.0)]
+    ended = {"7": replace(ROW, state="CANCELLED")}
+    assert counts(replace(never_ran, slurm=ended, faults=killed)) == {}
+    assert counts(replace(never_ran, slurm=ended)) == {"wrong": 1}
+    assert counts(replace(never_ran, faults=killed)) == {"wrong": 1}
 
 
 def test_a_cancelled_job_that_runs_on_is_counted() -> None:
@@ -153,8 +174,63 @@ def test_a_cancelled_job_that_runs_on_is_counted() -> None:
 
 
 def test_a_cancel_that_frees_the_node_too_late_is_counted() -> None:
-    late = {"7": SlurmJob("s0-0", "CANCELLED", 105.0 + FREE_SECONDS + 1)}
-    assert counts(replace(CANCELLED, slurm=late)) == {"not_freed": 1}
+    killed = replace(CANCELLED, faults=[Fault("worker killed", 100.0, 106.0)])
+    for evidence, seconds in ((CANCELLED, PROMPT_SECONDS), (killed, FREE_SECONDS)):
+        in_time, late = ({"7": SlurmJob("s0-0", "CANCELLED", 105.0 + seconds + more)} for more in (-1, 1))
+        assert counts(replace(evidence, slurm=in_time)) == {}
+        assert counts(replace(evidence, slurm=late)) == {"not_freed": 1}
+
+
+@pytest.mark.parametrize("state", ["not final", "Crashed", "Failed"])
+def test_a_flow_run_that_was_cancelled_has_to_be_cancelled(state: str) -> None:
+    assert counts(replace(CANCELLED, ended={"s0": Ended(state, 105.0)})) == {"uncancelled": 1}
+
+
+def test_a_cancel_that_came_too_late_is_none() -> None:
+    completed = {"s0": Ended("Completed", 112.0)}
+    assert counts(replace(GOOD, ended=completed)) == {}
+    assert counts(replace(CANCELLED, ended=completed)) == {"lost": 1}, "it swallowed the cancel"
+
+
+@pytest.mark.parametrize(
+    ("fault", "explains"),
+    [
+        (Fault("worker killed", 95.0, 99.0), True),
+        (Fault("worker killed", 80.0, 89.0), False),  # another worker started it
+        (Fault("flow process killed", 95.0, 95.0, "run"), True),
+        (Fault("flow process killed", 95.0, 95.0, "another"), False),
+        (Fault("endpoint killed", 106.0, 110.0), True),
+        (Fault("slurmctld hangs", 95.0, 104.0), True),
+        (Fault("endpoint killed", 80.0, 88.0), False),  # it was long back
+        (Fault("slurmdbd killed", 104.0, 110.0), False),
+        (Fault("429", 104.0, 110.0), False),
+    ],
+)
+def test_a_job_that_others_canceled_needs_a_reason(fault: Fault, explains: bool) -> None:
+    helped = replace(CANCELLED, helped={"s0-0": "flows/reconcile.py"})
+    assert counts(helped) == {"unhelped": 1}
+    found = score(replace(helped, faults=[fault]))
+    assert (found.unhelped, found.helped, found.cancelled) == (0 if explains else 1, 1 if explains else 0, 1)
+
+
+def test_a_job_that_was_submitted_twice_and_ran_once_is_counted() -> None:
+    refused = replace(GOOD, slurm={"7": ROW, "8": replace(ROW, state="FAILED")}, intended={"s0-0": 1})
+    assert counts(refused) == {"doubled": 1}
+    found = score(replace(refused, faults=[Fault("slurmctld hangs", 95.0, 105.0)]))
+    assert (found.is_clean, found.known_doubled) == (True, 1)
+    assert counts(replace(refused, faults=[Fault("emulator killed", 95.0, 105.0)])) == {"doubled": 1}
+    assert counts(replace(refused, intended={"s0-0": 2})) == {}, "two runs"
+
+
+def test_a_run_with_too_little_in_it_shows_nothing() -> None:
+    kinds = Counter(f"kind {number}" for number in range(10))
+    jobs = Score(jobs=36)
+    assert lacking(10, kinds, jobs, cut_short=False) == []
+    assert lacking(12, kinds, jobs, cut_short=True) == []
+    assert lacking(12, kinds, jobs, cut_short=False) == ["Only 10 of 12 faults happened: the others did not bite."]
+    assert lacking(10, kinds, Score(jobs=29), cut_short=True) == ["Only 29 jobs ran beside 10 faults: too few."]
+    few = Counter({"kind": 12})
+    assert lacking(12, few, jobs, cut_short=True) == ["Only 1 kinds of fault happened, and 10 are needed."]
 
 
 def test_lines_of_jobs_and_flows_are_read() -> None:

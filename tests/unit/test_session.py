@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import time
 from collections.abc import Callable, Coroutine
@@ -140,3 +141,14 @@ def test_a_look_at_a_facility_that_is_away_has_an_end(monkeypatch: pytest.Monkey
     channel = Channel(Session.current(), Answering(away), "/p", 1.0)
     with pytest.raises(FacilityTimeout, match="Globus does not answer"):
         on_session(channel.look(HANDLE))
+
+
+def test_a_coroutine_that_wants_to_exit_does_not_end_the_session() -> None:
+    """rich raises SystemExit where somebody logs while nobody reads the output: the worker was killed."""
+
+    async def exits() -> None:
+        raise SystemExit(1)
+
+    own = Session()
+    concurrent.futures.wait([own.run(exits())], timeout=2)
+    assert own.run(asyncio.sleep(0, "an answer")).result(10) == "an answer"

@@ -1,7 +1,9 @@
 """The clock of a client that jumps: `time.time` as the file says that `PREFECT_PSIK_CHAOS_CLOCK` names.
 
-The file holds one number, the seconds by which the clock is ahead; it is looked at each time. `datetime.now` is
-not reached.
+The file holds one number, the seconds by which the clock is ahead; it is looked at each time. The package reads
+`time.time` for its deadlines of transfers and for tokens, and `time.monotonic` for its limits and pauses; `direct`
+of `flows.py` has all three. `datetime.now` is left alone on purpose: the package reads it only to schedule a
+prune, but Prefect sleeps by it until a retry is due, for days if the clock is days behind.
 """
 
 import mmap
