@@ -17,11 +17,11 @@ from prefect_psik.exceptions import BackendNotFound, PrefectPsikError, SpecError
 from prefect_psik.marks import Place, places_of
 from prefect_psik.records import cancel_flow_run
 from prefect_psik.resolve import load_backend, load_collection
-from prefect_psik.runs import on_block
 from prefect_psik.session import Channel, Session
 from prefect_psik.transfer_globus import globus_carrier
 from prefect_psik.transfer_once import repeated, transfers_of
 from prefect_psik.waiting import result
+from prefect_psik.ways import on_block
 
 _logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from prefect_psik.exceptions import SpecError
 from prefect_psik.models import JobRecord, JobState, JobStatus, RemovedJob
 from prefect_psik.records import read_records, read_statuses, remove_jobs
 from prefect_psik.resolve import BackendLike, aload_backend, load_backend
-from prefect_psik.runs import on_block
 from prefect_psik.session import Channel
 from prefect_psik.waiting import aresult, refuse_running_loop, result
+from prefect_psik.ways import on_block
 
 
 @task(name="list psik jobs", cache_policy=NO_CACHE)

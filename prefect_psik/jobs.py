@@ -12,7 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
-from prefect_psik import runs
+from prefect_psik import runs, submissions, ways
 from prefect_psik.cancellation import OnCancel
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.jobspec import JobSpec
@@ -30,7 +30,7 @@ from prefect_psik.resolve import (
     resolve_spec,
 )
 from prefect_psik.retry import Growth, RetryRule
-from prefect_psik.runs import Rerun, Submission
+from prefect_psik.submissions import Rerun, Submission
 from prefect_psik.waiting import aresult, refuse_running_loop, result
 
 _NO_LIMITS = WaitLimits()
@@ -82,7 +82,7 @@ def submit_job(
     refuse_running_loop("asubmit_job")
     spec = resolve_spec(spec)
     block = load_backend(backend_name(backend, spec))
-    return runs.submit(Submission.of(block, spec, key=key, rerun=rerun, on_cancel=on_cancel))
+    return submissions.submit(Submission.of(block, spec, key=key, rerun=rerun, on_cancel=on_cancel))
 
 
 @task(name="submit psik job", task_run_name=_submit_name, cache_policy=NO_CACHE)
@@ -97,7 +97,7 @@ async def asubmit_job(
     """Async twin of `submit_job`."""
     spec = resolve_spec(spec)
     block = await aload_backend(backend_name(backend, spec))
-    return await runs.asubmit(Submission.of(block, spec, key=key, rerun=rerun, on_cancel=on_cancel))
+    return await submissions.asubmit(Submission.of(block, spec, key=key, rerun=rerun, on_cancel=on_cancel))
 
 
 @task(name="wait for psik job", cache_policy=NO_CACHE)
@@ -131,7 +131,7 @@ def wait_for_job(
     """
     refuse_running_loop("await_for_job")
     handle = resolve_handle(handle)
-    return runs.wait(handle, runs.block_of(handle, backend), on_cancel, limits or _NO_LIMITS)
+    return runs.wait(handle, ways.block_of(handle, backend), on_cancel, limits or _NO_LIMITS)
 
 
 @task(name="wait for psik job", cache_policy=NO_CACHE)
@@ -144,7 +144,7 @@ async def await_for_job(
 ) -> JobResult:
     """Async twin of `wait_for_job`."""
     handle = resolve_handle(handle)
-    return await runs.await_(handle, await runs.ablock_of(handle, backend), on_cancel, limits or _NO_LIMITS)
+    return await runs.await_(handle, await ways.ablock_of(handle, backend), on_cancel, limits or _NO_LIMITS)
 
 
 @task(name="wait for start of psik job", cache_policy=NO_CACHE)
@@ -175,7 +175,7 @@ def wait_for_start(
     """
     refuse_running_loop("await_for_start")
     handle = resolve_handle(handle)
-    return runs.wait_for_start(handle, runs.block_of(handle, backend), on_cancel, limits or _NO_LIMITS)
+    return runs.wait_for_start(handle, ways.block_of(handle, backend), on_cancel, limits or _NO_LIMITS)
 
 
 @task(name="wait for start of psik job", cache_policy=NO_CACHE)
@@ -188,7 +188,7 @@ async def await_for_start(
 ) -> JobStatus:
     """Async twin of `wait_for_start`."""
     handle = resolve_handle(handle)
-    block = await runs.ablock_of(handle, backend)
+    block = await ways.ablock_of(handle, backend)
     return await runs.await_for_start(handle, block, on_cancel, limits or _NO_LIMITS)
 
 
@@ -205,14 +205,14 @@ def poll_job(handle: HandleLike, *, backend: BackendLike | None = None) -> JobSt
     """
     refuse_running_loop("apoll_job")
     handle = resolve_handle(handle)
-    return result(runs.look(handle, runs.block_of(handle, backend)))
+    return result(runs.look(handle, ways.block_of(handle, backend)))
 
 
 @task(name="poll psik job", cache_policy=NO_CACHE)
 async def apoll_job(handle: HandleLike, *, backend: BackendLike | None = None) -> JobStatus:
     """Async twin of `poll_job`."""
     handle = resolve_handle(handle)
-    return await aresult(runs.look(handle, await runs.ablock_of(handle, backend)))
+    return await aresult(runs.look(handle, await ways.ablock_of(handle, backend)))
 
 
 @task(name="cancel psik job", cache_policy=NO_CACHE)
@@ -228,14 +228,14 @@ def cancel_job(handle: HandleLike, *, backend: BackendLike | None = None) -> Job
     """
     refuse_running_loop("acancel_job")
     handle = resolve_handle(handle)
-    return result(runs.cancel(handle, runs.block_of(handle, backend)))
+    return result(runs.cancel(handle, ways.block_of(handle, backend)))
 
 
 @task(name="cancel psik job", cache_policy=NO_CACHE)
 async def acancel_job(handle: HandleLike, *, backend: BackendLike | None = None) -> JobStatus:
     """Async twin of `cancel_job`."""
     handle = resolve_handle(handle)
-    return await aresult(runs.cancel(handle, await runs.ablock_of(handle, backend)))
+    return await aresult(runs.cancel(handle, await ways.ablock_of(handle, backend)))
 
 
 @task(name="run psik job", task_run_name=_submit_name, cache_policy=NO_CACHE)

@@ -1,127 +1,27 @@
-"""A job's steps as tasks take them: submit, wait, cancel; each for a sync task and for its async twin."""
+"""A job's steps as tasks take them: wait, run, cancel; each for a sync task and for its async twin."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
 
 from prefect_psik import cancellation, lifecycle
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.cancellation import INTERRUPTS, OnCancel, Wait, owner_of
 from prefect_psik.exceptions import JobFailed, PrefectPsikError, WaitLimitReached
-from prefect_psik.identity import Identity, current_caller, enclosing_flow_runs, identify
+from prefect_psik.identity import enclosing_flow_runs
 from prefect_psik.jobspec import JobSpec
-from prefect_psik.lifecycle import Again, Submitted
+from prefect_psik.lifecycle import Again
 from prefect_psik.limits import LimitWatch, WaitLimits
-from prefect_psik.marks import mark, place_of
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus, PreflightReport
 from prefect_psik.preflight import failure_of, preflight
 from prefect_psik.progress import Reporter, run_logger
-from prefect_psik.resolve import BackendLike, aload_backend, load_backend, needs_block, transport_to
 from prefect_psik.retry import RetryRule
 from prefect_psik.session import Channel, Session
+from prefect_psik.submissions import Submission, asubmit, submit
 from prefect_psik.waiting import alinger, aresult, linger, result
 from prefect_psik.watches import Update
-
-T = TypeVar("T")
-
-Rerun = Literal["on_retry", "never"]
-
-
-@dataclass(frozen=True)
-class Submission:
-    """One submission: where, what, and as which job.
-
-    Made where the task runs, since the identity is read from Prefect's contexts; another run of the same job
-    keeps it.
-    """
-
-    block: PsikBackend
-    spec: JobSpec
-    identity: Identity
-    rerun: Rerun
-    on_cancel: OnCancel
-    flow_runs: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(
-        cls, block: PsikBackend, spec: JobSpec, *, key: str | None, rerun: Rerun, on_cancel: OnCancel
-    ) -> Submission:
-        """Check that the backend is open, and find out which job this is."""
-        block.check_open()
-        caller = current_caller()
-        identity = identify(spec, endpoint=block.endpoint, prefix=block.prefix, key=key, caller=caller)
-        return cls(block, spec, identity, rerun, on_cancel, enclosing_flow_runs())
-
-    def begin(self, again: Again | None) -> Future[Submitted]:
-        """Start it on the session's loop."""
-
-        async def work(channel: Channel) -> Submitted:
-            cancellation.refuse_cancelling(self.flow_runs)
-            troubles: list[str] = []
-            if self.on_cancel == "cancel":
-                cancellation.note_place(channel, place_of(self.block), self.flow_runs)
-                troubles = await mark(self.flow_runs, place_of(self.block))
-            submitted = await lifecycle.submit(
-                channel,
-                self.block,
-                self.spec,
-                self.identity,
-                rerun=self.rerun == "on_retry",
-                owner=owner_of(self.flow_runs, self.on_cancel),
-                again=again,
-            )
-            return replace(submitted, warnings=[*troubles, *submitted.warnings])
-
-        return on_block(self.block, work)
-
-    def interrupted(self, submission: Future[Submitted]) -> Future[None]:
-        """The submission goes on; a job that comes of it while the flow run is cancelled is canceled, too."""
-
-        async def work(channel: Channel) -> None:
-            submitted = await asyncio.wrap_future(submission)
-            cancelled = await cancellation.is_cancelling(tuple(self.flow_runs))
-            ours = submitted.created or self.identity.is_own
-            if self.on_cancel == "cancel" and ours and cancelled:
-                await channel.cancel(submitted.handle, owner_of(self.flow_runs))
-
-        return on_block(self.block, work)
-
-
-def submit(submission: Submission, again: Again | None = None) -> JobHandle:
-    """Submit a job once, and tell so."""
-    future = submission.begin(again)
-    try:
-        return _told(result(future))
-    except INTERRUPTS:
-        linger(submission.interrupted(future))
-        raise
-
-
-async def asubmit(submission: Submission, again: Again | None = None) -> JobHandle:
-    """Async twin of `submit`."""
-    future = submission.begin(again)
-    try:
-        return _told(await aresult(future))
-    except INTERRUPTS:
-        await alinger(submission.interrupted(future))
-        raise
-
-
-def _told(submitted: Submitted) -> JobHandle:
-    handle, logger = submitted.handle, run_logger()
-    how = "submitted" if submitted.created else "found again"
-    extra = {"psik_handle": handle.model_dump_json(exclude_defaults=True)}
-    logger.info("%s %s on %s: %s", handle, how, handle.place, handle.path, extra=extra)
-    for warning in submitted.warnings:
-        logger.warning("%s: %s", handle, warning)
-    return handle
-
-
-# ------------------------------------------------------------------------------------------------ waiting
+from prefect_psik.ways import on_block, on_handle
 
 
 def wait(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel, limits: WaitLimits) -> JobResult:
@@ -340,33 +240,3 @@ def passed(report: PreflightReport) -> PreflightReport:
     if error is not None:
         raise error
     return report
-
-
-# ------------------------------------------------------------------------------------------ ways to a place
-
-
-def block_of(handle: JobHandle, backend: BackendLike | None) -> PsikBackend | None:
-    """The block that holds the login for a handle, if one is needed."""
-    if backend is None and needs_block(handle):
-        backend = handle.backend
-    return None if backend is None else load_backend(backend)
-
-
-async def ablock_of(handle: JobHandle, backend: BackendLike | None) -> PsikBackend | None:
-    """Async twin of `block_of`."""
-    if backend is None and needs_block(handle):
-        backend = handle.backend
-    return None if backend is None else await aload_backend(backend)
-
-
-def on_block(block: PsikBackend, work: Callable[[Channel], Coroutine[None, None, T]]) -> Future[T]:
-    """Run work with the channel of a block."""
-    return Session.current().on_channel(block.get_transport(), block.prefix, block.poll_interval_seconds, work)
-
-
-def on_handle(
-    handle: JobHandle, block: PsikBackend | None, work: Callable[[Channel], Coroutine[None, None, T]]
-) -> Future[T]:
-    """Run work with the channel to a handle's job."""
-    interval = (block or PsikBackend()).poll_interval_seconds
-    return Session.current().on_channel(transport_to(handle, block), handle.prefix, interval, work)

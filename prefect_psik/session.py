@@ -129,7 +129,7 @@ class Session:
         self._thread.start()
 
     def _serve(self) -> None:
-        """Run the loop for as long as the process lives: what ends one coroutine must not end the others' waits."""
+        """Run the loop while the process lives: what ends one coroutine must not end the waits of others."""
         while True:
             try:
                 self.loop.run_forever()

@@ -19,9 +19,9 @@ from prefect_psik.housekeeping import clean_jobs
 from prefect_psik.models import JobHandle, JobRecord, JobState, JobStatus
 from prefect_psik.records import cancel_jobs, read_logs, read_records, read_statuses
 from prefect_psik.resolve import load_backend, resolve_handle
-from prefect_psik.runs import block_of, on_block, on_handle
 from prefect_psik.session import Channel, Session
 from prefect_psik.waiting import result
+from prefect_psik.ways import block_of, on_block, on_handle
 
 Backend = Annotated[str | None, Parameter(help="Name of a psik-backend block; default: this machine.")]
 Job = Annotated[str, Parameter(help="A stamp (with --backend), a handle as JSON, or a file that holds one.")]

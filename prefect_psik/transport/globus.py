@@ -15,7 +15,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
 from typing import Any, TypeVar
@@ -40,6 +39,7 @@ from prefect_psik.exceptions import (
 )
 from prefect_psik.remote import letter
 from prefect_psik.transport.base import CALL_SECONDS, MAX_CALL_BYTES
+from prefect_psik.transport.globus_calls import Way
 from prefect_psik.transport.globus_connection import STORED_LOGIN, GlobusConnection, function_document, login_of
 from prefect_psik.transport.globus_errors import api_error, silence_asked, task_error
 from prefect_psik.transport.limiter import RequestBudget, ledger_of
@@ -47,10 +47,6 @@ from prefect_psik.transport.threads import in_daemon_thread
 
 T = TypeVar("T")
 
-#: When the result of a call is asked for, seconds after it was sent and its work can have been done. On the
-#: testbed a warm answer is there after 0.3 s (decision record 5).
-ASK_AFTER_SECONDS = (0.4, 0.55, 0.8, 1.2, 1.8, 2.7, 4.0)
-ASK_EVERY_SECONDS = 2.5
 #: What one submission takes at the facility, at the least.
 SUBMIT_SECONDS = 0.012
 #: Pauses before a request is repeated that Globus could not answer, within the call's own time limit.
@@ -92,7 +88,7 @@ class GlobusTransport:
         self._connection: GlobusConnection | None = None
         self._budget: RequestBudget | None = None
         self._registering: asyncio.Task[str] | None = None
-        self._waiting: dict[str, _Way] = {}
+        self._waiting: dict[str, Way] = {}
         self._collector: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._connecting = threading.Lock()
@@ -118,7 +114,7 @@ class GlobusTransport:
                 f"The call {name!r} has {size:,} bytes, over the limit of {MAX_CALL_BYTES:,}. Use Globus Transfer "
                 "for large inputs."
             )
-        way = _Way()
+        way = Way()
         try:
             async with asyncio.timeout(timeout):
                 await self._send(name, payload, way)
@@ -144,7 +140,7 @@ class GlobusTransport:
 
     async def endpoint_status(self) -> str:
         """Ask the service for the endpoint's status: online, offline, or what it says."""
-        way = _Way()
+        way = Way()
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 answer = await self._request(
@@ -158,7 +154,7 @@ class GlobusTransport:
 
     # ------------------------------------------------------------------------------------- sending
 
-    async def _send(self, name: str, payload: dict[str, Any], way: _Way) -> None:
+    async def _send(self, name: str, payload: dict[str, Any], way: Way) -> None:
         known = self._function_id or _functions.get(self._function_key)
         try:
             await self._submit(known or await self._register(way), name, payload, way)
@@ -169,7 +165,7 @@ class GlobusTransport:
             _functions.pop(self._function_key, None)
             await self._submit(await self._register(way), name, payload, way)
 
-    async def _submit(self, function_id: str, name: str, payload: dict[str, Any], way: _Way) -> None:
+    async def _submit(self, function_id: str, name: str, payload: dict[str, Any], way: Way) -> None:
         def submit(connection: GlobusConnection) -> str:
             batch = connection.client.create_batch(
                 user_endpoint_config=self._user_endpoint_config, result_serializers=[_SERIALIZER_PATH]
@@ -184,7 +180,7 @@ class GlobusTransport:
     def _function_key(self) -> tuple[str, str]:
         return self._login, hashlib.sha256(letter().encode()).hexdigest()
 
-    async def _register(self, way: _Way) -> str:
+    async def _register(self, way: Way) -> str:
         """Register the remote code, once for each login and process: the service never deduplicates."""
         if self._registering is None or self._registering.done():
             self._registering = asyncio.create_task(self._register_now(way))
@@ -192,7 +188,7 @@ class GlobusTransport:
             self._registering.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(self._registering)
 
-    async def _register_now(self, way: _Way) -> str:
+    async def _register_now(self, way: Way) -> str:
         function = function_document()
         async with asyncio.timeout(CALL_SECONDS):
             answer = await self._request(
@@ -203,7 +199,7 @@ class GlobusTransport:
 
     # ----------------------------------------------------------------------------------- collecting
 
-    async def _result_of(self, way: _Way, work: float) -> dict[str, Any]:
+    async def _result_of(self, way: Way, work: float) -> dict[str, Any]:
         way.earliest = time.monotonic() + work
         way.future = asyncio.get_running_loop().create_future()
         self._waiting[way.task_id] = way
@@ -241,7 +237,7 @@ class GlobusTransport:
                 if status in ("success", "failed"):
                     self._settle(way, {**result, "status": status})
 
-    def _settle(self, way: _Way, outcome: dict[str, Any] | PrefectPsikError) -> None:
+    def _settle(self, way: Way, outcome: dict[str, Any] | PrefectPsikError) -> None:
         self._waiting.pop(way.task_id, None)
         if way.future is None or way.future.done():
             return
@@ -281,7 +277,7 @@ class GlobusTransport:
 
     # ----------------------------------------------------------------------------------- requests
 
-    async def _request(self, way: _Way, work: Callable[[GlobusConnection], T]) -> T:
+    async def _request(self, way: Way, work: Callable[[GlobusConnection], T]) -> T:
         """Make a request, again while Globus cannot answer it; the time limit of the call ends that."""
         pauses = chain(PAUSES_SECONDS, repeat(PAUSES_SECONDS[-1]))
         while True:
@@ -349,19 +345,3 @@ class GlobusTransport:
             f"No answer to {name!r} from {self.place} within {timeout:.0f} s; its status is {status}. If it is "
             "offline, start it at the facility: globus-compute-endpoint start NAME."
         )
-
-
-@dataclass
-class _Way:
-    """A call's way: its Compute task, its answer, when that can be there, and what is in the way just now."""
-
-    task_id: str = ""
-    future: asyncio.Future[dict[str, Any]] | None = None
-    earliest: float = 0.0
-    trouble: str | None = None
-
-    def until_next_look(self) -> float:
-        """Seconds until its result should be asked for again."""
-        age = time.monotonic() - self.earliest
-        following = next((seconds for seconds in ASK_AFTER_SECONDS if seconds > age + 0.02), None)
-        return ASK_EVERY_SECONDS if following is None else following - age

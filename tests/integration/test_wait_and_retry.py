@@ -30,7 +30,7 @@ from prefect_psik import (
     run_job,
     run_preflight,
 )
-from prefect_psik import runs as steps
+from prefect_psik import submissions as steps
 from prefect_psik.lifecycle import Again
 from prefect_psik.retry import Asked
 from tests.integration.test_slurm_jobs import accounted, backend, client, script, with_attributes
