@@ -86,13 +86,12 @@ def main() -> int:
             facility.stop()
     found = score(evidence)
     happened = Counter(fault.name for fault in evidence.faults)
-    report.show(happened, driver.by_hand, found, time.monotonic() - begin)
     lacking = report.lacking(given.faults, happened, found, cut_short=cut_short)
     if greedy:
         lacking.append(f"More than 20 requests were sent in 10 s: {greedy}.")
     if late:
         lacking.append(f"It was not over after {given.deadline:g} min.")
-    print(*lacking, sep="\n")
+    report.show(happened, driver.by_hand, [*found.problems, *lacking], found, time.monotonic() - begin)
     return 0 if found.is_clean and not lacking else 1
 
 

@@ -11,7 +11,7 @@ from tests.chaos.score import ZERO, Score
 KINDS_AT_LEAST = 10
 
 
-def show(faults: Counter[str], by_hand: Counter[str], found: Score, seconds: float) -> None:
+def show(faults: Counter[str], by_hand: Counter[str], problems: list[str], found: Score, seconds: float) -> None:
     """Print the faults by kind, what was done by hand, what went wrong, and the counts."""
     print("\nfaults by kind")
     for name, number in sorted(faults.items()):
@@ -19,7 +19,7 @@ def show(faults: Counter[str], by_hand: Counter[str], found: Score, seconds: flo
     print("done by others than the flows")
     for name, number in sorted(by_hand.items()):
         print(f"  {number:4} {name}")
-    for problem in found.problems:
+    for problem in problems:
         print(f"PROBLEM  {problem}")
     figures = {
         "faults": faults.total(),
