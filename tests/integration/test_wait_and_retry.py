@@ -29,8 +29,9 @@ from prefect_psik import (
     poll_job,
     run_job,
     run_preflight,
+    runs,
+    submissions,
 )
-from prefect_psik import submissions as steps
 from prefect_psik.lifecycle import Again
 from prefect_psik.retry import Asked
 from tests.integration.test_slurm_jobs import accounted, backend, client, script, with_attributes
@@ -144,14 +145,14 @@ async def test_a_job_that_runs_too_long_may_go_on(backend: PsikBackend) -> None:
 
 
 def test_an_endpoint_that_stays_away_is_lost_contact(facility: Facility, backend: PsikBackend) -> None:
-    handle = steps.submit(
-        steps.Submission.of(backend, script("sleep 300"), key=None, rerun="never", on_cancel="leave")
+    handle = submissions.submit(
+        submissions.Submission.of(backend, script("sleep 300"), key=None, rerun="never", on_cancel="leave")
     )
     facility.endpoint.stop()
     try:
         facility.globus.forget_online(facility.endpoint_id)
         with pytest.raises(ContactLost, match="There is no news of"):
-            steps.wait(handle, backend, "leave", WaitLimits(trouble=timedelta(seconds=2)))
+            runs.wait(handle, backend, "leave", WaitLimits(trouble=timedelta(seconds=2)))
     finally:
         facility.start()
     assert cancel_job.fn(handle, backend=backend).state is JobState.canceled
@@ -179,13 +180,13 @@ def test_there_are_no_more_runs_than_allowed(backend: PsikBackend) -> None:
 
 
 def test_the_next_run_may_have_more(facility: Facility, backend: PsikBackend) -> None:
-    submission = steps.Submission.of(backend, script("exit 1"), key=None, rerun="never", on_cancel="leave")
-    first = steps.submit(submission)
+    submission = submissions.Submission.of(backend, script("exit 1"), key=None, rerun="never", on_cancel="leave")
+    first = submissions.submit(submission)
     with pytest.raises(JobFailed):
-        steps.wait(first, backend, "leave", WaitLimits())
-    second = steps.submit(submission, Again(after=1, number=1, asked=Asked(duration=8, memory="2G")))
+        runs.wait(first, backend, "leave", WaitLimits())
+    second = submissions.submit(submission, Again(after=1, number=1, asked=Asked(duration=8, memory="2G")))
     with pytest.raises(JobFailed):
-        steps.wait(second, backend, "leave", WaitLimits())
+        runs.wait(second, backend, "leave", WaitLimits())
     assert (first.jobndx, second.jobndx, second.duration, second.memory) == (1, 2, 8, "2G")
     assert accounted(facility, first, "Timelimit") == "00:05:00"
     assert accounted(facility, second, "Timelimit,ReqMem") == "00:08:00|2G"
