@@ -15,6 +15,7 @@ A job directory is psik's, with one directory of ours in it::
                            native.N                       what was started: pid, start, session (local)
                            process.N.ID nodes.N.ID owner.N refused.N.ID    written by the launcher in the job
                            cancel.N                       somebody asked us to cancel run N
+                           none.N                         Slurm was first seen without a trace of run N
                            vanished.N                     Slurm's queue was first seen without run N
                            end.N                          how Slurm ended run N, where psik recorded no end
     PREFIX/.runs/FLOWRUN/STAMP                            which jobs a flow run submitted
