@@ -9,6 +9,7 @@ not the same. Afterwards the room is deleted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import posixpath
 import time
@@ -116,7 +117,7 @@ async def _judged(
     files = []
     for entry in (await _files(source, path)).values():
         other = held.get(entry.path)
-        verdict, reason = judge(entry, other, min_age, now)
+        verdict, reason = _judge(entry, other, min_age, now)
         files.append(
             PruneFile(
                 path=entry.path,
@@ -130,7 +131,7 @@ async def _judged(
     return files
 
 
-def judge(entry: FileEntry, other: FileEntry | None, min_age: timedelta, now: float) -> tuple[PruneVerdict, str]:
+def _judge(entry: FileEntry, other: FileEntry | None, min_age: timedelta, now: float) -> tuple[PruneVerdict, str]:
     """What names, sizes and times allow for a file, given what the check has; pure.
 
     Args:
@@ -254,12 +255,13 @@ async def _copy(collection: GlobusCollection, order: Order, source: str, destina
 
 
 async def _remove_left_rooms(check: GlobusCollection, place: str) -> None:
-    """Delete what killed prunes left at the check."""
+    """Delete what killed prunes left at the check, as far as this login may."""
     carrier, full = carrier_of(check), check.path(place)
     for entry in await repeated(lambda: list_below(carrier, check, full, recursive=False)):
         is_room = entry.kind == "directory" and posixpath.basename(entry.path).startswith(ROOM)
         if is_room and entry.modified is not None and entry.modified < time.time() - ROOM_SECONDS:
-            await _remove(check, entry.path)
+            with contextlib.suppress(TransferError):
+                await _remove(check, entry.path)
 
 
 async def _remove(check: GlobusCollection, room: str) -> None:
