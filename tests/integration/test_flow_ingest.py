@@ -131,3 +131,12 @@ def test_a_retry_tells_scicat_once(catalogue: Catalogue) -> None:
     scicat(stored)
     assert len(catalogue.datasets) == 1
     assert [len(blocks) for blocks in catalogue.blocks.values()] == [1]
+
+
+def test_the_results_of_two_facilities_are_two_datasets(catalogue: Catalogue) -> None:
+    for facility in ("one", "two"):
+        scicat(Stored("scan-1", "results", "/store", {f"rec/{facility}/scan-1": 5}, facility=facility))
+    assert [one["datasetName"] for one in catalogue.datasets.values()] == [
+        "scan-1 results of one",
+        "scan-1 results of two",
+    ]
