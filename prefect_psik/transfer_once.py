@@ -15,12 +15,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
 from prefect_psik.batches import REPEAT_SECONDS, is_transient
-from prefect_psik.exceptions import TransferError
+from prefect_psik.exceptions import TransferCause, TransferError
 from prefect_psik.marks import set_label
-from prefect_psik.transfer_models import Carrier, Order
+from prefect_psik.transfer_models import Carrier, Order, TransferState
 
 T = TypeVar("T")
 
+#: Destinations that are listed before a transfer that succeeded is believed to stand; with more it is begun anew.
+MOST_LOOKS = 20
 #: Labels of ours begin with this; the key of the submission follows.
 LABEL = "psik.transfer."
 
@@ -59,8 +61,8 @@ class Keeping:
 async def submit_once(carrier: Carrier, order: Order, keeping: Keeping) -> tuple[str, bool]:
     """Begin a transfer, or find the one that an earlier try of this submission began.
 
-    For a newer attempt one that has ended is begun anew, however it ended: what it moved may be gone since, and
-    what is still there is not moved again.
+    For a newer attempt one that failed is begun anew, and so is one whose destination has lost files since. One
+    that succeeded and is still there stands: its source may have been pruned.
 
     Returns:
         The id of the task, and whether it is a new one.
@@ -71,6 +73,8 @@ async def submit_once(carrier: Carrier, order: Order, keeping: Keeping) -> tuple
         status = await repeated(lambda: carrier.look(task_id))
         if not status.state.is_final or list(keeping.attempt) <= kept.attempt:
             return task_id, created
+        if status.state is TransferState.succeeded and await _is_still_there(carrier, order, status.files):
+            return task_id, created
     kept = Kept(
         submission_id=await repeated(carrier.reserve),
         attempt=list(keeping.attempt),
@@ -79,6 +83,21 @@ async def submit_once(carrier: Carrier, order: Order, keeping: Keeping) -> tuple
     )
     await _write(keeping, kept)
     return await _submit(carrier, order, keeping, kept)
+
+
+async def _is_still_there(carrier: Carrier, order: Order, files: int) -> bool:
+    """Whether the destination holds as many files as were moved there."""
+    if order.destination is None or not 0 < len(order.items) <= MOST_LOOKS:
+        return False
+    found = 0
+    for _, path in order.items:
+        try:
+            async for entry in carrier.list(order.destination, path, recursive=True):
+                found += entry.kind == "file"
+        except TransferError as err:
+            if err.cause is not TransferCause.not_found:
+                raise
+    return 0 < files <= found
 
 
 async def _submit(carrier: Carrier, order: Order, keeping: Keeping, kept: Kept) -> tuple[str, bool]:
