@@ -22,6 +22,14 @@ def _write(path: str, data: bytes, mode: int = 0o600) -> None:
         file.write(data)
 
 
+def _make_directory(path: str) -> None:
+    """Make a directory and all that is missing above it, each for this user alone, whatever the umask."""
+    if not os.path.isdir(path):
+        _make_directory(os.path.dirname(path))
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+
+
 def _write_whole(path: str, data: bytes, mode: int = 0o600) -> None:
     """Write a file so that it is either whole or absent."""
     temporary = f"{path}.{os.getpid()}.{time.monotonic_ns()}.tmp"

@@ -9,7 +9,7 @@ import socket
 import time
 from typing import Any
 
-from prefect_psik.remote.files import _user, _write
+from prefect_psik.remote.files import _make_directory, _user, _write
 
 PROTOCOL = 1
 #: Which text answers; the joined letter ends with its own.
@@ -101,8 +101,7 @@ def _existing_prefix(payload: dict[str, Any]) -> str:
 def _writable_prefix(payload: dict[str, Any]) -> str:
     prefix = _prefix(payload)
     try:
-        for directory in (prefix, os.path.join(prefix, ".locks")):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
+        _make_directory(os.path.join(prefix, ".locks"))
         probe = os.path.join(prefix, ".locks", f".probe.{os.getpid()}.{time.monotonic_ns()}")
         _write(probe, b"")
         os.unlink(probe)

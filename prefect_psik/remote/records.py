@@ -11,7 +11,7 @@ from typing import Any, Iterator
 
 from prefect_psik.remote.directory import _asked, _last_run, _native_id, _rows
 from prefect_psik.remote.facts import _facts, _Snapshot
-from prefect_psik.remote.files import _audit, _lock_file, _read_json, _try_lock, _write
+from prefect_psik.remote.files import _audit, _lock_file, _make_directory, _read_json, _try_lock, _write
 from prefect_psik.remote.payload import STAMP, Trouble, _existing_prefix, _jobs
 
 LIST_LIMIT = 500
@@ -71,8 +71,7 @@ def _note_owner(prefix: str, job: dict[str, Any]) -> None:
     owner = job.get("owner") or {}
     for flow_run in owner.get("flow_runs") or []:
         directory = _run_directory(prefix, flow_run)
-        for made in (os.path.dirname(directory), directory):
-            os.makedirs(made, mode=0o700, exist_ok=True)
+        _make_directory(directory)
         _write(os.path.join(directory, job["stamp"]), b"")
 
 

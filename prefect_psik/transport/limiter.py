@@ -125,8 +125,8 @@ class Ledger:
         places = {}
         for place, (pid, until) in state.get("places", {}).items():
             left = until - now
-            if left > self._window and not _lives(pid):
-                left = self._window
+            if left > 2 * self._window and not _lives(pid):
+                left = 2 * self._window  # its last request may still be on its way
             if 0 < left <= UNDER_WAY_SECONDS:
                 places[place] = [pid, now + left]
         state["places"] = places

@@ -69,14 +69,16 @@ def test_silence_that_the_service_asks_for_is_kept_up_to_a_limit(ledger: tuple[L
     assert book.try_take("c") == pytest.approx(60)
 
 
-def test_places_of_a_process_that_died_are_free_after_a_window(tmp_path: Path) -> None:
+def test_places_of_a_process_that_died_are_free_after_two_windows(tmp_path: Path) -> None:
     path = tmp_path / "requests"
     code = "import sys; from pathlib import Path; from prefect_psik.transport.limiter import Ledger\n"
     code += "book = Ledger(Path(sys.argv[1]), limit=2); book.try_take('a'); book.try_take('b')"
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=60)
     book = Ledger(path, limit=2, window=0.3)
-    assert book.try_take("c") == pytest.approx(0.3, abs=0.1)
+    assert book.try_take("c") > 0
     time.sleep(0.35)
+    assert book.try_take("c") > 0, "its requests may have arrived after its end"
+    time.sleep(0.3)
     assert book.try_take("c") == 0
 
 
