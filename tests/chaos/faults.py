@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -57,6 +58,8 @@ class Field:
 
 
 Steps = Generator[float, None, Any]
+#: How long a daemon that was killed is started again and again.
+RESTART_SECONDS = 90.0
 #: Does the harm, yields the seconds that it lasts, then mends it; returns the flow run that it killed, if any.
 Act = Callable[[Field, Random], Steps]
 
@@ -98,6 +101,19 @@ def inject(kind: Kind, field: Field, dice: Random, ended: threading.Event) -> bo
         except (DidNotBite, TestbedError, OSError, subprocess.TimeoutExpired) as err:
             print(f"         {kind.name} did not bite: {err}", flush=True)
             return False
+
+
+def _restart(start: Callable[[], object]) -> None:
+    """Start what was killed, as a service manager does: again and again, since it may need what is down as well."""
+    deadline = time.monotonic() + RESTART_SECONDS
+    while True:
+        try:
+            start()
+            return
+        except TestbedError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(2)
 
 
 # ------------------------------------------------------------------------------------------------- clients
@@ -144,7 +160,8 @@ def _write_clock(path: Path, ahead: float) -> None:
 def _endpoint(field: Field, dice: Random) -> Steps:
     field.killed("endpoint")
     yield dice.uniform(0, 10)
-    field.facility.endpoint.start({**field.facility.globus.env("owner"), **field.facility.slurm.env})
+    environment = {**field.facility.globus.env("owner"), **field.facility.slurm.env}
+    _restart(partial(field.facility.endpoint.start, environment))
 
 
 @_kind("user endpoint killed", "endpoint")
@@ -160,14 +177,14 @@ def _user_endpoint(field: Field, dice: Random) -> Steps:
 def _broker(field: Field, dice: Random) -> Steps:
     field.killed("rabbitmq")
     yield dice.uniform(0, 5)
-    field.facility.broker.start()
+    _restart(field.facility.broker.start)
 
 
 @_kind("emulator killed", "globus")
 def _emulator(field: Field, dice: Random) -> Steps:
     field.killed("emulator")
     yield dice.uniform(0, 10)
-    field.facility.globus.start()
+    _restart(field.facility.globus.start)
 
 
 def _ordered(kind: str, **order: object) -> Act:
@@ -208,7 +225,7 @@ _kind("5xx", "globus")(_ordered("error", match=REQUESTS, status=(500, 502, 503, 
 def _controller(field: Field, dice: Random) -> Steps:
     field.killed("slurmctld")
     yield dice.uniform(0, 15)
-    field.facility.slurm.start_controller()
+    _restart(field.facility.slurm.start_controller)
 
 
 @_kind("slurmctld hangs", "slurmctld")
@@ -222,7 +239,7 @@ def _hang(field: Field, dice: Random) -> Steps:
 def _database(field: Field, dice: Random) -> Steps:
     field.killed("slurmdbd")
     yield dice.uniform(0, 20)
-    field.facility.slurm.start_accounting()
+    _restart(field.facility.slurm.start_accounting)
 
 
 @_kind("slurmd killed", "slurmd")
@@ -231,7 +248,7 @@ def _node(field: Field, dice: Random) -> Steps:
     field.killed(f"slurmd-{node}")
     # Slurm gives up a node after 30 s.
     yield dice.choice((5.0, 45.0))
-    field.facility.slurm.start_node(node)
+    _restart(partial(field.facility.slurm.start_node, node))
 
 
 # -------------------------------------------------------------------------------------------------- disk
