@@ -104,7 +104,7 @@ def inject(kind: Kind, field: Field, dice: Random, ended: threading.Event) -> bo
 
 
 def _restart(start: Callable[[], object]) -> None:
-    """Start what was killed, as a service manager does: again and again, since it may need what is down as well."""
+    """Start what was killed, again and again as a service manager does: it may need what is down as well."""
     deadline = time.monotonic() + RESTART_SECONDS
     while True:
         try:
