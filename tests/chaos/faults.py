@@ -110,7 +110,7 @@ def _restart(start: Callable[[], object]) -> None:
         try:
             start()
             return
-        except TestbedError:
+        except (TestbedError, OSError, subprocess.TimeoutExpired):
             if time.monotonic() > deadline:
                 raise
         time.sleep(2)
