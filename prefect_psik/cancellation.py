@@ -22,9 +22,7 @@ from prefect.exceptions import PrefectException, TerminationSignal
 from prefect.states import Cancelled, Failed
 
 from prefect_psik.exceptions import FlowRunCancelling, PrefectPsikError
-from prefect_psik.marks import Place
 from prefect_psik.models import JobHandle
-from prefect_psik.records import cancel_flow_run
 from prefect_psik.session import Channel
 from prefect_psik.watches import Subscription, Update
 
@@ -73,11 +71,10 @@ W = TypeVar("W", bound=Watched)
 _waits: dict[tuple[str, ...], list[Watched]] = {}
 _watchers: dict[tuple[str, ...], asyncio.Task[None]] = {}
 _asking: dict[tuple[str, ...], asyncio.Task[str | None]] = {}
-_clearing: dict[str, asyncio.Task[dict[str, str]]] = {}
 #: Flow runs that were seen being cancelled.
 _cancelling: set[str] = set()
-#: Where this process submitted jobs of a flow run, that it waits for or not.
-_places: dict[str, dict[Channel, Place]] = {}
+#: Jobs that this process submitted for a flow run, or found again, and whose end it does not know.
+_submitted: dict[str, dict[tuple[str, int], tuple[JobHandle, Channel]]] = {}
 
 
 def owner_of(flow_runs: list[str], on_cancel: OnCancel = "cancel") -> dict[str, Any]:
@@ -128,10 +125,20 @@ def refuse_cancelling(flow_runs: list[str]) -> None:
         raise FlowRunCancelling("The flow run is being cancelled; nothing more is submitted.")
 
 
-def note_place(channel: Channel, place: Place, flow_runs: list[str]) -> None:
-    """Remember where jobs of these flow runs are submitted: a cancel reaches those that nobody waits for, too."""
+def note_job(channel: Channel, handle: JobHandle, flow_runs: list[str]) -> None:
+    """Remember a job of these flow runs: a cancel reaches it, too, while nobody waits for it."""
     for flow_run in flow_runs:
-        _places.setdefault(flow_run, {})[channel] = place
+        _submitted.setdefault(flow_run, {})[_run_of(handle)] = (handle, channel)
+
+
+def forget_job(handle: JobHandle, flow_runs: tuple[str, ...]) -> None:
+    """The opposite of `note_job`: its end is known."""
+    for flow_run in flow_runs:
+        _submitted.get(flow_run, {}).pop(_run_of(handle), None)
+
+
+def _run_of(handle: JobHandle) -> tuple[str, int]:
+    return handle.stamp, handle.jobndx
 
 
 async def end_wait(beginning: Future[W]) -> None:
@@ -162,9 +169,8 @@ async def after_interrupt(beginning: Future[W]) -> bool:
     cancelling = await _cancelling_of(wait.flow_runs) if wait.on_cancel == "cancel" else None
     if cancelling is None:
         return False
-    left = await _stop([wait], cancelling)
-    if wait.what in left:
-        raise _told(wait, left)
+    if left := await _stop([wait], cancelling):
+        raise FlowRunCancelling(f"The flow run is being cancelled. {_all_that_goes_on(left)}")
     return True
 
 
@@ -218,12 +224,15 @@ def _may_go_on(why: str) -> str:
     return f"it may go on, since it could not be asked to stop: {why.rstrip('.')}."
 
 
+def _all_that_goes_on(left: dict[str, str]) -> str:
+    return " ".join(f"{what}: {_may_go_on(why)}" for what, why in left.items())
+
+
 async def _end_unsupervised(flow_run: str, left: dict[str, str]) -> None:
     """End a flow run that no runner supervises: a plain `python flow.py` would cancel for ever.
 
     It is cancelled only if its work is; of a cancel that did not reach everything a red run says so.
     """
-    told = " ".join(f"{what}: {_may_go_on(why)}" for what, why in left.items())
     try:
         async with get_client() as client:
             run = await client.read_flow_run(UUID(flow_run))
@@ -231,7 +240,9 @@ async def _end_unsupervised(flow_run: str, left: dict[str, str]) -> None:
                 return
             # The watcher of a subflow sees its own part only, and may have been content before.
             if left and (run.state.is_cancelling() or run.state.is_cancelled()):
-                failed: State[None] = Failed(message=f"The cancel did not reach all of its work. {told}")
+                failed: State[None] = Failed(
+                    message=f"The cancel did not reach all of its work. {_all_that_goes_on(left)}"
+                )
                 await client.set_flow_run_state(run.id, failed, force=True)
             elif run.state.is_cancelling():
                 cancelled: State[None] = Cancelled(message="Its jobs and transfers were asked to stop.")
@@ -241,7 +252,7 @@ async def _end_unsupervised(flow_run: str, left: dict[str, str]) -> None:
 
 
 async def _stop(waits: list[Watched], flow_run: str) -> dict[str, str]:
-    """Ask work to stop, and then all other jobs of a flow run; what cannot be asked keeps no other.
+    """Ask work to stop, and all jobs of a flow run that nobody waits for; what cannot be asked keeps no other.
 
     Jobs of one backend travel together.
 
@@ -249,16 +260,13 @@ async def _stop(waits: list[Watched], flow_run: str) -> dict[str, str]:
         What may go on, and why.
     """
     until = asyncio.get_running_loop().time() + STOP_SECONDS
+    waits = [*waits, *_not_waited_for(flow_run)]
     reasons = await asyncio.gather(*(_ask_to_stop(wait, until) for wait in waits), return_exceptions=True)
-    left = {
+    return {
         wait.what: reason if isinstance(reason, str) else f"a defect, {reason!r}"
         for wait, reason in zip(waits, reasons, strict=True)
         if reason
     }
-    # All who want the rest stopped at the same time share it.
-    if flow_run not in _clearing or _clearing[flow_run].done():
-        _clearing[flow_run] = asyncio.create_task(_stop_the_rest(flow_run, until))
-    return left | await asyncio.shield(_clearing[flow_run])
 
 
 async def _ask_to_stop(wait: Watched, until: float) -> str:
@@ -277,21 +285,20 @@ async def _ask_to_stop(wait: Watched, until: float) -> str:
         return why
 
 
-async def _stop_the_rest(flow_run: str, until: float) -> dict[str, str]:
-    """Cancel the jobs of a flow run that nobody waits for just now; returns what may go on, and why."""
-    waited = {wait.handle.stamp for waits in _waits.values() for wait in waits if isinstance(wait, Wait)}
-    left = {}
-    for channel, place in _places.get(flow_run, {}).items():
-        where = f"jobs below {place.prefix} on {channel.transport.place}"
-        try:
-            async with asyncio.timeout_at(until):
-                outcomes = await cancel_flow_run(channel, place.endpoint_id, place.backend, flow_run, leave=waited)
-        except (PrefectPsikError, TimeoutError) as err:
-            left[where] = str(err) or "no answer came in time"
-        else:
-            left |= {
-                f"job {stamp}, one of the {where}": str(outcome)
-                for stamp, outcome in outcomes.items()
-                if isinstance(outcome, PrefectPsikError)
-            }
-    return left
+def _not_waited_for(flow_run: str) -> list[Watched]:
+    """The jobs of a flow run that nobody waits for just now; whoever takes them first stops them."""
+    waited = {_run_of(wait.handle) for waits in _waits.values() for wait in waits if isinstance(wait, Wait)}
+    jobs = _submitted.get(flow_run, {})
+    taken = [jobs.pop(run) for run in list(jobs) if run not in waited]
+    return [_unwaited(handle, channel, flow_run) for handle, channel in taken]
+
+
+def _unwaited(handle: JobHandle, channel: Channel, flow_run: str) -> Watched:
+    return Watched(
+        what=str(handle),
+        on_cancel="cancel",
+        flow_runs=(flow_run,),
+        stop=lambda: channel.cancel(handle, owner_of([flow_run])),
+        tell=lambda error: None,
+        leave=lambda: None,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -110,11 +110,11 @@ async def cancel_jobs(
 
 
 async def cancel_flow_run(
-    channel: Channel, endpoint_id: UUID | None, backend: str | None, flow_run: str, *, leave: Container[str] = ()
+    channel: Channel, endpoint_id: UUID | None, backend: str | None, flow_run: str
 ) -> dict[str, JobStatus | PrefectPsikError]:
-    """Cancel all jobs that a flow run submitted here and that have not ended, but for some stamps; by stamp."""
+    """Cancel all jobs that a flow run submitted here and that have not ended; by stamp."""
     records = await read_records(channel, endpoint_id, backend, flow_run=flow_run)
-    live = [record.handle for record in records if not record.state.is_final and record.handle.stamp not in leave]
+    live = [record.handle for record in records if not record.state.is_final]
     return await cancel_jobs(channel, live, {"flow_run": flow_run, "root_flow_run": flow_run})
 
 

@@ -31,7 +31,7 @@ def wait(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel, limi
     try:
         waiting = result(beginning)
         update = _follow(waiting, reporter, limits, lambda update: update.is_final)
-        found = result(session.run(lifecycle.finish(waiting.channel, update)))
+        found = result(session.run(_finish(waiting, update)))
     except INTERRUPTS:
         linger(session.run(cancellation.after_interrupt(beginning)))
         raise
@@ -50,7 +50,7 @@ async def await_(
     try:
         waiting = await aresult(beginning)
         update = await _afollow(waiting, reporter, limits, lambda update: update.is_final)
-        found = await aresult(session.run(lifecycle.finish(waiting.channel, update)))
+        found = await aresult(session.run(_finish(waiting, update)))
     except INTERRUPTS:
         await alinger(session.run(cancellation.after_interrupt(beginning)))
         raise
@@ -58,6 +58,11 @@ async def await_(
         session.run(cancellation.end_wait(beginning))
     await reporter.afinish(found)
     return _completed(found)
+
+
+async def _finish(waiting: Wait, update: Update) -> JobResult:
+    cancellation.forget_job(waiting.handle, waiting.flow_runs)
+    return await lifecycle.finish(waiting.channel, update)
 
 
 def wait_for_start(

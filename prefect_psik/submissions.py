@@ -55,7 +55,6 @@ class Submission:
             cancellation.refuse_cancelling(self.flow_runs)
             troubles: list[str] = []
             if self.on_cancel == "cancel":
-                cancellation.note_place(channel, place_of(self.block), self.flow_runs)
                 troubles = await mark(self.flow_runs, place_of(self.block))
             submitted = await lifecycle.submit(
                 channel,
@@ -66,6 +65,8 @@ class Submission:
                 owner=owner_of(self.flow_runs, self.on_cancel),
                 again=again,
             )
+            if self.on_cancel == "cancel":
+                cancellation.note_job(channel, submitted.handle, self.flow_runs)
             return replace(submitted, warnings=[*troubles, *submitted.warnings])
 
         return on_block(self.block, work)

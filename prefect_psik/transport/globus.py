@@ -203,9 +203,10 @@ class GlobusTransport:
         way.earliest = time.monotonic() + work
         way.future = asyncio.get_running_loop().create_future()
         self._waiting[way.task_id] = way
-        self._news.set()
         if self._collector is None or self._collector.done():
+            self._news = asyncio.Event()  # of this event loop
             self._collector = asyncio.create_task(self._collect())
+        self._news.set()
         return await way.future
 
     async def _collect(self) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 #: Globus Compute allows 20 requests in 10 s for one identity; other machines and tools need some, too.
-REQUESTS_PER_WINDOW, WINDOW_SECONDS = 18, 10.1
+REQUESTS_PER_WINDOW, WINDOW_SECONDS = 16, 10.1
 #: No request is under way for longer: HTTP's own time limits come first.
 UNDER_WAY_SECONDS = 120.0
 #: For how long the service is heard when it asks for silence (Retry-After).

@@ -126,7 +126,7 @@ def test_flow_runs_whose_jobs_are_gone(api: SyncPrefectClient, place: str, backe
     assert (closed.id, closed.done) == (str(waiting), "closed as Crashed")
     states = [api.read_flow_run(run).state_name for run in (waiting, busy, unjudged)]
     assert states == ["Crashed", "Running", "Running"]
-    assert shown(api) == {str(waiting): "closed"}
+    assert shown(api) == {str(waiting): "closed as Crashed"}
 
 
 def test_a_flow_run_whose_jobs_were_removed(api: SyncPrefectClient, place: str) -> None:
