@@ -91,6 +91,8 @@ class Driver:
 
     async def step(self, jobs_allowed: int) -> None:
         """Look at all flow runs, and start more if so many jobs may have been started."""
+        if stuck := self._field.facility.endpoint.end_stuck_forks():
+            self.by_hand["stuck fork of the endpoint killed"] += stuck
         async with get_client() as client:
             await self._look(client)
             alive = sum(life.final is None for life in self.lives)
