@@ -24,7 +24,7 @@ from tests.conformance.case import CALL_SECONDS, SUBMIT, Case, Place, case, ends
 from tests.integration.local import wait_until
 from tests.integration.slurm_view import accounted
 
-#: For the end of an interpreter that has calls under way, beyond what it takes to begin.
+#: For the end of an interpreter that has calls under way, beyond what one without takes.
 EXIT_SECONDS = 2.0
 
 
@@ -279,13 +279,28 @@ async def _(place: Place) -> None:
     await _ends_soon(text, place)
 
 
+#: Code that has made its call, and has nothing under way.
+_IDLE = (
+    "import asyncio, sys, time\n"
+    "from tests.conformance.client import place_of\n"
+    "place = place_of(sys.argv[1])\n"
+    "asyncio.run(place.look(place.transport()))\n"
+    "print(time.time(), flush=True)\n"
+)
+
+
 async def _ends_soon(text: str, place: Place) -> None:
-    """Run a program that prints the moment in which nothing but its outstanding calls keeps it from ending."""
+    """A program prints when nothing but its calls keeps it from ending: they add no more than that to its end."""
+    took, idle = await _seconds_to_end(text, place), await _seconds_to_end(_IDLE, place)
+    assert 0 < took < EXIT_SECONDS + idle, f"it took {took:.1f} s to end, without calls {idle:.1f} s"
+
+
+async def _seconds_to_end(text: str, place: Place) -> float:
     child = await _python(text, place)
     out, said = await asyncio.wait_for(child.communicate(), CALL_SECONDS)
     ended = time.time()
     assert child.returncode == 0, said.decode()[-500:]
-    assert 0 < ended - float(out) < EXIT_SECONDS, f"it took {ended - float(out):.1f} s to end"
+    return ended - float(out)
 
 
 async def _python(text: str, place: Place) -> asyncio.subprocess.Process:
