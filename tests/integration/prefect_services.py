@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -26,6 +25,7 @@ from prefect.states import AwaitingRetry, Cancelling, Crashed
 from prefect_psik import BackendAttributes, PsikBackend
 from tests.integration.local import wait_until
 from tests.testbed.facility import Facility
+from tests.testbed.state import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 POOL = "beamline"
@@ -91,9 +91,7 @@ class Services:
     """A Prefect server on loopback with a database of its own, and all processes that tests start beside it."""
 
     def __init__(self, directory: Path, environment: dict[str, str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = str(probe.getsockname()[1])
+        self._port = str(free_port())
         self.url = f"http://127.0.0.1:{self._port}/api"
         self._directory = directory
         self._server: Child | None = None

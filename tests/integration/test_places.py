@@ -153,21 +153,19 @@ def served(facility: Facility, services: Services, block: str) -> Table:
     """Serve all places, and cancel a flow run of each; and one of each that asked to leave its jobs."""
     serving = services.python("tests/integration/places.py", "serve")
     wait_until(lambda: services.deployed("crowd/served"), 180)
-    runs, leave = (
-        {
+    rows: Table = {}
+    # One after the other: all of them share the requests that Globus allows a login.
+    for tag, on_cancel in (("served", "cancel"), ("leave", "leave")):
+        runs = {
             place: services.run_deployment(
                 f"{place}/served", backend=block, tag=f"{tag}-{RUN}", on_cancel=on_cancel
             )
             for place in PLACES
         }
-        for tag, on_cancel in (("served", "cancel"), ("leave", "leave"))
-    )
-    for tag in ("served", "leave"):
         wait_running(facility, f"{tag}-{RUN}", sum(JOBS.values()), 300)
-    rows = cancel_all(facility, services, runs, "served")
-    left = cancel_all(facility, services, leave, "leave")
+        rows |= {(on_cancel, place): row for (_, place), row in cancel_all(facility, services, runs, tag).items()}
     serving.kill()
-    return rows | {("leave", place): row for (_, place), row in left.items()}
+    return rows
 
 
 @pytest.mark.parametrize("place", PLACES)

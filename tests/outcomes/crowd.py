@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from prefect_psik import ResourceSpec
 from tests.outcomes.case import Seen, case
 from tests.outcomes.site import Site
 from tests.testbed.facility import Facility
+from tests.testbed.state import free_port
 
 PROCESSES = 20
 WAIT_SECONDS = 300.0
@@ -73,9 +73,7 @@ def _squeues(site: Site) -> int:
 
 def _prefect_server(site: Site, directory: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
     """Start a Prefect server for all of them; returns it and the environment of a flow process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     own = {"PREFECT_HOME": str(directory / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     environment = {**os.environ, **own}
     command = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import random
 import shutil
 import socket
 import tempfile
@@ -61,10 +62,11 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """Choose a port for a server; not of those that the system gives to clients, meanwhile perhaps this one."""
+    while not port_is_free(port := random.randrange(15_000, 32_000)):
+        pass
+    return port
 
 
 class State:
@@ -149,7 +151,7 @@ class State:
             if wish is not None and port_is_free(wish):
                 return str(wish)
             taken = {value for key, value in self._read().items() if key.startswith("port.")}
-            while (port := str(_free_port())) in taken:
+            while (port := str(free_port())) in taken:
                 pass
             return port
 

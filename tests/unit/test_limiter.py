@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -178,3 +179,20 @@ def test_several_processes_keep_to_one_limit(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len(moments) == 18
     assert most_in_window(sorted(moments), 1.0) <= 5
+
+
+def test_whoever_is_killed_while_writing_leaves_the_places_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "requests"
+    book = Ledger(path, limit=2, window=0.2)
+    assert book.try_take("a") == book.try_take("b") == 0
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "pwrite", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            book.answered("a")
+    assert Ledger(path, limit=2).try_take("c") > 0
+    for place in ("a", "b"):
+        book.answered(place)
+    time.sleep(0.25)
+    assert book.try_take("c") == 0, "a shorter text is read, too"
