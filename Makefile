@@ -11,7 +11,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 ARGS ?=
-WORKERS ?= 3
+WORKERS ?= 2
 BIN := .venv/bin
 
 # Whatever Prefect the user of this machine has is neither asked nor touched.

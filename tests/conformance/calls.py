@@ -291,8 +291,11 @@ _IDLE = (
 
 async def _ends_soon(text: str, place: Place) -> None:
     """A program prints when nothing but its calls keeps it from ending: they add no more than that to its end."""
-    took, idle = await _seconds_to_end(text, place), await _seconds_to_end(_IDLE, place)
-    assert 0 < took < EXIT_SECONDS + idle, f"it took {took:.1f} s to end, without calls {idle:.1f} s"
+    for _ in range(3):  # a busy machine may be late once, what waits for calls is late each time
+        took, idle = await _seconds_to_end(text, place), await _seconds_to_end(_IDLE, place)
+        if 0 < took < EXIT_SECONDS + idle:
+            return
+    raise AssertionError(f"it took {took:.1f} s to end, without calls {idle:.1f} s")
 
 
 async def _seconds_to_end(text: str, place: Place) -> float:
