@@ -12,7 +12,7 @@ import socket
 import time
 from typing import Any, Iterator
 
-from prefect_psik.remote.directory import _launched, _log, _native_id, _recorded_id
+from prefect_psik.remote.directory import _log, _native_id, _owner, _recorded_id
 from prefect_psik.remote.files import _append, _audit, _read_json, _size, _write_whole
 from prefect_psik.remote.payload import Trouble
 from prefect_psik.remote.processes import _note_process
@@ -21,9 +21,17 @@ from prefect_psik.remote.slurm import _find_in_slurm, _slurm_message_seconds
 
 #: An intent without a trace of the job is believed to have died only after this time.
 DOUBT_SECONDS = 15.0
-#: sbatch's words when the request may have arrived all the same, and when it cannot have.
-MAYBE_SUBMITTED = ("timed out", "Zero Bytes", "receive failure", "shutdown in progress")
-NOT_SUBMITTED = ("Unable to contact", "Connection refused", "temporarily unable", "Resource temporarily")
+#: sbatch's words when the request may have arrived all the same. It repeats a request by itself, so even a
+#: connection that is refused says nothing of the one before.
+MAYBE_SUBMITTED = (
+    "timed out",
+    "Zero Bytes",
+    "receive failure",
+    "shutdown in progress",
+    "Unable to contact",
+    "onnection",
+    "temporarily",
+)
 #: What a path in psik's batch script may not have.
 NOT_PLAIN = r"[^\w./+,:=@~-]"
 
@@ -52,7 +60,8 @@ async def _launch(
     if slurm and jobndx > 1:
         _keep_console(base, jobndx - 1)
     _note_owner(prefix, job)
-    intended = {"time": time.time(), "attempt": job["attempt"], "asked": job.get("asked"), "console": console}
+    begin = time.time()
+    intended = {"time": begin, "attempt": job["attempt"], "asked": job.get("asked"), "console": console}
     _write_whole(intent, json.dumps(intended).encode())
     for old in ("none", "cancel"):  # of an earlier try to start this run
         with contextlib.suppress(FileNotFoundError):
@@ -63,8 +72,14 @@ async def _launch(
         number, native_id = await _psik_submit(created or await psik.Job(base), base, heard, slurm)
     except (psik.exceptions.SubmitException, FileNotFoundError, IndexError) as err:
         text = " ".join(heard.said) or str(err)
-        sure = isinstance(err, FileNotFoundError) or heard.refused
-        raise _refusal(base, intent, jobndx, text, doubtful=slurm and not sure) from None
+        if slurm and not isinstance(err, FileNotFoundError):
+            if not heard.refused:
+                raise Trouble("busy", f"Slurm did not confirm the submission: {text}") from None
+            adopted = _adopt(base, jobndx, begin)
+            if adopted is not None:
+                _audit(prefix, "adopt", job, jobndx=jobndx, native_id=adopted)
+                return adopted, heard.said
+        raise _refusal(base, intent, jobndx, text) from None
     finally:
         # psik's local backend forks; should the child come back up here, it must not go on as this process.
         if os.getpid() != pid:
@@ -174,15 +189,11 @@ def _listening(heard: _Heard) -> Iterator[None]:
         mine.reset(token)
 
 
-def _refusal(base: str, intent: str, jobndx: int, text: str, *, doubtful: bool) -> Trouble:
-    """Word a submission that failed; only where nothing can have been submitted, its traces go."""
-    if doubtful:
-        return Trouble("busy", f"Slurm did not confirm the submission: {text}")
+def _refusal(base: str, intent: str, jobndx: int, text: str) -> Trouble:
+    """Word a submission that was refused, and remove its traces."""
     os.unlink(intent)
     if jobndx == 1:
         shutil.rmtree(base, ignore_errors=True)
-    if any(words in text for words in NOT_SUBMITTED):
-        return Trouble("busy", f"Slurm cannot be reached: {text}")
     if "No such file or directory: 'sbatch'" in text:
         return Trouble("setup", f"sbatch is not on the PATH of the endpoint on {socket.gethostname()}.")
     return Trouble("rejected", f"The facility refused the job: {text}")
@@ -192,8 +203,7 @@ def _adopt(base: str, jobndx: int, slurm_since: float | None) -> str | None:
     """Find the job that an earlier call started, and record its id; None if there is no trace of it."""
     if _recorded_id(base, jobndx) is not None:
         return _native_id(base, jobndx)
-    launched = _launched(base, jobndx)
-    found = launched[0] if launched else None
+    found = _owner(base, jobndx)
     if found is None and slurm_since is not None:
         found = _find_in_slurm(base, slurm_since)
     if found is None:

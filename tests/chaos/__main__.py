@@ -91,6 +91,8 @@ def main() -> int:
         lacking.append(f"More than 20 requests were sent in 10 s: {greedy}.")
     if late:
         lacking.append(f"It was not over after {given.deadline:g} min.")
+    for name in dict.fromkeys(found.suspects):
+        report.show_job(name, evidence)
     report.show(happened, driver.by_hand, [*found.problems, *lacking], found, time.monotonic() - begin)
     return 0 if found.is_clean and not lacking else 1
 

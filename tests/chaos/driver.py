@@ -17,10 +17,11 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed
 
 from tests.chaos.faults import Field
-from tests.chaos.flows import BACKEND
+from tests.chaos.flows import BACKEND, JOB_VARIABLE
 from tests.chaos.plan import FLOWS, Scenario
 from tests.chaos.score import Ended
 from tests.chaos.services import POOL
+from tests.testbed.daemons import all_pids, environment_of
 
 PARALLEL = 6
 LOOK_SECONDS = 2.0
@@ -53,6 +54,8 @@ class Driver:
         self._deployments: dict[str, UUID] = {}
         self.lives: list[Life] = []
         self.jobs_started = 0
+        #: When a process of a job was seen last, by the name of the job.
+        self.seen: dict[str, float] = {}
         #: What was done by hand, and how often.
         self.by_hand: Counter[str] = Counter()
 
@@ -91,6 +94,7 @@ class Driver:
 
     async def step(self, jobs_allowed: int) -> None:
         """Look at all flow runs, and start more if so many jobs may have been started."""
+        self.see()
         if stuck := self._field.facility.endpoint.end_stuck_forks():
             self.by_hand["stuck fork of the endpoint killed"] += stuck
         async with get_client() as client:
@@ -100,6 +104,12 @@ class Driver:
                 await self._start(client, self._waiting.pop())
                 alive += 1
         self._field.flow_runs = {str(life.id) for life in self.lives if life.final is None}
+
+    def see(self) -> set[str]:
+        """The names of the jobs that have processes."""
+        names = {environment_of(pid).get(JOB_VARIABLE) for pid in all_pids()} - {None}
+        self.seen |= {str(name): time.time() for name in names}
+        return {str(name) for name in names}
 
     def start_no_more(self, jobs: int) -> None:
         """Start only what is missing to so many jobs."""

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from tests.chaos.driver import Driver
 from tests.chaos.faults import Field
-from tests.chaos.flows import JOB_VARIABLE
 from tests.chaos.score import ENDED, Evidence, SlurmJob
 from tests.chaos.truth import read_told
-from tests.testbed.daemons import all_pids, environment_of
 
 _LOOK_SECONDS = 3.0
 
@@ -30,19 +28,21 @@ def gather(field: Field, driver: Driver, deadline: float) -> Evidence:
         job.name in cancelled and job.state not in ENDED for job in slurm.values()
     ):
         time.sleep(_LOOK_SECONDS)
+        driver.see()
         slurm = _slurm_jobs(field, names)
     told = field.services.place / "told"
-    alive = {environment_of(pid).get(JOB_VARIABLE) for pid in all_pids()} & names
     return Evidence(
         scenarios=[life.scenario for life in lives],
         ended=driver.ended,
         runs=field.services.runs(),
         told=read_told(told.read_text().splitlines(keepends=True) if told.exists() else []),
         slurm=slurm,
-        alive=frozenset(name for name in alive if name),
+        alive=frozenset(driver.see() & names),
+        seen=driver.seen,
         faults=field.faults,
         intended=_intended(field.prefix),
         helped=_helped(field.prefix, {str(life.id) for life in lives}),
+        records=_records(field.prefix),
     )
 
 
@@ -71,6 +71,22 @@ def _helped(prefix: Path, flow_runs: set[str]) -> dict[str, str]:
                     continue
                 by = "the command line" if owner.get("flow_run") in flow_runs else "flows/reconcile.py"
                 found[names.get(entry["stamp"], "?")] = by
+    return found
+
+
+def _records(prefix: Path) -> dict[str, list[str]]:
+    """What the facility wrote of each job, by its name: the audit, psik's record, and the files beside it."""
+    record, found = prefix / "audit.jsonl", {}
+    audit = record.read_text(errors="replace").splitlines() if record.exists() else []
+    for stamp, name in _names(prefix).items():
+        base = prefix / stamp
+        lines = [f"audit {line}" for line in audit if f'"{stamp}"' in line]
+        lines += [f"status {line}" for line in (base / "status.csv").read_text(errors="replace").splitlines()]
+        for path in sorted((base / "prefect").iterdir(), key=lambda path: path.lstat().st_mtime):
+            text = path.readlink() if path.is_symlink() else path.read_text(errors="replace")[:200]
+            known = path.name in ("script", "job.json", "launcher")
+            lines.append(f"{path.name} {path.lstat().st_mtime:.3f} {'' if known else text}".rstrip())
+        found[name] = lines
     return found
 
 

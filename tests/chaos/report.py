@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from tests.chaos.plan import JOBS_PER_FAULT
-from tests.chaos.score import ZERO, Score
+from tests.chaos.score import ZERO, Ended, Evidence, Score
 
 #: A run of fewer kinds shows nothing.
 KINDS_AT_LEAST = 10
@@ -34,6 +34,18 @@ def show(faults: Counter[str], by_hand: Counter[str], problems: list[str], found
     }
     print(f"{seconds:.0f} s")
     print("; ".join(f"{name}: {value}" for name, value in figures.items()))
+
+
+def show_job(name: str, evidence: Evidence) -> None:
+    """Print all that is known of a job, and the faults beside it."""
+    print(f"\nall of {name}: {evidence.ended.get(name.rsplit('-', 1)[0])}")
+    told = [f"told {line}" for line in evidence.told.get(name, ())]
+    ran = [f"ran {run}" for run in evidence.runs.get(name, ())]
+    slurm = [f"Slurm {number} {job}" for number, job in evidence.slurm.items() if job.name == name]
+    begin = evidence.ended.get(name.rsplit("-", 1)[0], Ended("")).begin
+    faults = [f"fault {fault}" for fault in evidence.faults if fault.end >= begin]
+    for line in [*told, *ran, *slurm, *faults, *evidence.records.get(name, ())]:
+        print(f"  {line}")
 
 
 def lacking(asked: int, faults: Counter[str], found: Score, *, cut_short: bool) -> list[str]:

@@ -72,9 +72,11 @@ class Evidence:
         told: What flows told, by the name of the job.
         slurm: What Slurm knows, by its id.
         alive: Names of jobs that have processes at the end.
+        seen: When a process of a job was seen last, by its name.
         faults: Those that happened.
         intended: How many runs of a job were to be submitted, by its name.
         helped: Who canceled a job that its own flow run did not cancel, by its name.
+        records: What the facility wrote of each job, by its name, for whoever looks into a problem.
     """
 
     scenarios: Sequence[Scenario]
@@ -83,9 +85,11 @@ class Evidence:
     told: Mapping[str, Sequence[Told]]
     slurm: Mapping[str, SlurmJob]
     alive: frozenset[str] = frozenset()
+    seen: Mapping[str, float] = field(default_factory=dict)
     faults: Sequence[Fault] = ()
     intended: Mapping[str, int] = field(default_factory=dict)
     helped: Mapping[str, str] = field(default_factory=dict)
+    records: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -107,6 +111,7 @@ class Score:
         known_lost: Told as lost, or as never begun, for a reason.
         known_doubled: Submitted twice for a reason, ran once.
         stall: Longest time from the end of a job to the first word of it, in seconds.
+        suspects: The names that problems are of, some more than once.
     """
 
     jobs: int = 0
@@ -124,6 +129,7 @@ class Score:
     known_doubled: int = 0
     stall: float = 0.0
     problems: list[str] = field(default_factory=list)
+    suspects: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
@@ -174,6 +180,7 @@ def _count(found: Score, what: str, name: str, problem: str | None) -> None:
     if problem:
         setattr(found, what, getattr(found, what) + 1)
         found.problems.append(f"{what}: {name}: {problem}")
+        found.suspects.append(name)
 
 
 def _beside(evidence: Evidence, names: Container[str], begin: float, end: float) -> bool:
@@ -306,9 +313,19 @@ def _not_freed(job: Job, ended: Ended, evidence: Evidence) -> str | None:
     late = [
         row
         for row in _slurm_jobs(job, evidence)
-        if row.state not in ENDED or (row.end or 0.0) > cancelled_at + within
+        if row.state not in ENDED or _freed(job, row, cancelled_at, evidence) > cancelled_at + within
     ]
     return f"cancelled at {cancelled_at:.0f}, and Slurm says {late[0]}" if late else None
+
+
+def _freed(job: Job, row: SlurmJob, cancelled_at: float, evidence: Evidence) -> float:
+    """When a job that was canceled ended.
+
+    A controller that is killed behind a cancel may believe afterwards, for minutes, that the job runs.
+    """
+    end, seen = row.end or 0.0, evidence.seen.get(job.name)
+    forgot = _beside(evidence, {"slurmctld killed"}, cancelled_at, end)
+    return seen if forgot and seen is not None else end
 
 
 def _stall(job: Job, evidence: Evidence) -> float:

@@ -276,16 +276,31 @@ def test_a_submission_that_slurm_did_not_confirm_is_found_again(
     assert rows_of(facility, result.handle) == 1
 
 
-def test_an_sbatch_that_is_killed_after_its_work_is_no_refusal(
-    facility: Facility, backend: PsikBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def with_sbatch_ending(
+    end: str, facility: Facility, backend: PsikBackend, directory: Path, patch: pytest.MonkeyPatch
+) -> PsikBackend:
+    """Slurm as of this process, and in the directory an sbatch that does its work and then ends like this."""
+    real = shutil.which("sbatch")
+    (directory / "sbatch").write_text(f'#!/bin/bash\n{real} "$@" > /dev/null\n{end}\n')
+    (directory / "sbatch").chmod(0o755)
+    for name, value in facility.slurm.env.items():
+        patch.setenv(name, value)
+    return backend.model_copy(update={"endpoint_id": None, "prefix": str(directory / "psik")})
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "kill -9 $$",
+        'echo "sbatch: error: Batch job submission failed: Unable to contact slurm controller" >&2; exit 1',
+    ],
+    ids=["killed", "slurmctld killed"],
+)
+def test_an_sbatch_that_does_not_hear_of_its_work_is_no_refusal(
+    facility: Facility, backend: PsikBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """Slurm has the job, and nobody has its id: the same submission finds it, and so does a cancel."""
-    real = shutil.which("sbatch")
-    (tmp_path / "sbatch").write_text(f'#!/bin/bash\n{real} "$@" > /dev/null\nkill -9 $$\n')
-    (tmp_path / "sbatch").chmod(0o755)
-    for name, value in facility.slurm.env.items():
-        monkeypatch.setenv(name, value)
-    here = backend.model_copy(update={"endpoint_id": None, "prefix": str(tmp_path / "psik")})
+    here = with_sbatch_ending(end, facility, backend, tmp_path, monkeypatch)
     with monkeypatch.context() as killed:
         killed.setattr(batches, "REPEAT_SECONDS", 0.0)
         killed.setenv("PATH", str(tmp_path), prepend=":")
@@ -301,6 +316,19 @@ def test_an_sbatch_that_is_killed_after_its_work_is_no_refusal(
     status = cancel_job(record.handle)
     assert status.state is JobState.canceled
     assert accounted(facility, status.handle, "State").startswith("CANCELLED")
+
+
+def test_what_sbatch_calls_refused_is_taken_if_slurm_has_it(
+    facility: Facility, backend: PsikBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = 'echo "sbatch: error: Words of another version" >&2; exit 1'
+    here = with_sbatch_ending(end, facility, backend, tmp_path, monkeypatch)
+    with monkeypatch.context() as unheard:
+        unheard.setenv("PATH", str(tmp_path), prepend=":")
+        handle = submit_job(here, script("sleep 300", "taken"))
+    assert rows_of(facility, handle) == 1
+    assert handle.native_id
+    assert cancel_job(handle).state is JobState.canceled
 
 
 def test_what_never_reached_slurm_is_canceled_after_a_while(facility: Facility, backend: PsikBackend) -> None:

@@ -181,6 +181,18 @@ def test_a_cancel_that_frees_the_node_too_late_is_counted() -> None:
         assert counts(replace(evidence, slurm=late)) == {"not_freed": 1}
 
 
+@pytest.mark.parametrize(
+    ("killed_at", "seen_at", "found"),
+    [(107.0, 108.0, {}), (107.0, 300.0, {"not_freed": 1}), (50.0, 108.0, {"not_freed": 1})],
+)
+def test_a_controller_that_was_killed_may_know_late_what_is_gone(
+    killed_at: float, seen_at: float, found: dict[str, int]
+) -> None:
+    late = {"7": SlurmJob("s0-0", "NODE_FAIL", 400.0)}
+    killed = [Fault("slurmctld killed", killed_at, killed_at + 5)]
+    assert counts(replace(CANCELLED, slurm=late, faults=killed, seen={"s0-0": seen_at})) == found
+
+
 @pytest.mark.parametrize("state", ["not final", "Crashed", "Failed"])
 def test_a_flow_run_that_was_cancelled_has_to_be_cancelled(state: str) -> None:
     assert counts(replace(CANCELLED, ended={"s0": Ended(state, 105.0)})) == {"uncancelled": 1}
