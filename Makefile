@@ -11,7 +11,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 3
 BIN := .venv/bin
 
 # Whatever Prefect the user of this machine has is neither asked nor touched.
@@ -59,7 +59,7 @@ check: .venv  ## Check format, lint, types, layers and spelling
 
 .PHONY: test
 test: .venv  ## Run the tests
-	@$(call with_prefect_home,$(call with_path,.venv) -m pytest -n $(WORKERS) --dist loadfile $(ARGS))
+	@$(call with_prefect_home,$(call with_path,.venv) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS))
 
 # The last of them needs a facility: there the versions of the Globus SDKs show.
 LOWEST_TESTS := tests/unit $(patsubst %,tests/integration/test_%.py,blocks local_jobs slurm_jobs)

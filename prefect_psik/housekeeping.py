@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 
 from prefect import task
@@ -86,7 +85,7 @@ async def _clean(
         raise SpecError(
             f"older_than is {older_than}: give a time since the job's end, such as timedelta(days=30)."
         )
-    now = time.time() + await _clock_ahead(channel)
+    now = await _facility_time(channel)
     records = await read_records(channel, block.endpoint_id, block.document_name)
     statuses = await read_statuses(channel, [record.handle for record in records])
     wanted = [
@@ -104,10 +103,10 @@ async def _clean(
     ]
 
 
-async def _clock_ahead(channel: Channel) -> float:
-    """How much the facility's clock is ahead of ours, seconds."""
+async def _facility_time(channel: Channel) -> float:
+    """The facility's clock: ours may be another, and an answer may take a while."""
     answer = await channel.ask("hello", {})
-    return float(answer["now"]) - time.time()
+    return float(answer["now"])
 
 
 def _is_old(status: JobStatus, before: float) -> bool:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
@@ -18,6 +19,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import State
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling, Crashed
@@ -38,6 +40,12 @@ def kill_all(processes: Iterable[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def _end_events_workers() -> None:
+    """Prefect sends the events of a process for ever to the server that it had at the first of them."""
+    with ThreadPoolExecutor() as pool:  # where no event loop runs
+        pool.submit(EventsWorker.drain_all, timeout=60).result()
 
 
 class Child:
@@ -150,14 +158,18 @@ class Services:
 
     def client(self) -> SyncPrefectClient:
         """A client of this server, whatever server this process has."""
-        with self.api():
+        with temporary_settings({PREFECT_API_URL: self.url}):
             return get_client(sync_client=True)
 
     @contextmanager
     def api(self) -> Iterator[None]:
         """Let this process use this server, too, while the block runs."""
-        with temporary_settings({PREFECT_API_URL: self.url}):
-            yield
+        _end_events_workers()
+        try:
+            with temporary_settings({PREFECT_API_URL: self.url}):
+                yield
+        finally:
+            _end_events_workers()
 
     def deployed(self, deployment: str) -> bool:
         """Whether there is a deployment of this name."""

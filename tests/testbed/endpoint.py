@@ -174,9 +174,11 @@ engine:
         }
 
     def _user_endpoints(self) -> list[Process]:
-        """Find them by their process title, which names this endpoint and overwrites their environment."""
-        program = (self.bin / "python").resolve()
-        title = f"uep.{self.endpoint_id}.".encode()
+        return self._titled(f"uep.{self.endpoint_id}.")
+
+    def _titled(self, text: str) -> list[Process]:
+        """Find processes by their title, which names this endpoint and overwrites their environment."""
+        program, title = (self.bin / "python").resolve(), text.encode()
         found = []
         for pid in all_pids():
             try:
@@ -192,10 +194,10 @@ engine:
     def _clear_up(self) -> None:
         """Remove what a killed endpoint leaves: its pid file, which bars the way for a while, and orphans.
 
-        User endpoints whose parent is gone end themselves, but later.
+        User endpoints whose parent is gone end themselves, but later, and forks that hang (above) never.
         """
         for signum in (signal.SIGTERM, signal.SIGKILL):
-            left = self._user_endpoints()
+            left = self._titled(self.endpoint_id)
             for process in left:
                 send(process, signum)
             if gone_within(left, 5.0):
