@@ -262,11 +262,16 @@ def _lost(job: Job, ended: Ended, evidence: Evidence) -> str | None:
 
 
 def _wrong(job: Job, ended: Ended, evidence: Evidence) -> str | None:
-    """The last that was told is not what happened."""
+    """The last that was told of the last run is not what happened.
+
+    A flow run that Prefect calls crashed once more after it was begun again has two processes for a while, and the
+    older one may be the last to tell, of the run that it waited for.
+    """
     tellings = evidence.told.get(job.name, ())
     if not tellings:
         return None  # counted as lost
-    told, run = tellings[-1], (evidence.runs.get(job.name, ()) or (None,))[-1]
+    run = (evidence.runs.get(job.name, ()) or (None,))[-1]
+    told = ([one for one in tellings if run and one.native_id == run.native_id] or tellings)[-1]
     slurm = evidence.slurm.get(told.native_id or "")
     says = (told.state, told.cause, told.exit_code)
     why = f"{says} was told ({told.message}); truth {run}, Slurm {slurm}"

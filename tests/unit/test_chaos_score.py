@@ -181,6 +181,18 @@ def test_a_cancel_that_frees_the_node_too_late_is_counted() -> None:
         assert counts(replace(evidence, slurm=late)) == {"not_freed": 1}
 
 
+def test_of_two_processes_of_a_flow_run_the_older_may_tell_last() -> None:
+    first, second = Run("7", 1, 100.0, 110.0, 3), Run("8", 2, 120.0, 130.0, 3)
+    slurm = {"7": SlurmJob("s0-0", "FAILED", 110.0), "8": SlurmJob("s0-0", "FAILED", 130.0)}
+    of_first, of_second = (
+        replace(TOLD, native_id=run.native_id, state="failed", cause="script", exit_code=3)
+        for run in (first, second)
+    )
+    both = with_job(FAILING, runs={"s0-0": [first, second]}, slurm=slurm)
+    assert counts(replace(both, told={"s0-0": [of_second, of_first]})) == {}
+    assert counts(replace(both, told={"s0-0": [of_first]})) == {"wrong": 1}
+
+
 @pytest.mark.parametrize(
     ("killed_at", "seen_at", "found"),
     [(107.0, 108.0, {}), (107.0, 300.0, {"not_freed": 1}), (50.0, 108.0, {"not_freed": 1})],
