@@ -54,7 +54,7 @@ class Transport(Protocol):
 
         Raises:
             FacilityTimeout: No answer in time.
-            PayloadTooLarge: Nothing was sent.
+            PayloadTooLarge: The call is too large, and was not sent; or its answer is, and did not come.
             FacilityError: Any other trouble on the way or there; `transient` says whether to try again.
             RemoteCodeError: The remote code failed; carries its traceback.
         """
