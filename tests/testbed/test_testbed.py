@@ -25,6 +25,13 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:\s*Environment differences dete
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def idle(facility: Facility) -> None:
+    """End what other tests left: some jobs here take all nodes, or wait for them."""
+    facility.slurm.ask("scancel", "-u", facility.user)
+    wait_until(lambda: not facility.squeue("-h").strip(), seconds=60, what="empty queue")
+
+
 def test_a_job_runs_as_the_facilitys_user(facility: Facility) -> None:
     proof = facility.data / "who"
     job = sbatch(facility, script=f"id -un > {proof}; srun -n1 hostname >> {proof}")
