@@ -107,12 +107,13 @@ def call(facility: Facility, client: Client, function_id: str, *args: object) ->
         answer = client.get_batch_result([task_id]).get(task_id, {})
         if not answer.get("pending", True):
             return answer["result"]
-        time.sleep(0.6)
+        time.sleep(1.2)
     raise AssertionError(f"no result of task {task_id}")
 
 
 def is_done(client: Client, task_id: str) -> bool:
-    """Say whether a Compute task has ended, well or not."""
+    """Say whether a Compute task has ended, well or not; slowly, as the service limits requests."""
+    time.sleep(0.7)
     try:
         client.get_result(task_id)
     except TaskPending:
