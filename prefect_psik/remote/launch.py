@@ -25,11 +25,11 @@ DOUBT_SECONDS = 15.0
 #: connection that is refused says nothing of the one before.
 MAYBE_SUBMITTED = (
     "timed out",
-    "Zero Bytes",
+    "zero bytes",
     "receive failure",
     "shutdown in progress",
-    "Unable to contact",
-    "onnection",
+    "unable to contact",
+    "connection",
     "temporarily",
 )
 #: What a path in psik's batch script may not have.
@@ -159,7 +159,8 @@ class _Heard:
 
     @property
     def refused(self) -> bool:
-        return 0 < (self.code or 0) < 128 and not any(words in " ".join(self.said) for words in MAYBE_SUBMITTED)
+        said = " ".join(self.said).lower()
+        return 0 < (self.code or 0) < 128 and not any(words in said for words in MAYBE_SUBMITTED)
 
 
 @contextlib.contextmanager

@@ -331,6 +331,28 @@ def test_what_sbatch_calls_refused_is_taken_if_slurm_has_it(
     assert cancel_job(handle).state is JobState.canceled
 
 
+def test_a_job_that_began_is_found_by_its_guard_alone(
+    facility: Facility, backend: PsikBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm cannot be asked, and a full disk left the file of the process empty."""
+    here = with_sbatch_ending("kill -9 $$", facility, backend, tmp_path, monkeypatch)
+    with monkeypatch.context() as unheard:
+        unheard.setattr(batches, "REPEAT_SECONDS", 0.0)
+        unheard.setenv("PATH", str(tmp_path), prepend=":")
+        with pytest.raises(FacilityError, match="did not confirm"):
+            submit_job(here, script("sleep 300", "guarded"), key="guarded")
+        wait_until(lambda: list((tmp_path / "psik").glob("*/prefect/owner.*")))
+        [guard] = (tmp_path / "psik").glob("*/prefect/owner.*")
+        [process] = guard.parent.glob("process.1.*")
+        process.write_text("")
+        (tmp_path / "squeue").write_text("#!/bin/bash\nexit 1\n")
+        (tmp_path / "squeue").chmod(0o755)
+        handle = submit_job(here, script("sleep 300", "guarded"), key="guarded")
+    assert handle.native_id == str(guard.readlink())
+    assert rows_of(facility, handle) == 1
+    assert cancel_job(handle).state is JobState.canceled
+
+
 def test_what_never_reached_slurm_is_canceled_after_a_while(facility: Facility, backend: PsikBackend) -> None:
     """Nothing of it is in the queue or in accounting for longer than a request can be on its way."""
     handle = submit_job(backend, script("sleep 300", "never"))
