@@ -236,9 +236,7 @@ class Services:
         return self._server is not None and self._server.process.poll() is not None
 
 
-@pytest.fixture(scope="session")
-def services(facility: Facility, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """Prefect services whose processes are clients of the facility."""
+def _started(facility: Facility, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GLOBUS_", "SLURM_"))}
     started = Services(tmp_path_factory.mktemp("prefect"), {**inherited, **facility.env})
     try:
@@ -246,6 +244,18 @@ def services(facility: Facility, tmp_path_factory: pytest.TempPathFactory) -> It
         yield started
     finally:
         started.stop()
+
+
+@pytest.fixture(scope="session")
+def services(facility: Facility, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """Prefect services whose processes are clients of the facility."""
+    yield from _started(facility, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def own_services(facility: Facility, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """The same for tests whose deployments and schedules would be in the way of others."""
+    yield from _started(facility, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from flows.dispatcher import cancel_children, dispatcher
 from flows.store import Phantom, take_scan
 from prefect_psik import GlobusCollection
 from tests.integration.local import backend_at, wait_until
-from tests.integration.prefect_services import POOL, Services, services
+from tests.integration.prefect_services import POOL, Services
+from tests.integration.prefect_services import own_services as services
 from tests.integration.test_flows import SMALL, needs_tomography
 from tests.integration.transfer_places import Place, local
 

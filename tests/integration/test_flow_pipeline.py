@@ -17,13 +17,14 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import StateType
 
 from tests.integration.local import wait_until
-from tests.integration.prefect_services import Services, block, services
+from tests.integration.prefect_services import Services
+from tests.integration.prefect_services import own_services as services
 from tests.integration.slurm_view import accounted
 from tests.integration.test_flows import GOOD_NRMSE, SMALL
 from tests.integration.transfer_places import Place, emulated
 from tests.testbed.facility import Facility
 
-__all__ = ["block", "services"]
+__all__ = ["services"]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from tests import lines
-from tests.integration.prefect_services import Services, services
+from tests.integration.prefect_services import Services
+from tests.integration.prefect_services import own_services as services
 from tests.testbed.facility import Facility
 
 __all__ = ["services"]
