@@ -182,7 +182,7 @@ def _times(rows: list[Row]) -> dict[str, float]:
 def _nodes(facts: Mapping[str, Any]) -> dict[str, Any]:
     """How many nodes there are and their names: the launcher's words `2 n[1-2]`."""
     number, _, names = (facts.get("nodes") or "").partition(" ")
-    return {"nodes": int(number), "node_list": names or None} if number.isdigit() else {}
+    return {"nodes": int(number), "node_list": names or None} if number.isdecimal() else {}
 
 
 def _final_row(rows: list[Row], slurm_ended: float | None) -> Row | None:

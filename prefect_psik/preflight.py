@@ -148,7 +148,7 @@ def _psik(facts: Mapping[str, Any]) -> Check:
             Verdict.failed,
             f"{facts['executable']} on {facts['host']} has no psik. Install it: pip install 'psik>={oldest}'.",
         )
-    found = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version.split(".")[:3])
+    found = tuple(int("".join(filter(str.isdecimal, part)) or 0) for part in version.split(".")[:3])
     if found < PSIK_OLDEST:
         return _check(
             "psik",
@@ -268,7 +268,7 @@ def _queue(partition: Mapping[str, str] | None, duration: int, nodes: int) -> Ch
             f"The partition {name} allows {longest} min, not {duration}: the job would never start. Ask for less.",
         )
     most = min(
-        (int(partition[key]) for key in ("MaxNodes", "TotalNodes") if partition.get(key, "").isdigit()),
+        (int(partition[key]) for key in ("MaxNodes", "TotalNodes") if partition.get(key, "").isdecimal()),
         default=None,
     )
     if most is not None and nodes > most:
@@ -303,7 +303,7 @@ def slurm_minutes(text: str) -> int | None:
     """Read a time limit of Slurm (`[days-]hours:minutes:seconds`), whole minutes; None for no limit."""
     days, _, clock = text.rpartition("-")
     parts = clock.split(":")
-    if len(parts) != 3 or not all(part.isdigit() for part in (*parts, days or "0")):
+    if len(parts) != 3 or not all(part.isdecimal() for part in (*parts, days or "0")):
         return None
     hours, minutes, _ = map(int, parts)
     return (int(days or 0) * 24 + hours) * 60 + minutes

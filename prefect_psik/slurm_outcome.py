@@ -148,7 +148,7 @@ def pending(facts: Mapping[str, Any]) -> Pending | None:
 def slurm_end(facts: Mapping[str, Any]) -> float | None:
     """When the job ended, by Slurm's clock."""
     row = row_of(facts)
-    return float(row.end) if row and row.end.isdigit() else None
+    return float(row.end) if row and row.end.isdecimal() else None
 
 
 def presence(facts: Mapping[str, Any], *, has_end: bool) -> tuple[bool, str | None]:
@@ -192,7 +192,7 @@ def presence(facts: Mapping[str, Any], *, has_end: bool) -> tuple[bool, str | No
 
 def _asks_who(row: SlurmRow, facts: Mapping[str, Any]) -> bool:
     """Whether to wait a little for accounting, to say who canceled a job."""
-    if row.state != "CANCELLED" or facts.get("cancel_asked") is not None or not row.end.isdigit():
+    if row.state != "CANCELLED" or facts.get("cancel_asked") is not None or not row.end.isdecimal():
         return False
     recent = float(facts.get("now", 0.0)) - float(row.end) < WHO_SECONDS
     return recent and facts.get("accounting") in ("answers", "unasked")
@@ -233,7 +233,7 @@ def outlived(facts: Mapping[str, Any], time: float) -> bool:
     """Whether something was written after Slurm had ended the job: by processes that it no longer counts."""
     row = row_of(facts)
     killed = row is not None and row.state.split()[0] in (*_KILLED, "CANCELLED")
-    return killed and row is not None and row.end.isdigit() and time > float(row.end) + LATE_SECONDS
+    return killed and row is not None and row.end.isdecimal() and time > float(row.end) + LATE_SECONDS
 
 
 def odd_state(state: str) -> str | None:
@@ -297,12 +297,12 @@ def usage_of(rows: Sequence[Sequence[str]]) -> Usage:
     peaks = [size for row in rows if len(row) == 8 and (size := _bytes(row[5])) is not None]
     used_seconds = _seconds(used)
     efficiency = None
-    if used_seconds is not None and cpu_seconds.isdigit() and int(cpu_seconds) > 0:
+    if used_seconds is not None and cpu_seconds.isdecimal() and int(cpu_seconds) > 0:
         efficiency = min(1.0, used_seconds / int(cpu_seconds))
     return Usage(
         state=state,
-        elapsed=float(elapsed) if elapsed.isdigit() else None,
-        nodes=int(nodes) if nodes.isdigit() and int(nodes) > 0 else None,
+        elapsed=float(elapsed) if elapsed.isdecimal() else None,
+        nodes=int(nodes) if nodes.isdecimal() and int(nodes) > 0 else None,
         node_list=node_list if node_list not in ("", "None assigned") else None,
         # Slurm looks at the memory every 30 s or so: a short job has none, or too little to tell.
         peak_memory=max(peaks, default=0) or None,
@@ -314,7 +314,7 @@ def _bytes(text: str) -> int | None:
     found = re.fullmatch(r"([0-9.]+)([KMGT]?)", text)
     try:
         return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2) or " ")) if found else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

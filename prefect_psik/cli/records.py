@@ -173,7 +173,7 @@ def _block(backend: str | None) -> PsikBackend:
 
 def _handle(job: str, backend: str | None) -> tuple[JobHandle, PsikBackend | None]:
     """Find the job that is meant, and the block that holds the login for it."""
-    if job.replace(".", "", 1).isdigit() and not Path(job).exists():
+    if job.replace(".", "", 1).isdecimal() and not Path(job).exists():
         block = _block(backend)
 
         async def work(channel: Channel) -> list[JobRecord]:
@@ -234,6 +234,6 @@ def _time(seconds: float | None) -> str:
 
 def _span(text: str) -> timedelta:
     units = {"d": "days", "h": "hours", "m": "minutes"}
-    if not text[:-1].isdigit() or text[-1:] not in units:
+    if not text[:-1].isdecimal() or text[-1:] not in units:
         raise SpecError(f"--older-than takes a number with d, h or m, as in 30d, not {text!r}.")
     return timedelta(**{units[text[-1]]: int(text[:-1])})

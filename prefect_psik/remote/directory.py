@@ -54,7 +54,7 @@ def _owner(base: str, jobndx: int) -> str | None:
         owner = os.readlink(os.path.join(base, "prefect", f"owner.{jobndx}"))
     except OSError:
         return None
-    return owner if owner.isdigit() else None
+    return owner if owner.isdecimal() else None
 
 
 def _launched(base: str, jobndx: int) -> tuple[str, str] | None:

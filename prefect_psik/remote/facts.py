@@ -180,7 +180,7 @@ def _log_facts(
 def _facts_without_directory(base: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, Any]:
     facts: dict[str, Any] = {"missing": True}
     native_id = job.get("native_id")
-    if job.get("type") != "slurm" or not isinstance(native_id, str) or not native_id.isdigit():
+    if job.get("type") != "slurm" or not isinstance(native_id, str) or not native_id.isdecimal():
         return {**facts, "token": "missing"}
     with contextlib.suppress(FileNotFoundError):  # not even the place for what Slurm said is there
         facts.update(_slurm_facts(base, job.get("jobndx") or 1, native_id, None, snapshot))

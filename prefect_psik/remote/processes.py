@@ -31,7 +31,7 @@ def _processes() -> dict[int, Process]:
     table: dict[int, Process] = {}
     if os.path.exists("/proc/self/stat"):
         for name in os.listdir("/proc"):
-            if name.isdigit():
+            if name.isdecimal():
                 with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat") as file:
                     process = _parse_stat(file.read())
                     table[process.pid] = process
@@ -57,7 +57,7 @@ def _members(base: str, jobndx: int, table: dict[int, Process]) -> list[Process]
     note = _read_json(os.path.join(base, "prefect", f"native.{jobndx}"))
     launched = _launched(base, jobndx)
     native = str(note["pid"]) if note else _native_id(base, jobndx) or (launched[0] if launched else "")
-    runner = table.get(int(native)) if native.isdigit() else None
+    runner = table.get(int(native)) if native.isdecimal() else None
     if runner and not (note["start"] == runner.start if note else _works_in(runner.pid, base)):
         runner = None  # another process got its pid
     session = note.get("session") if note else None

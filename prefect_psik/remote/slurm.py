@@ -72,7 +72,7 @@ def _rows_by_id(text: str) -> dict[str, list[str]]:
     rows = {}
     for line in text.splitlines():
         fields = line.strip().split("|", 6)
-        if len(fields) == 7 and fields[0].isdigit():
+        if len(fields) == 7 and fields[0].isdecimal():
             rows[fields[0]] = fields[1:]
     return rows
 
@@ -175,10 +175,10 @@ def _find_in_slurm(base: str, since: float) -> str | None:
     for line in accounted.splitlines() if ok else []:
         fields = line.strip().rsplit("|", 2)
         # A job that sbatch refused may be listed too: failed, and never started.
-        if len(fields) == 3 and not (fields[1].startswith("FAILED") and not fields[2].isdigit()):
+        if len(fields) == 3 and not (fields[1].startswith("FAILED") and not fields[2].isdecimal()):
             found.append(fields[0].split("|", 1))
     return next(
-        (row[0] for row in found if len(row) == 2 and row[1] == base and row[0].isdigit() and row[0] not in taken),
+        (row[0] for row in found if len(row) == 2 and row[1] == base and row[0].isdecimal() and row[0] not in taken),
         None,
     )
 

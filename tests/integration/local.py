@@ -45,8 +45,9 @@ def spec_of(directory: Path) -> dict[str, object]:
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for an effect of another process or thread."""
-    deadline = time.monotonic() + seconds
+    """Wait for an effect of another process or thread; what takes long is looked for less often."""
+    begin = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.05)
+        waited = time.monotonic() - begin
+        assert waited < seconds, "nothing happened in time"
+        time.sleep(min(0.5, 0.05 + waited / 20))

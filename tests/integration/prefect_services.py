@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -103,6 +103,8 @@ class Services:
         self.url = f"http://127.0.0.1:{self._port}/api"
         self._directory = directory
         self._server: Child | None = None
+        self._client: SyncPrefectClient | None = None
+        self._stack = ExitStack()
         self._children: list[Child] = []
         self._started = 0
         kept = {name: value for name, value in environment.items() if not name.startswith("PREFECT_API")}
@@ -127,6 +129,7 @@ class Services:
     def stop(self) -> None:
         """Kill all that was started here, and the server."""
         self.end_children()
+        self._stack.close()
         if self._server is not None:
             self._server.kill()
 
@@ -156,10 +159,13 @@ class Services:
         """Start a process worker on the work pool `POOL`."""
         return self.python("-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process")
 
-    def client(self) -> SyncPrefectClient:
-        """A client of this server, whatever server this process has."""
-        with temporary_settings({PREFECT_API_URL: self.url}):
-            return get_client(sync_client=True)
+    @contextmanager
+    def client(self) -> Iterator[SyncPrefectClient]:
+        """A client of this server, whatever server this process has; made once, for that is a lot of work."""
+        if self._client is None:
+            with temporary_settings({PREFECT_API_URL: self.url}):
+                self._client = self._stack.enter_context(get_client(sync_client=True))
+        yield self._client
 
     @contextmanager
     def api(self) -> Iterator[None]:

@@ -433,7 +433,14 @@ def test_cpu_time_is_read_as_sacct_writes_it(text: str, seconds: float | None) -
 
 
 @pytest.mark.parametrize(
-    "rows", [[], [["12.batch", *JOB[1:]]], [["12"]], [["12", "FAILED", "", "", "", "?", "", ""]]]
+    "rows",
+    [
+        [],
+        [["12.batch", *JOB[1:]]],
+        [["12"]],
+        [["12", "FAILED", "", "", "", "?", "", ""]],
+        [["12", "FAILED", "²", "²", "0:01", f"{'9' * 400}T", "²", ""]],
+    ],
 )
 def test_what_accounting_does_not_tell_is_unknown(rows: list[list[str]]) -> None:
     usage = usage_of(rows)
