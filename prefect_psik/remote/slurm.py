@@ -178,7 +178,11 @@ def _find_in_slurm(base: str, since: float) -> str | None:
         if len(fields) == 3 and not (fields[1].startswith("FAILED") and not fields[2].isdecimal()):
             found.append(fields[0].split("|", 1))
     return next(
-        (row[0] for row in found if len(row) == 2 and row[1] == base and row[0].isdecimal() and row[0] not in taken),
+        (
+            row[0]
+            for row in found
+            if len(row) == 2 and row[1] == base and row[0].isdecimal() and row[0] not in taken
+        ),
         None,
     )
 
