@@ -80,6 +80,16 @@ def cancel_all(facility: Facility, services: Services, runs: dict[str, UUID], ta
     }
 
 
+@pytest.fixture(scope="module")
+def block(services: Services, block: str) -> str:
+    """The facility, looked at seldom: as many processes as here share the requests that Globus allows a login."""
+    with services.api():
+        found = PsikBackend.load(block)
+        assert isinstance(found, PsikBackend)
+        found.model_copy(update={"poll_interval_seconds": 20.0}).save("patient", overwrite=True)
+    return "patient"
+
+
 # --------------------------------------------------------------------------------- scripts without a runner
 
 
