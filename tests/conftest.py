@@ -15,8 +15,8 @@ from tests.testbed.state import STATE_VARIABLE, default_root
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    # Tests stop daemons and fill queues: each process that runs tests has a facility of its own.
-    os.environ[STATE_VARIABLE] = str(default_root() / _worker)
+    # Tests stop daemons and fill queues: each process of them has a facility of its own, beside the user's.
+    os.environ[STATE_VARIABLE] = f"{default_root()}-{_worker}"
 
 
 # What a shell starts in the background ignores SIGINT, and so would all that tests start, and then interrupt.

@@ -175,7 +175,8 @@ def test_a_job_whose_processes_are_killed_is_noticed(prefix: Path) -> None:
     assert handle.native_id is not None
     wait_until(lambda: poll_job(handle).state is JobState.active)
     runner = psutil.Process(int(handle.native_id))
-    for process in [runner, *runner.children(recursive=True)]:  # its psik would tell of the script
+    # The runner first: it would note how the script ended.
+    for process in [runner, *runner.children(recursive=True)]:
         process.send_signal(signal.SIGKILL)
     with pytest.raises(JobFailed, match="vanished") as failed:
         wait_for_job(handle)
