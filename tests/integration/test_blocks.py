@@ -18,6 +18,7 @@ import prefect.settings
 import pytest
 from prefect import flow
 from prefect.blocks.core import Block
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
 import prefect_psik
 from prefect_psik import (
@@ -42,8 +43,14 @@ def api_url() -> str:
     return str(prefect.settings.PREFECT_API_URL.value())
 
 
+def is_busy(error: BaseException) -> bool:
+    """A server whose SQLite database is locked has done nothing, and says 503: to be asked again."""
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 503
+
+
+@retry(retry=retry_if_exception(is_busy), wait=wait_fixed(1), stop=stop_after_attempt(30), reraise=True)
 def api(method: str, path: str, body: Any = None) -> Any:
-    """One request to the server, as anybody who reaches it could send it."""
+    """One answer of the server, as anybody who reaches it could ask for it."""
     answer = httpx.request(method, f"{api_url()}{path}", json=body, timeout=60)
     answer.raise_for_status()
     return answer.json()
