@@ -86,7 +86,7 @@ def test_a_cancel_that_fails_at_first_is_tried_again(globus: Globus, places: tup
     here, _ = _cancelled(*_slow_transfer(globus, places))
     # Whichever comes first: the word that it was asked to stop, or its end.
     assert re.search(r"it was asked to stop|failed \(canceled\)", str(here.message))
-    wait_until(lambda: globus.transfers()[-1]["status"] == "FAILED", 10)
+    wait_until(lambda: globus.transfers()[-1]["status"] == "FAILED")
 
 
 def _slow_prune(globus: Globus, places: tuple[Place, Place]) -> Callable[[], bool]:
@@ -105,7 +105,7 @@ def test_a_cancel_ends_a_prune_in_another_thread(globus: Globus, places: tuple[P
     until = _slow_prune(globus, places)
     here, _ = _cancelled(lambda: prune.submit(away.block, "rec", check=home.block).result(), until)
     assert re.search("while waiting for prune of .*; it was asked to stop", str(here.message))
-    wait_until(lambda: globus.transfers()[-1]["status"] == "FAILED", 10)
+    wait_until(lambda: globus.transfers()[-1]["status"] == "FAILED")
     assert globus.transfers()[-1]["fatal_error"]["code"] == "CANCELED"
     assert set(away.files("rec")) == {"1", "2"}
     assert set(home.files("rec")) == {"0", "1", "2"}
@@ -119,7 +119,7 @@ async def test_an_interrupt_ends_a_prune(globus: Globus, places: tuple[Place, Pl
     pruning.cancel()
     with pytest.raises(asyncio.CancelledError):
         await pruning
-    await asyncio.to_thread(wait_until, lambda: globus.transfers()[-1]["status"] == "FAILED", 10)
+    await asyncio.to_thread(wait_until, lambda: globus.transfers()[-1]["status"] == "FAILED")
     assert set(away.files("rec")) == {"1", "2"}
 
 
@@ -140,7 +140,7 @@ async def test_an_interrupt_ends_a_prune_on_this_machine(tmp_path: Path, monkeyp
     pruning.cancel()
     with pytest.raises(asyncio.CancelledError):
         await pruning
-    await asyncio.sleep(0.5)  # the file that was on its way
+    await asyncio.sleep(1.5)  # the file that was on its way
     left = away.files()
     await asyncio.sleep(1)
     assert away.files() == left

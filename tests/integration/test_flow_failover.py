@@ -33,7 +33,7 @@ __all__ = ["backend", "client"]
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-PATIENCE = timedelta(seconds=10)
+PATIENCE = timedelta(seconds=30)
 #: In the names of the jobs: Slurm's accounting remembers those of an earlier session, too.
 HERE = uuid4().hex[:8]
 

@@ -125,11 +125,11 @@ def test_a_flow_process_killed_at_any_step(facility: Facility, services: Service
     parted = services.run_deployment("parted/served", backend=block, name=f"{name}-parted")
     runs |= again | {f"{name}-parted": parted}
     for run in runs.values():
-        wait_until(lambda run=run: services.state(run).is_crashed(), 180)  # type: ignore[misc]
+        wait_until(lambda run=run: services.state(run).is_crashed(), 300)  # type: ignore[misc]
     for run in runs.values():
         services.retry(run)
     for job, run in runs.items():
-        wait_until(lambda run=run: services.state(run).is_completed(), 180)  # type: ignore[misc]
+        wait_until(lambda run=run: services.state(run).is_completed(), 300)  # type: ignore[misc]
         if job not in again:
             assert_once(facility, job)
             continue

@@ -175,7 +175,7 @@ def test_a_deadline(globus: Globus) -> None:
 def test_an_endpoint_that_is_away_is_waited_for(globus: Globus, caplog: pytest.LogCaptureFixture) -> None:
     home, away = _pair(globus)
     home.write("raw", b"raw")
-    globus.order_fault("path", match="scratch*raw", code="GC_NOT_CONNECTED", seconds=3)
+    globus.order_fault("path", match="scratch*raw", code="GC_NOT_CONNECTED", seconds=8)
     found = run_transfer(home.block, away.block, "raw")
     assert away.files() == {"raw": b"raw"}
     assert found.faults > 0

@@ -69,7 +69,7 @@ def test_what_pends_for_ever(facility: Facility, options: list[str], reason: str
     job = sbatch(facility, *options)
     wait_until(
         lambda: facility.squeue("-h", "-j", job, "-o", "%T %r").strip() == f"PENDING {reason}",
-        seconds=10,
+        seconds=30,
         what=reason,
     )
     facility.as_user("scancel", job)
@@ -79,7 +79,7 @@ def test_what_pends_for_ever(facility: Facility, options: list[str], reason: str
 def test_a_high_job_preempts(facility: Facility, partition: str, end: str) -> None:
     low = sbatch(facility, "-p", partition, "-N4", "--exclusive", "--requeue")
     await_state(facility, low, "RUNNING")
-    high = sbatch(facility, "-p", "high", "-N4", "--exclusive", script="sleep 20")
+    high = sbatch(facility, "-p", "high", "-N4", "--exclusive", script="sleep 60")
     await_state(facility, high, "RUNNING")
     await_state(facility, low, end)
     facility.as_user("scancel", low, high)
@@ -92,7 +92,7 @@ def test_start_brings_back_what_was_killed_and_only_that(facility: Facility, cli
     function_id = client.register_source_code(SOURCE, "call")
     others = {other: process for other, process in facility.daemons.alive().items() if other != name}
     facility.daemons.signal(name, signal.SIGKILL)
-    wait_until(lambda: not facility.is_up(), seconds=5, what=f"{name} dead")
+    wait_until(lambda: not facility.is_up(), seconds=30, what=f"{name} dead")
     facility.start()
     now = facility.daemons.alive()
     assert {other: now.get(other) for other in others} == others
@@ -109,7 +109,7 @@ def test_a_stopped_endpoint_is_offline_and_its_tasks_wait(facility: Facility, cl
     facility.start()
     assert client.get_endpoint_status(facility.endpoint_id)["status"] == "online"
     wait_until(
-        lambda: not client.get_batch_result([task_id])[task_id]["pending"], seconds=30, what="the late task"
+        lambda: not client.get_batch_result([task_id])[task_id]["pending"], seconds=60, what="the late task"
     )
     assert facility.squeue("-h", "-j", job, "-o", "%T").strip() == "RUNNING"
     facility.as_user("scancel", job)
@@ -119,7 +119,7 @@ def test_a_killed_user_endpoint_bars_the_way_and_says_so(facility: Facility, cli
     function_id = client.register_source_code(SOURCE, "call")
     call(facility, client, function_id, "first", {})
     assert facility.endpoint.kill_user_endpoint()
-    time.sleep(2)  # until the endpoint has noticed; it looks once a second
+    time.sleep(4)  # until the endpoint has noticed; it looks once a second
     task_id = send(facility, client, function_id, "second", {})
     wait_until(lambda: is_done(client, task_id), seconds=40, what="the refusal")
     with pytest.raises(TaskExecutionFailed, match="Another instance of this endpoint is running"):
@@ -164,7 +164,7 @@ def test_a_second_slurm_lives_beside_the_first_and_leaves_nothing(facility: Faci
             done = slurm.run("sbatch", "--wrap", "sleep 60", "-o", "/dev/null", user=facility.user)
             assert "Submitted batch job 1" in done.stdout, done.stderr
             states = ("squeue", "-h", "-o", "%i %T")
-            wait_until(lambda: slurm.ask(*states) == "1 RUNNING\n", seconds=20, what="job of the second Slurm")
+            wait_until(lambda: slurm.ask(*states) == "1 RUNNING\n", seconds=60, what="job of the second Slurm")
             slurm.daemons.stop("slurmctld")
             assert "is DOWN" in slurm.run("scontrol", "ping").stdout
             assert "debug" in facility.slurm.ask("sinfo", "-h")

@@ -75,11 +75,13 @@ def test_places_of_a_process_that_died_are_free_after_two_windows(tmp_path: Path
     code = "import sys; from pathlib import Path; from prefect_psik.transport.limiter import Ledger\n"
     code += "book = Ledger(Path(sys.argv[1]), limit=2); book.try_take('a'); book.try_take('b')"
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=60)
-    book = Ledger(path, limit=2, window=0.3)
+    clock = Clock()
+    clock.now = time.monotonic()
+    book = Ledger(path, limit=2, window=100.0, clock=clock)
     assert book.try_take("c") > 0
-    time.sleep(0.35)
+    clock.now += 101
     assert book.try_take("c") > 0, "its requests may have arrived after its end"
-    time.sleep(0.3)
+    clock.now += 100
     assert book.try_take("c") == 0
 
 
@@ -118,7 +120,7 @@ def test_a_ledger_held_for_ever_is_left(tmp_path: Path, monkeypatch: pytest.Monk
         budget = RequestBudget(book)
         begin = time.monotonic()
         place = asyncio.run(budget.take())
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 30
         budget.answered(place)
     finally:
         holder.kill()
