@@ -63,12 +63,17 @@ class Batcher:
             try:
                 await self._send(batch)
             except Exception as err:  # noqa: BLE001 - whoever waits must learn of a defect; the others go on
-                text = (
-                    f"The work on {len(batch)} jobs failed on {self._transport.place}: {err!r}. This is a defect."
-                )
-                for _, future, _ in batch:
-                    if not future.done():
-                        future.set_exception(RemoteCodeError(text))
+                self._fail(batch, err)
+            except BaseException as err:  # nobody serves the others any more
+                self._fail(batch + self._items, err)
+                self._items.clear()
+                raise
+
+    def _fail(self, entries: list[_Entry], err: BaseException) -> None:
+        text = f"The work on {len(entries)} jobs failed on {self._transport.place}: {err!r}. This is a defect."
+        for _, future, _ in entries:
+            if not future.done():
+                future.set_exception(RemoteCodeError(text))
 
     async def _send(self, batch: list[_Entry]) -> None:
         busy = []

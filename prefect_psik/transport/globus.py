@@ -212,7 +212,7 @@ class GlobusTransport:
     async def _collect(self) -> None:
         try:
             await self._looks()
-        except Exception as err:  # whoever waits must learn of it, even of a defect
+        except (Exception, SystemExit) as err:  # whoever waits must learn of it, even of a defect
             self._end_calls(RemoteCodeError(f"Looking for answers failed on {self.place}: {err!r}."))
             raise
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from prefect_psik.exceptions import FacilityError
+
 T = TypeVar("T")
 
 
@@ -22,6 +24,8 @@ async def in_daemon_thread(
         failure: BaseException | None = None
         try:
             result = work()
+        except SystemExit as err:  # rich, where a library logs and nobody reads the output: the worker was killed
+            failure = FacilityError(f"A request was cut off by {err!r}, its outcome is not known.", transient=True)
         except BaseException as err:  # noqa: BLE001 - handed to whoever waits
             failure = err
         if failure is None:

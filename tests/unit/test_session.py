@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import json
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from prefect_psik.exceptions import FacilityError, FacilityTimeout, RemoteCodeEr
 from prefect_psik.models import JobHandle, JobState
 from prefect_psik.session import Channel, Session
 from prefect_psik.transport.base import MAX_CALL_BYTES
+from prefect_psik.transport.threads import in_daemon_thread
 from prefect_psik.watches import Update
 
 T = TypeVar("T")
@@ -152,3 +154,23 @@ def test_a_coroutine_that_wants_to_exit_does_not_end_the_session() -> None:
     own = Session()
     concurrent.futures.wait([own.run(exits())], timeout=2)
     assert own.run(asyncio.sleep(0, "an answer")).result(10) == "an answer"
+
+
+def test_a_call_that_wants_to_exit_leaves_nobody_waiting_for_ever() -> None:
+    """A submission whose worker was killed waited until somebody killed it, too."""
+
+    def exits(jobs: list[dict[str, Any]]) -> dict[str, Any]:
+        raise SystemExit(1)
+
+    own = Session()
+    channel = Channel(own, Answering(exits), "/p", 1.0)
+    submissions = [own.run(channel.submit({"stamp": stamp})) for stamp in ("1", "2", "2")]
+    for submission in submissions:  # the last is of a second call
+        with pytest.raises(RemoteCodeError, match=r"failed on test: SystemExit\(1\)"):
+            submission.result(10)
+
+
+async def test_a_request_that_wants_to_exit_is_made_again() -> None:
+    with pytest.raises(FacilityError, match="cut off") as caught:
+        await in_daemon_thread(lambda: sys.exit(1))
+    assert caught.value.transient
