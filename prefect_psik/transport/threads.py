@@ -25,7 +25,7 @@ async def in_daemon_thread(
         try:
             result = work()
         except SystemExit as err:  # rich, where a library logs and nobody reads the output: the worker was killed
-            failure = FacilityError(f"A request was cut off by {err!r}, its outcome is not known.", transient=True)
+            failure = FacilityError(f"A request was cut off by {err!r}; its outcome is not known.", transient=True)
         except BaseException as err:  # noqa: BLE001 - handed to whoever waits
             failure = err
         if failure is None:

@@ -170,7 +170,7 @@ def test_a_call_that_wants_to_exit_leaves_nobody_waiting_for_ever() -> None:
             submission.result(10)
 
 
-async def test_a_request_that_wants_to_exit_is_made_again() -> None:
+async def test_a_request_that_wants_to_exit_is_a_passing_error() -> None:
     with pytest.raises(FacilityError, match="cut off") as caught:
         await in_daemon_thread(lambda: sys.exit(1))
     assert caught.value.transient
