@@ -14,7 +14,7 @@ from globus_sdk.exc import GlobusError
 from globus_sdk.transport import RetryConfig
 
 from prefect_psik.credentials import GlobusCredentials
-from prefect_psik.exceptions import ConsentRequired, TransferCause, TransferError
+from prefect_psik.exceptions import ConsentRequired, FacilityError, TransferCause, TransferError
 from prefect_psik.transfer_models import FileEntry, Order, TransferState, TransferStatus
 from prefect_psik.transport.threads import in_daemon_thread
 
@@ -138,7 +138,7 @@ class GlobusCarrier:
             return work(client)
 
         try:
-            return await in_daemon_thread(attempt)
+            return await _in_thread(attempt)
         except GlobusAPIError as err:
             # Other calls may have logged in anew since: what counts is what this one had.
             wanted = collections_in(err.info.consent_required.required_scopes) - used
@@ -148,7 +148,7 @@ class GlobusCarrier:
             raise self._error_of(err) from err
         self._log_in_anew(lambda consents: consents | wanted)
         try:
-            return await in_daemon_thread(attempt)
+            return await _in_thread(attempt)
         except GlobusError as err:
             # What did not help here would hinder every other login.
             self._log_in_anew(lambda consents: consents - wanted)
@@ -174,6 +174,13 @@ class GlobusCarrier:
 
     def _error_of(self, err: GlobusError) -> TransferError:
         return error_of(err, self._login.client_id)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    try:
+        return await in_daemon_thread(work)
+    except FacilityError as err:  # it was cut off
+        raise TransferError(str(err), transient=True, cause=TransferCause.away) from None
 
 
 def status_of(task: dict[str, Any]) -> TransferStatus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from prefect_psik import (
     ConsentRequired,
     GlobusCollection,
+    GlobusCredentials,
     SpecError,
     TransferCause,
     TransferError,
@@ -24,7 +26,7 @@ from prefect_psik import (
     transfer_runs,
 )
 from prefect_psik import transfer_waits as waits
-from prefect_psik.transfer_globus import collections_in, error_of, status_of
+from prefect_psik.transfer_globus import GlobusCarrier, collections_in, error_of, status_of
 from prefect_psik.transfer_models import Order, TransferStatus, TransferUpdate
 from prefect_psik.transfer_once import LABEL, Kept, transfers_of
 from prefect_psik.transfer_progress import amount, describe
@@ -188,6 +190,18 @@ def test_a_cancel_that_does_not_end_it_is_an_error(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(TransferError, match="has not ended; it may go on"):
         transfer_runs.cancel(Deaf(ACTIVE), HANDLE).result(10)  # type: ignore[arg-type]
+
+
+async def test_a_look_that_wants_to_exit_is_a_passing_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the SDK logs and nobody reads the output: the worker was killed."""
+
+    def exits(login: GlobusCredentials) -> None:
+        sys.exit(1)
+
+    monkeypatch.setattr(GlobusCredentials, "get_client", exits)
+    with pytest.raises(TransferError, match="cut off") as caught:
+        await GlobusCarrier(GlobusCredentials()).look("t")
+    assert caught.value.transient
 
 
 def test_a_person_is_told_the_command_of_a_missing_consent() -> None:
