@@ -9,6 +9,7 @@ from tests.testbed.facility import Facility
 
 #: States in which a job still holds, or waits for, a node.
 LIVE = "PENDING,RUNNING,SUSPENDED,COMPLETING"
+_GOING = "PENDING,RUNNING,SUSPENDED"
 
 
 def live(facility: Facility, name: str) -> dict[str, str]:
@@ -36,13 +37,46 @@ def accounted(facility: Facility, name: str) -> dict[str, str]:
 
     def known() -> bool:
         nonlocal lines
+        level = is_level(facility, *queued_ids(facility, name))
         # By default it tells of today only, and a test may begin before midnight.
         lines = facility.sacct("-n", "-P", "-X", "-S", "now-1days", "-o", "JobID,State,JobName").splitlines()
-        return any(line.endswith(f"|{last}") for line in lines)
+        return level and any(line.endswith(f"|{last}") for line in lines)
 
     wait_until(known, 120)
     found = [line.split("|", 2) for line in lines]
     return {native_id: state for native_id, state, called in found if called == name}
+
+
+def account_of(facility: Facility, native_id: str | None, fields: str) -> str:
+    """What sacct says of one job in these fields, once it is level with the queue."""
+    assert native_id is not None
+
+    def told() -> str:
+        return facility.sacct("-n", "-P", "-X", "-j", native_id, "-o", fields).strip()
+
+    wait_until(lambda: is_level(facility, native_id) and told(), 120)
+    return told()
+
+
+def queued_ids(facility: Facility, name: str) -> list[str]:
+    """Native ids of the jobs of this name that Slurm's controller still knows, ended ones, too."""
+    lines = facility.squeue("-h", "-t", "all", "-o", "%i|%j").splitlines()
+    return [native_id for native_id, _, called in (line.partition("|") for line in lines) if called == name]
+
+
+def is_level(facility: Facility, *native_ids: str) -> bool:
+    """Whether accounting has of these jobs what the queue has.
+
+    It lags. Slurm sends it the begin and the end of a job by two ways, and of a job whose end comes first it has
+    a row without name, partition and directory until the begin comes.
+    """
+    if not native_ids:
+        return True
+    going = facility.squeue("-h", "-t", _GOING, "-o", "%i").split()
+    lines = facility.sacct("-n", "-P", "-X", "-j", ",".join(native_ids), "-o", "JobID,State,WorkDir").splitlines()
+    whole = [(native_id, state) for native_id, state, place in (line.split("|", 2) for line in lines) if place]
+    level = {native_id for native_id, state in whole if native_id in going or state not in _GOING.split(",")}
+    return level.issuperset(native_ids)
 
 
 def lines_of(facility: Facility, name: str) -> list[str]:

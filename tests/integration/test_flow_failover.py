@@ -26,6 +26,7 @@ from prefect_psik import (
     await_for_start,
 )
 from tests.integration.local import wait_until
+from tests.integration.slurm_view import is_level, queued_ids
 from tests.integration.test_slurm_jobs import backend, client, script, with_attributes
 from tests.testbed.facility import Facility
 
@@ -61,10 +62,12 @@ def states(facility: Facility, name: str) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
 
     def over() -> bool:
+        level = is_level(facility, *queued_ids(facility, name))
         # A job that was to begin later is only listed with its time.
-        text = facility.sacct("-n", "-P", "-X", "-E", "now+2hours", f"--name={name}", "-o", "State,Start")
+        times = ("-S", "now-1days", "-E", "now+2hours")
+        text = facility.sacct("-n", "-P", "-X", *times, f"--name={name}", "-o", "State,Start")
         found[:] = sorted(tuple(line.split("|")) for line in text.splitlines())
-        return bool(found) and not any(state in ("RUNNING", "PENDING") for state, _ in found)
+        return level and bool(found) and not any(state in ("RUNNING", "PENDING") for state, _ in found)
 
     wait_until(over)
     return found

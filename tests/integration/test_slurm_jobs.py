@@ -40,6 +40,7 @@ from prefect_psik import (
     wait_for_job,
 )
 from tests.integration.local import wait_until
+from tests.integration.slurm_view import account_of
 from tests.testbed.facility import Facility
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -79,20 +80,6 @@ def with_attributes(backend: PsikBackend, **changes: Any) -> PsikBackend:
     return backend.model_copy(update={"attributes": backend.attributes.model_copy(update=changes)})
 
 
-def accounted(facility: Facility, handle: JobHandle, field: str) -> str:
-    """What sacct says of a job, once it says something."""
-    assert handle.native_id is not None
-    answer = ""
-
-    def asked() -> str:
-        nonlocal answer
-        answer = facility.sacct("-n", "-P", "-X", "-j", str(handle.native_id), "-o", field).strip()
-        return answer
-
-    wait_until(asked)
-    return answer
-
-
 def rows_of(facility: Facility, handle: JobHandle) -> int:
     """How many Slurm jobs were ever made of a job, once the accounting, which lags, has heard of any after it."""
     later = f"after-{time.time_ns()}"
@@ -117,7 +104,8 @@ def test_a_job_runs_under_the_blocks_account_and_partition(facility: Facility, b
     assert directory == f"{result.handle.path}/work"
     assert result.outputs == {"in.txt": "größe".encode()}
     assert result.queue_seconds is not None
-    assert accounted(facility, result.handle, "Account,Partition,Timelimit,JobName") == "proj1|debug|00:05:00|test"
+    row = account_of(facility, result.handle.native_id, "Account,Partition,Timelimit,JobName")
+    assert row == "proj1|debug|00:05:00|test"
 
 
 def test_a_multi_node_allocation_has_its_steps_and_the_script_goes_on(backend: PsikBackend) -> None:
@@ -211,7 +199,7 @@ def test_a_job_that_never_starts_by_itself_says_why(facility: Facility, backend:
     assert "shorter duration" in poll_until(long, lambda status: status.reason).reason
     for handle in (down, long):
         assert cancel_job(handle, backend=backend).state is JobState.canceled
-        assert accounted(facility, handle, "State").startswith("CANCELLED")
+        assert account_of(facility, handle.native_id, "State").startswith("CANCELLED")
 
 
 def test_our_cancel_frees_the_node_and_says_so_twice(facility: Facility, backend: PsikBackend) -> None:
@@ -220,7 +208,7 @@ def test_our_cancel_frees_the_node_and_says_so_twice(facility: Facility, backend
     assert cancel_job(handle, backend=backend).cause is FailureCause.canceled_by_us
     wait_until(lambda: str(handle.native_id) not in facility.squeue("-h", "-o", "%i").split())
     assert cancel_job(handle, backend=backend).state is JobState.canceled
-    assert accounted(facility, handle, "State").startswith("CANCELLED")
+    assert account_of(facility, handle.native_id, "State").startswith("CANCELLED")
 
 
 def test_a_cancel_from_outside_names_who(facility: Facility, backend: PsikBackend) -> None:
@@ -240,7 +228,7 @@ def test_slurms_time_limit_is_walltime(facility: Facility, backend: PsikBackend)
         run_job(backend, spec)
     assert failed.value.cause is FailureCause.walltime
     assert failed.value.result is not None
-    assert accounted(facility, failed.value.result.handle, "State") == "TIMEOUT"
+    assert account_of(facility, failed.value.result.handle.native_id, "State") == "TIMEOUT"
 
 
 def test_a_lost_reply_and_a_doubled_task_submit_once(facility: Facility, backend: PsikBackend) -> None:
@@ -315,7 +303,7 @@ def test_an_sbatch_that_does_not_hear_of_its_work_is_no_refusal(
     assert record.handle.native_id is None
     status = cancel_job(record.handle)
     assert status.state is JobState.canceled
-    assert accounted(facility, status.handle, "State").startswith("CANCELLED")
+    assert account_of(facility, status.handle.native_id, "State").startswith("CANCELLED")
 
 
 def test_what_sbatch_calls_refused_is_taken_if_slurm_has_it(

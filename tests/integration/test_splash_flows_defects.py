@@ -35,7 +35,7 @@ from prefect_psik import (
 )
 from tests.integration.local import backend_at, bash, wait_until
 from tests.integration.prefect_services import Child, Services, kill_all
-from tests.integration.slurm_view import live, wait_running
+from tests.integration.slurm_view import account_of, live, wait_running
 from tests.integration.test_flows import GOOD_NRMSE, SMALL, home, needs_tomography
 from tests.integration.test_slurm_jobs import backend, client, script, with_attributes
 from tests.testbed.facility import Facility
@@ -109,8 +109,7 @@ def test_s12_a_cancel_in_prefect_ends_the_job(facility: Facility, services: Serv
     assert services.state(run).is_cancelled()
     assert live(facility, "s12") == {}
     (native_id,) = running
-    ended = facility.sacct("-n", "-P", "-X", "-j", native_id, "-o", "State")
-    assert ended.startswith("CANCELLED")
+    assert account_of(facility, native_id, "State").startswith("CANCELLED")
 
 
 def begin(services: Services, facility: Facility, block: str, tag: str) -> tuple[Child, UUID, dict[str, str]]:

@@ -18,7 +18,7 @@ from flows.hello_job import hello_job
 from flows.store import Phantom
 from flows.tomography import Resources, tomography
 from prefect_psik import BackendAttributes, GlobusCollection, GlobusCredentials, PsikBackend
-from tests.integration.local import wait_until
+from tests.integration.slurm_view import account_of
 from tests.testbed.facility import Facility
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -60,12 +60,7 @@ def test_import_and_run_of_the_guides_files(facility: Facility, lustre: Path) ->
     assert lines[-1] == "srun", "psik's $mpirun on Slurm"
     assert facility.meter()["routes"]["POST /v3/endpoints/*/submit"] >= 2
     native_id = next(line.split("=")[1] for line in lines if line.startswith("SLURM_JOB_ID="))
-
-    def accounted() -> str:
-        return facility.sacct("-n", "-P", "-X", "-j", native_id, "-o", "Account,Partition,State").strip()
-
-    wait_until(lambda: accounted().endswith("COMPLETED"))
-    assert accounted() == "stf006|batch|COMPLETED"
+    assert account_of(facility, native_id, "Account,Partition,State") == "stf006|batch|COMPLETED"
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -80,7 +79,8 @@ def test_a_cancel_of_the_flow_run_cancels_the_transfer(
     before = len(globus.transfers())
     run = server.run_deployment(f"{flow}/served")
     wait_until(lambda: away.files() == {"rec/1": b"one"}, 240)
-    time.sleep(2)  # the handle is noted after the submission
+    # The handle is noted between the submission and this.
+    wait_until(lambda: any(line.endswith(" submitted") for line in server.logs(run)), 120)
     server.cancel(run)
     wait_until(lambda: _tasks(globus, before) == ["FAILED"], 120)
     assert globus.transfers()[-1]["fatal_error"]["code"] == "CANCELED"

@@ -34,7 +34,8 @@ from prefect_psik import (
 )
 from prefect_psik.lifecycle import Again
 from prefect_psik.retry import Asked
-from tests.integration.test_slurm_jobs import accounted, backend, client, script, with_attributes
+from tests.integration.slurm_view import account_of
+from tests.integration.test_slurm_jobs import backend, client, script, with_attributes
 from tests.testbed.facility import Facility
 
 __all__ = ["backend", "client"]
@@ -128,7 +129,7 @@ def test_a_job_that_stays_in_the_queue_is_given_up(facility: Facility, backend: 
     with pytest.raises(QueueLimitReached, match="is canceled now") as reached:
         run_job(with_attributes(backend, options={"--hold": "--hold"}), script("true"), limits=limits)
     assert reached.value.handle is not None
-    assert accounted(facility, reached.value.handle, "State").startswith("CANCELLED")
+    assert account_of(facility, reached.value.handle.native_id, "State").startswith("CANCELLED")
 
 
 async def test_a_job_that_runs_too_long_may_go_on(backend: PsikBackend) -> None:
@@ -188,5 +189,5 @@ def test_the_next_run_may_have_more(facility: Facility, backend: PsikBackend) ->
     with pytest.raises(JobFailed):
         runs.wait(second, backend, "leave", WaitLimits())
     assert (first.jobndx, second.jobndx, second.duration, second.memory) == (1, 2, 8, "2G")
-    assert accounted(facility, first, "Timelimit") == "00:05:00"
-    assert accounted(facility, second, "Timelimit,ReqMem") == "00:08:00|2G"
+    assert account_of(facility, first.native_id, "Timelimit") == "00:05:00"
+    assert account_of(facility, second.native_id, "Timelimit,ReqMem") == "00:08:00|2G"

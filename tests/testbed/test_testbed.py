@@ -119,6 +119,7 @@ def test_a_killed_user_endpoint_bars_the_way_and_says_so(facility: Facility, cli
     function_id = client.register_source_code(SOURCE, "call")
     call(facility, client, function_id, "first", {})
     assert facility.endpoint.kill_user_endpoint()
+    facility.endpoint.renew_pid_files(60)
     time.sleep(4)  # until the endpoint has noticed; it looks once a second
     task_id = send(facility, client, function_id, "second", {})
     wait_until(lambda: is_done(client, task_id), seconds=40, what="the refusal")
