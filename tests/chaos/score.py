@@ -16,6 +16,8 @@ FREE_SECONDS = 180.0
 PROMPT_SECONDS = 90.0
 #: Prefect gives a flow run 30 s to end, then calls its hook.
 HOOK_SECONDS = 60.0
+#: An end is told by then: accounting that has forgotten a job is asked for 10 min, and faults cost time, too.
+TOLD_SECONDS = 900.0
 #: What a fault did is felt so long after it was mended.
 LINGER_SECONDS = 15.0
 #: Where the facility is out of reach of a cancel meanwhile.
@@ -101,6 +103,7 @@ class Score:
         lost: Nothing became of it, and nobody was told.
         twice: Ran twice.
         wrong: Told otherwise than it was.
+        late: Told too long after its end.
         running: Runs on although its flow run was cancelled.
         not_freed: Canceled too late.
         uncancelled: A flow run that was cancelled, and ended in another way or not at all.
@@ -118,6 +121,7 @@ class Score:
     lost: int = 0
     twice: int = 0
     wrong: int = 0
+    late: int = 0
     running: int = 0
     not_freed: int = 0
     uncancelled: int = 0
@@ -143,6 +147,7 @@ ZERO = {
     "twice": "run twice",
     "doubled": "submitted twice without a reason",
     "wrong": "wrong outcomes",
+    "late": f"told more than {TOLD_SECONDS / 60:.0f} min late",
     "running": "running although cancelled",
     "not_freed": "cancels that did not free the node",
     "uncancelled": "flow runs cancelled and not Cancelled",
@@ -172,7 +177,10 @@ def score(evidence: Evidence) -> Score:
                 _count(found, "lost", job.name, _lost(job, ended, evidence))
                 _count(found, "wrong", job.name, _wrong(job, ended, evidence))
                 found.known_lost += any(told.cause in UNKNOWN for told in evidence.told.get(job.name, ())[-1:])
-                found.stall = max(found.stall, _stall(job, evidence))
+                stall = _stall(job, evidence)
+                found.stall = max(found.stall, stall)
+                late = f"told {stall:.0f} s after its end" if stall > TOLD_SECONDS else None
+                _count(found, "late", job.name, late)
     return found
 
 

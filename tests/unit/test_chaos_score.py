@@ -11,7 +11,17 @@ import pytest
 from tests.chaos.faults import KINDS
 from tests.chaos.plan import FLOWS, JOBS_PER_FAULT, Job, Scenario, rounds, scenarios
 from tests.chaos.report import lacking
-from tests.chaos.score import FREE_SECONDS, PROMPT_SECONDS, ZERO, Ended, Evidence, Score, SlurmJob, score
+from tests.chaos.score import (
+    FREE_SECONDS,
+    PROMPT_SECONDS,
+    TOLD_SECONDS,
+    ZERO,
+    Ended,
+    Evidence,
+    Score,
+    SlurmJob,
+    score,
+)
 from tests.chaos.truth import Fault, Run, Told, read_runs, read_told
 
 JOB = Job("s0-0", 1, "well")
@@ -66,6 +76,12 @@ def test_clean_evidence_is_clean() -> None:
 )
 def test_a_job_of_which_nothing_was_told_is_lost(evidence: Evidence) -> None:
     assert counts(evidence) == {"lost": 1}
+
+
+def test_an_end_that_is_told_too_late_is_counted() -> None:
+    told = [replace(TOLD, time=RUN.begin + TOLD_SECONDS), replace(TOLD, time=RUN.begin + 5 * TOLD_SECONDS)]
+    assert counts(replace(GOOD, told={"s0-0": told})) == {}, "the first word counts"
+    assert counts(replace(GOOD, told={"s0-0": told[1:]})) == {"late": 1}
 
 
 def test_a_job_that_never_ended_and_is_told_completed_is_lost() -> None:
