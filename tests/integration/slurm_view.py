@@ -50,12 +50,8 @@ def accounted(facility: Facility, name: str) -> dict[str, str]:
 def account_of(facility: Facility, native_id: str | None, fields: str) -> str:
     """What sacct says of one job in these fields, once it is level with the queue."""
     assert native_id is not None
-
-    def told() -> str:
-        return facility.sacct("-n", "-P", "-X", "-j", native_id, "-o", fields).strip()
-
-    wait_until(lambda: is_level(facility, native_id) and told(), 120)
-    return told()
+    wait_until(lambda: is_level(facility, native_id), 120)
+    return facility.sacct("-n", "-P", "-X", "-j", native_id, "-o", fields).strip()
 
 
 def queued_ids(facility: Facility, name: str) -> list[str]:
