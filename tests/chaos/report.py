@@ -28,6 +28,7 @@ def show(faults: Counter[str], by_hand: Counter[str], problems: list[str], found
         **{what: getattr(found, name) for name, what in ZERO.items()},
         "reported as lost": found.known_lost,
         "submitted twice, ran once": found.known_doubled,
+        "flow runs cancelled and Crashed with their worker": found.known_crashed,
         "of flow runs cancelled": found.cancelled,
         "of these canceled by others": found.helped,
         "longest stall": f"{found.stall:.0f} s",

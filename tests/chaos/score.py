@@ -14,6 +14,8 @@ from tests.chaos.truth import Fault, Run, Told
 FREE_SECONDS = 180.0
 #: Where nothing is in its way: Prefect's 30 s, the hook after that, and a machine that is busy.
 PROMPT_SECONDS = 90.0
+#: So long a worker sees to the cancel of a flow run.
+CARE_SECONDS = 30.0
 #: Prefect gives a flow run 30 s to end, then calls its hook.
 HOOK_SECONDS = 60.0
 #: An end is told by then: accounting that has forgotten a job is asked for 10 min, and faults cost time, too.
@@ -113,6 +115,8 @@ class Score:
         helped: Of these, those that others canceled, since the flow run could not.
         known_lost: Told as lost, or as never begun, for a reason.
         known_doubled: Submitted twice for a reason, ran once.
+        known_crashed: Flow runs that were cancelled, and that Prefect's engine called Crashed: it ends a process
+            that logs and whose worker was killed. What their jobs did counts all the same.
         stall: Longest time from the end of a job to the first word of it, in seconds.
         suspects: The names that problems are of, some more than once.
     """
@@ -131,6 +135,7 @@ class Score:
     helped: int = 0
     known_lost: int = 0
     known_doubled: int = 0
+    known_crashed: int = 0
     stall: float = 0.0
     problems: list[str] = field(default_factory=list)
     suspects: list[str] = field(default_factory=list)
@@ -162,7 +167,9 @@ def score(evidence: Evidence) -> Score:
         ended = evidence.ended.get(scenario.name, Ended("missing"))
         # One that had completed before the cancel took hold has told of its jobs.
         was_cancelled = ended.cancelled_at is not None and ended.state != "Completed"
-        if was_cancelled and ended.state != "Cancelled":
+        if was_cancelled and _crashed_with_its_worker(ended, evidence):
+            found.known_crashed += 1
+        elif was_cancelled and ended.state != "Cancelled":
             _count(found, "uncancelled", scenario.name, f"cancelled, and it is {ended.state}")
         for job in scenario.jobs:
             found.jobs += 1
@@ -197,6 +204,11 @@ def _beside(evidence: Evidence, names: Container[str], begin: float, end: float)
         fault.name in names and fault.begin <= end and begin <= fault.end + LINGER_SECONDS
         for fault in evidence.faults
     )
+
+
+def _crashed_with_its_worker(ended: Ended, evidence: Evidence) -> bool:
+    until = (ended.cancelled_at or 0.0) + CARE_SECONDS
+    return ended.state == "Crashed" and _beside(evidence, {"worker killed"}, ended.begin, until)
 
 
 def _count_doubled(found: Score, job: Job, ended: Ended, evidence: Evidence) -> None:

@@ -226,6 +226,18 @@ def test_a_flow_run_that_was_cancelled_has_to_be_cancelled(state: str) -> None:
     assert counts(replace(CANCELLED, ended={"s0": Ended(state, 105.0)})) == {"uncancelled": 1}
 
 
+def test_a_flow_run_that_was_cancelled_may_crash_with_its_worker_and_is_shown() -> None:
+    crashed = replace(CANCELLED, ended={"s0": Ended("Crashed", 105.0, "run", 90.0)})
+    for begin in (95.0, 110.0, 134.0):
+        beside = replace(crashed, faults=[Fault("worker killed", begin, begin + 5)])
+        found = score(beside)
+        assert (found.is_clean, found.known_crashed) == (True, 1)
+        assert counts(replace(beside, slurm={"7": SlurmJob("s0-0", "RUNNING", None)})) != {}, "its jobs count"
+        assert counts(replace(beside, ended={"s0": Ended("Failed", 105.0, "run", 90.0)})) == {"uncancelled": 1}
+    for fault in (Fault("worker killed", 136.0, 140.0), Fault("emulator killed", 106.0, 107.0)):
+        assert counts(replace(crashed, faults=[fault])) == {"uncancelled": 1}
+
+
 def test_a_cancel_that_came_too_late_is_none() -> None:
     completed = {"s0": Ended("Completed", 112.0)}
     assert counts(replace(GOOD, ended=completed)) == {}
