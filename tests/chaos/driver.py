@@ -134,10 +134,12 @@ class Driver:
         processes = self._field.services.flow_processes()
         found = await client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=list(lives))))
         for run in found:
-            life = lives[run.id]
-            if str(run.id) in processes:
+            life, is_alive = lives[run.id], str(run.id) in processes
+            if is_alive:
                 life.process_seen = time.time()
-            await self._care_for(client, life, run)
+            # A worker may tell of a crash twice: after two retries, another process goes on when one has completed.
+            if not (is_alive and run.state and run.state.is_completed()):
+                await self._care_for(client, life, run)
 
     async def _care_for(self, client: PrefectClient, life: Life, run: FlowRun) -> None:
         state, now = run.state, time.time()
