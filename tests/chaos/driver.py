@@ -137,7 +137,7 @@ class Driver:
             life, is_alive = lives[run.id], str(run.id) in processes
             if is_alive:
                 life.process_seen = time.time()
-            # A worker may tell of a crash twice: after two retries, another process goes on when one has completed.
+            # A worker may tell of a crash twice. After two retries another process goes on when one has completed.
             if not (is_alive and run.state and run.state.is_completed()):
                 await self._care_for(client, life, run)
 
