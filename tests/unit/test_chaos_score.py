@@ -232,7 +232,8 @@ def test_a_flow_run_that_was_cancelled_may_crash_with_its_worker_and_is_shown() 
         beside = replace(crashed, faults=[Fault("worker killed", begin, begin + 5)])
         found = score(beside)
         assert (found.is_clean, found.known_crashed) == (True, 1)
-        assert counts(replace(beside, slurm={"7": SlurmJob("s0-0", "RUNNING", None)})) != {}, "its jobs count"
+        left = replace(beside, slurm={"7": SlurmJob("s0-0", "RUNNING", None)})
+        assert counts(left)["running"] == 1, "its jobs count"
         assert counts(replace(beside, ended={"s0": Ended("Failed", 105.0, "run", 90.0)})) == {"uncancelled": 1}
     for fault in (Fault("worker killed", 136.0, 140.0), Fault("emulator killed", 106.0, 107.0)):
         assert counts(replace(crashed, faults=[fault])) == {"uncancelled": 1}
