@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.testbed.state import STATE_VARIABLE, default_root
 
@@ -18,6 +19,9 @@ if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Tests stop daemons and fill queues: each process of them has a facility of its own, beside the user's.
     os.environ[STATE_VARIABLE] = f"{default_root()}-{_worker}"
 
+# Real daemons run beside these tests: how long an example takes says nothing about our code.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # What a shell starts in the background ignores SIGINT, and so would all that tests start, and then interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

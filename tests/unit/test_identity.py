@@ -168,7 +168,7 @@ def test_many_threads_never_get_the_same_number(ordinals: Ordinals) -> None:
         assert sorted(pool.map(take, range(16))) == list(range(16))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
 def test_numbers_of_one_attempt_are_different_and_each_attempt_uses_the_same_ones(
     calls: list[tuple[int, int]],

@@ -9,7 +9,7 @@ from typing import Any
 
 import psik.models
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -517,10 +517,8 @@ SPECS = st.fixed_dictionaries(
         "backend": st.none() | WORD,
     },
 )
-CAREFUL = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@CAREFUL
 @given(SPECS)
 def test_any_spec_survives_json_with_the_same_digest(fields: dict[str, Any]) -> None:
     spec = JobSpec.model_validate(fields)
@@ -530,7 +528,6 @@ def test_any_spec_survives_json_with_the_same_digest(fields: dict[str, Any]) -> 
     assert spec.replace().digest() == spec.digest()
 
 
-@CAREFUL
 @given(SPECS, OPTIONS, st.sampled_from(["slurm", "local"]))
 def test_any_spec_becomes_one_of_psiks(fields: dict[str, Any], options: dict[str, Any], scheduler: str) -> None:
     spec = JobSpec.model_validate(fields)

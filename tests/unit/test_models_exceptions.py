@@ -112,7 +112,7 @@ def test_result_with_any_bytes_survives_json() -> None:
     assert JobResult.model_validate_json(RESULT.model_dump_json()) == RESULT
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(st.text(max_size=5), st.binary(max_size=40), max_size=3))
 def test_outputs_survive_json(outputs: dict[str, bytes]) -> None:
     result = RESULT.model_copy(update={"outputs": outputs})

@@ -187,7 +187,7 @@ OPTION_VALUES = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(OPTION_NAMES, OPTION_VALUES, max_size=4))
 def test_whatever_is_given_becomes_single_arguments_or_is_refused(given_options: dict[Any, Any]) -> None:
     try:

@@ -467,7 +467,7 @@ def check(status: JobStatus, given_facts: dict[str, Any], handle: JobHandle) -> 
     assert JobStatus.model_validate(status.model_dump()).state is status.state
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(FACTS, HANDLES)
 def test_whatever_the_facts_are_success_needs_proof_and_nothing_raises(
     given_facts: dict[str, Any], handle: JobHandle
@@ -481,7 +481,7 @@ LATER = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(FACTS, HANDLES, st.lists(LATER, max_size=5))
 def test_final_outcome_does_not_become_another_when_a_later_run_follows(
     given_facts: dict[str, Any], handle: JobHandle, later: list[str]
@@ -492,7 +492,7 @@ def test_final_outcome_does_not_become_another_when_a_later_run_follows(
     assert (after.state, after.cause, after.exit_code) == (before.state, before.cause, before.exit_code)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(ROWS, max_size=8), st.text("\n,0123456789.acdeflmopqtuv", max_size=30))
 def test_lines_that_are_cut_off_never_make_a_job_completed(rows: list[str], rest: str) -> None:
     uncompleted = [row for row in rows if ",completed," not in row]

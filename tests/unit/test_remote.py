@@ -380,7 +380,7 @@ def test_long_log_is_read_in_chunks_and_no_character_is_broken(tmp_path: Path, s
     assert max(len(part.encode()) for part in parts) <= remote.LOG_CHUNK_BYTES
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text("aé☃𝄞\n", max_size=40), st.lists(st.integers(0, 160), max_size=6))
 def test_log_that_grows_in_the_middle_of_characters_comes_whole(text: str, cuts: list[int]) -> None:
     data = text.encode()
@@ -752,7 +752,7 @@ def placed(payload: Any, prefix: Path) -> Any:
     return payload
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from([*sorted(READING), "nonsense"]), PAYLOADS)
 def test_whatever_is_asked_gets_an_answer_in_words_and_changes_no_file(operation: str, payload: Any) -> None:
     with facility() as (top, prefix), nothing_is_run():
@@ -762,7 +762,7 @@ def test_whatever_is_asked_gets_an_answer_in_words_and_changes_no_file(operation
 
 
 @pytest.mark.parametrize("operation", sorted(set(remote.OPERATIONS) - READING))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(payload=PAYLOADS)
 def test_whatever_is_to_be_done_gets_an_answer_in_words_and_touches_only_the_prefix(
     operation: str, payload: Any
@@ -812,7 +812,7 @@ SUBMITS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(SUBMITS, min_size=1, max_size=2), st.booleans())
 def test_whatever_is_submitted_writes_no_file_outside_of_prefix_and_directory(
     jobs: list[dict[str, Any]], in_directory: bool

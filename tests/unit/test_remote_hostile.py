@@ -194,7 +194,7 @@ def test_each_character_in_a_prefix_is_taken_or_refused_and_nothing_but_a_link_i
     assert set(odd.iterdir()) <= {odd / "p"}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from(["slurm", "local"]), st.sampled_from(PLACES), st.sampled_from(ACTING))
 def test_no_character_acts_in_any_string_of_a_job(
     kind: str, place: tuple[tuple[Any, ...], str], text: str
@@ -212,7 +212,7 @@ def test_no_character_acts_in_any_string_of_a_job(
         assert not (top / "canary").exists()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.sampled_from(["slurm", "local"]), st.sampled_from(ACTING), st.booleans())
 @example("slurm", '");import"os";open("{canary}","w");("', True)
 @example("slurm", "%j\\", True)
@@ -279,7 +279,7 @@ NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_nothing_outside_of_a_planted_prefix_is_read_or_written(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:

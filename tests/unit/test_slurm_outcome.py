@@ -447,7 +447,7 @@ def test_what_accounting_does_not_tell_is_unknown(rows: list[list[str]]) -> None
     assert (usage.peak_memory, usage.cpu_efficiency, usage.nodes, usage.elapsed) == (None, None, None, None)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(st.text(max_size=8), max_size=9), max_size=4))
 def test_whatever_accounting_says_usage_is_read_without_an_error(rows: list[list[str]]) -> None:
     usage = usage_of(rows)
@@ -513,7 +513,7 @@ def outcome(status: JobStatus) -> tuple[JobState, FailureCause | None, int | Non
     return status.state, status.cause, status.exit_code
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(FACTS)
 def test_whatever_the_facts_are_success_needs_proof_and_nothing_raises(given_facts: dict[str, Any]) -> None:
     status = judge(given_facts, HANDLE)
@@ -588,7 +588,7 @@ LATER_LINES = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from(["TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE", "BOOT_FAIL"]),
     st.sampled_from([(), ("1050.0,1,completed,",), ("1050.0,1,failed,3",), ("1050.0,1,failed,-9",)]),
@@ -605,7 +605,7 @@ def test_lines_after_slurms_end_change_no_outcome(
     assert outcome(after) == outcome(first)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(FACTS, st.sampled_from([10.0, 1000.0, 1e6]))
 def test_final_outcome_stays_as_time_passes(given_facts: dict[str, Any], passed: float) -> None:
     first = judge(given_facts, HANDLE)
@@ -614,7 +614,7 @@ def test_final_outcome_stays_as_time_passes(given_facts: dict[str, Any], passed:
         assert outcome(judge(later, HANDLE)) == outcome(first)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(FACTS, st.sampled_from(["Socket timed out", "Unable to contact slurm controller"]))
 def test_scheduler_that_stops_answering_ends_no_job(given_facts: dict[str, Any], error: str) -> None:
     live = given_facts | {"squeue": slurm("RUNNING"), "alive": True, "vanished": None, "missing": False}
