@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -56,4 +57,5 @@ def prefix(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "psik jobs é"
     yield place
     for process in job_processes(place):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -44,7 +44,7 @@ def spec_of(directory: Path) -> dict[str, object]:
     return document
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 180) -> None:
     """Wait for an effect of another process or thread; what takes long is looked for less often."""
     begin = time.monotonic()
     while not condition():

@@ -51,7 +51,7 @@ def is_busy(error: BaseException) -> bool:
 @retry(retry=retry_if_exception(is_busy), wait=wait_fixed(1), stop=stop_after_attempt(30), reraise=True)
 def api(method: str, path: str, body: Any = None) -> Any:
     """One answer of the server, as anybody who reaches it could ask for it."""
-    answer = httpx.request(method, f"{api_url()}{path}", json=body, timeout=60)
+    answer = httpx.request(method, f"{api_url()}{path}", json=body, timeout=150)
     answer.raise_for_status()
     return answer.json()
 

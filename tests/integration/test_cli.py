@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -274,13 +275,14 @@ def test_ctrl_c_leaves_the_job_and_tells_how_to_cancel_it(environment: dict[str,
         assert poll_job(handle).state.value == "active"
         done = cli(environment, "cancel", found[1])
         assert done.returncode == 0, done.stderr
-        _, left = psutil.wait_procs(alive, timeout=10)
+        _, left = psutil.wait_procs(alive, timeout=60)
         assert left == []
         assert job_processes(prefix) == []
     finally:
         process.kill()
         for alive_process in job_processes(prefix):
-            alive_process.kill()
+            with suppress(psutil.NoSuchProcess):
+                alive_process.kill()
 
 
 # ------------------------------------------------------------------------------------------------ itself

@@ -74,13 +74,20 @@ class LoginNode:
         assert done.returncode == 0, f"{commands}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
+    def stop(self, command: str) -> None:
+        """Stop the endpoint; the command gives up after 10 s, and is to be repeated then."""
+        for _ in range(18):
+            if "NOT YET" not in (said := self.run(f"{command} || echo NOT YET")):
+                return
+        raise AssertionError(said)
+
 
 @pytest.fixture
 def node(facility: Facility) -> Iterator[LoginNode]:
     made = LoginNode(facility)
     yield made
     if (made.home / "venv").exists():
-        made.run("globus-compute-endpoint stop psik_endpoint || true")
+        made.stop("globus-compute-endpoint stop psik_endpoint")
     shutil.rmtree(made.home)
 
 
@@ -157,7 +164,9 @@ def test_the_guide_from_its_first_command_to_its_last(facility: Facility, node: 
     function_id = registered.stdout.strip()
     [config] = blocks("6.", "yaml")
     node.write(".globus_compute/psik_endpoint/config.yaml", config.replace("FUNCTION_UUID", function_id))
-    node.run(restart)
+    stop, start = restart.splitlines()
+    node.stop(stop)
+    node.run(start)
     refused = prefect_psik(facility, run, tmp_path)
     assert refused.returncode == 1
     assert "prefect-psik functions register" in refused.stderr
@@ -178,7 +187,8 @@ def test_the_guide_from_its_first_command_to_its_last(facility: Facility, node: 
     assert not proof.exists()
 
     # stop
-    node.run(*blocks("Stop", "console"))
+    [stop] = blocks("Stop", "console")[0].splitlines()
+    node.stop(stop)
     assert prefect_psik(facility, look, tmp_path).returncode == 1
 
     # what the text has in its lines

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -34,7 +36,7 @@ __all__ = ["backend", "client"]
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-PATIENCE = timedelta(seconds=30)
+PATIENCE = timedelta(seconds=60)
 #: In the names of the jobs: Slurm's accounting remembers those of an earlier session, too.
 HERE = uuid4().hex[:8]
 
@@ -114,7 +116,16 @@ async def test_a_race_keeps_the_first_and_cancels_the_others(facility: Facility,
 
 
 async def test_two_that_start_at_once_are_told_and_one_is_used(facility: Facility, places: list[str]) -> None:
-    result = await failover(script("sleep 25", f"tie-{HERE}"), ["works", "works-too"], mode="race")
+    name = f"tie-{HERE}"
+    go = facility.data / f"go-{name}"
+    job = script(f"until [ -e {go} ]; do sleep 1; done", name)
+    race = asyncio.create_task(failover(job, ["works", "works-too"], mode="race"))
+    canceled = partial(facility.squeue, "-h", "-t", "CANCELLED", "-n", name, "-o", "%i")
+    try:
+        await asyncio.to_thread(wait_until, canceled)
+    finally:
+        go.touch()
+    result = await race
     said = verdicts()
     winner = str(result.handle.backend)
     (loser,) = said.keys() - {winner}

@@ -34,7 +34,7 @@ def newest_table() -> dict[str, str]:
 
 async def events(name: str, place: str) -> list[str]:
     """The places that events of this kind name, once this one is among them."""
-    for _ in range(60):
+    for _ in range(360):
         async with get_client() as api:
             answer = await api._client.post("/events/filter", json={"filter": {"event": {"name": [name]}}})
         found = [event["resource"]["prefect.resource.name"] for event in answer.json()["events"]]

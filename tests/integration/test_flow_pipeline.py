@@ -131,7 +131,7 @@ def test_from_a_schedule(worker: Services, places: dict[str, Place], parameters:
 
     Its prune at the detector is due at once: the worker runs that, too.
     """
-    soon = datetime.now(UTC) + timedelta(seconds=150)
+    soon = datetime.now(UTC) + timedelta(seconds=180)
     given = {"scan": "scheduled", "keep": {"detector": "PT1S"}, **parameters}
     worker.prefect(
         *("deploy", "--name", "phantom", "--cron", f"{soon.minute} {soon.hour} * * *", "--timezone", "UTC"),
@@ -143,7 +143,7 @@ def test_from_a_schedule(worker: Services, places: dict[str, Place], parameters:
             found = [run for run in api.read_flow_runs() if run.auto_scheduled and run.start_time]
         return found[0].id if found else None
 
-    wait_until(lambda: started() is not None, 300)
+    wait_until(lambda: started() is not None, 600)
     run = started()
     assert run is not None
     ended_well(worker, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 import flows.streaming
 from flows.streaming import Connections, streaming
-from prefect_psik import PsikBackend
+from prefect_psik import JobHandle, JobStatus, PsikBackend, acancel_job
 from tests.conftest import job_processes
 from tests.integration.local import backend_at, job_directories, rows, wait_until
 from tests.integration.prefect_services import Services
@@ -30,7 +31,8 @@ async def test_the_service_on_a_compute_node_works_on_the_scan_and_ends_with_it(
     results = await streaming("first", "streams", frames=5)
     expected = [sum(math.sin(number + column) for column in range(256)) / 256 for number in range(5)]
     assert results == pytest.approx(expected)
-    assert facility.squeue("-h", "-n", "frame_service", "-t", "R,PD") == ""
+    # psik tells of the end before Slurm does; the job could go on for half an hour.
+    await asyncio.to_thread(wait_until, lambda: facility.squeue("-h", "-n", "frame_service", "-t", "R,PD") == "")
 
 
 async def test_a_scan_that_fails_frees_the_node(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +58,15 @@ async def test_a_service_that_leaves_is_told_in_its_own_words(
     shutil.copy(flows.streaming.SERVICE, service)
     service.write_text(service.read_text().replace("done += 1", "sys.exit(7)"))
     monkeypatch.setattr(flows.streaming, "SERVICE", service)
+
+    async def cancel_what_ended(handle: JobHandle) -> JobStatus:
+        """The flow cancels as soon as its connection closes: it shall not be quicker than psik's record."""
+        (directory,) = job_directories(prefix)
+        await asyncio.to_thread(wait_until, lambda: rows(directory)[-1].state.is_final)
+        status: JobStatus = await acancel_job(handle)
+        return status
+
+    monkeypatch.setattr(flows.streaming, "acancel_job", cancel_what_ended)
     with pytest.raises(RuntimeError, match=r"leaves was given up: .*exit code 7"):
         await streaming("leaves", "streams-here")
 

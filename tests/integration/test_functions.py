@@ -205,7 +205,7 @@ def test_an_endpoint_that_allows_only_our_function(
         spec.write_text("name: second\nscript: |\n  #!/bin/bash\n  echo from the second process\n")
         again = [sys.executable, "-m", "prefect_psik.cli", "run", str(spec), "--backend", "pinned"]
         env = os.environ | {"PREFECT_API_URL": str(prefect.settings.PREFECT_API_URL.value())}
-        done = subprocess.run(again, env=env, capture_output=True, text=True, timeout=180, check=False)
+        done = subprocess.run(again, env=env, capture_output=True, text=True, timeout=300, check=False)
         assert (done.returncode, done.stdout) == (0, "from the second process\n"), done.stderr
 
         # the endpoint, restarted

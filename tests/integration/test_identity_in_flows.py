@@ -234,7 +234,7 @@ def test_a_flow_run_that_is_cancelled_submits_nothing_more(prefix: Path) -> None
 
     thread = threading.Thread(target=lambda: crowded(return_state=True))
     thread.start()
-    wait_until(lambda: len(job_processes(prefix)) >= 2)
+    wait_until(lambda: len(runs(prefix)) == 2 and len(job_processes(prefix)) >= 2)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run_ids[0], Cancelling(), force=True)
         thread.join(timeout=180)  # SQLite may keep Prefect waiting for a minute

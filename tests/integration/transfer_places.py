@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -28,9 +29,15 @@ class Place:
         return file
 
     def files(self, path: str = "") -> dict[str, bytes]:
-        """All files below a path, with their content."""
+        """All files below a path, with their content; also while some are being removed."""
         top = self.root / path
-        return {str(file.relative_to(top)): file.read_bytes() for file in sorted(top.rglob("*")) if file.is_file()}
+        while True:
+            with suppress(FileNotFoundError):
+                return {
+                    str(file.relative_to(top)): file.read_bytes()
+                    for file in sorted(top.rglob("*"))
+                    if file.is_file()
+                }
 
 
 def emulated(globus: Globus, name: str, base: str) -> Place:

@@ -8,7 +8,7 @@ import socket
 from tests.testbed.daemons import Daemons
 from tests.testbed.state import State
 
-_START_SECONDS = 60.0
+_START_SECONDS = 300.0
 _SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 _SYSTEM_USER = "rabbitmq"
 _LOGIN = "testbed"

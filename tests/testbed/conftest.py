@@ -24,7 +24,7 @@ def within_the_rate(request: pytest.FixtureRequest) -> None:
     """Wait until the login that the tests of a facility share has sent little of late."""
     if "facility" in request.fixturenames:
         globus = request.getfixturevalue("facility").globus
-        wait_until(lambda: globus.recent("probe") <= _FEW_REQUESTS, seconds=20, what="few requests")
+        wait_until(lambda: globus.recent("probe") <= _FEW_REQUESTS, seconds=120, what="few requests")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.testbed.packages import FACILITY_USER, endpoint_bin
 from tests.testbed.state import State
 
 _NAME = "testbed"
-_START_SECONDS = 60.0
+_START_SECONDS = 300.0
 _HEARTBEAT_SECONDS = 5
 _STUCK_SECONDS = 45.0
 _MAX_WORKERS = 2

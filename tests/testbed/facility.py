@@ -31,7 +31,7 @@ _PARTS = (
     "emulator",
     "endpoint",
 )
-_COMMAND_SECONDS = 60.0
+_COMMAND_SECONDS = 300.0
 
 
 @dataclass(frozen=True)

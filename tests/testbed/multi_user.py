@@ -13,7 +13,7 @@ from tests.testbed.facility import Facility
 from tests.testbed.packages import MAPPED_USER, endpoint_bin
 
 _HEARTBEAT_SECONDS = 5
-_START_SECONDS = 60.0
+_START_SECONDS = 300.0
 
 
 class PinnedEndpoint(Endpoint):

@@ -74,7 +74,7 @@ def get(facility: Facility, path: str, *, data: bytes | None = None, access: str
         return json.load(reply)
 
 
-def sbatch(facility: Facility, *options: str, script: str = "sleep 60") -> str:
+def sbatch(facility: Facility, *options: str, script: str = "sleep 3000") -> str:
     """Submit a job as the facility's user; return its id."""
     done = facility.as_user("sbatch", "--parsable", "-o", "/dev/null", *options, "--wrap", script)
     assert done.returncode == 0, done.stderr
@@ -88,7 +88,7 @@ def sacct_state(facility: Facility, job: str) -> str:
 
 def await_state(facility: Facility, job: str, state: str) -> None:
     """Wait until a job is in this state by sacct, which may be some seconds behind."""
-    wait_until(lambda: sacct_state(facility, job).startswith(state), seconds=40, what=f"job {job} {state}")
+    wait_until(lambda: sacct_state(facility, job).startswith(state), seconds=180, what=f"job {job} {state}")
 
 
 def send(facility: Facility, client: Client, function_id: str, *args: object) -> str:
@@ -102,7 +102,7 @@ def send(facility: Facility, client: Client, function_id: str, *args: object) ->
 def call(facility: Facility, client: Client, function_id: str, *args: object) -> Any:
     """Submit one call and return its result."""
     task_id = send(facility, client, function_id, *args)
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         answer = client.get_batch_result([task_id]).get(task_id, {})
         if not answer.get("pending", True):

@@ -27,10 +27,12 @@ from tests.testbed.slurm_conf import (
 )
 from tests.testbed.state import State, TestbedError, wait_until
 
-_START_SECONDS = 60.0
-_COMMAND_SECONDS = 60.0
+_START_SECONDS = 300.0
+_COMMAND_SECONDS = 180.0
 _DRAIN_SECONDS = 3.0
 _DATABASE_USER = "mysql"
+#: Of nodes whose daemon answers, whatever is run or planned there; one that does not has a `*` behind it.
+_READY_STATES = {"idle", "mixed", "allocated", "completing", "planned"}
 NODE_DAEMONS = tuple(f"slurmd-{node}" for node in NODES)
 _MEMORY_CONTROLLER = Path("/sys/fs/cgroup/memory")
 
@@ -238,7 +240,7 @@ class Slurm:
 
         def all_ready() -> bool:
             states = self.run("sinfo", "-h", "-N", "-p", "debug", "-o", "%T").stdout.split()
-            return len(states) == len(NODES) and all(state in ("idle", "mixed", "allocated") for state in states)
+            return len(states) == len(NODES) and set(states) <= _READY_STATES
 
         wait_until(
             all_ready,

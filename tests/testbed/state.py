@@ -113,13 +113,18 @@ class State:
         return path
 
     def file(self, *parts: str, text: str, mode: int = 0o644, owner: str | None = None) -> Path:
-        """Write a file below the root, with exactly this mode and owner; its directory is there already."""
+        """Write a file below the root, with exactly this mode and owner; its directory is there already.
+
+        Daemons may read it meanwhile: they see the old one or the new one, whole.
+        """
         path = self.root.joinpath(*parts)
-        path.touch(mode=0o600)
-        path.chmod(mode)
-        path.write_text(text)
+        fresh = path.with_name(f"{path.name}.new")
+        fresh.touch(mode=0o600)
+        fresh.write_text(text)
+        fresh.chmod(mode)
         if owner is not None:
-            shutil.chown(path, owner, owner)
+            shutil.chown(fresh, owner, owner)
+        fresh.replace(path)
         return path
 
     def log(self, name: str) -> Path:

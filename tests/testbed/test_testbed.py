@@ -25,11 +25,15 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:\s*Environment differences dete
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+def empty_queue(facility: Facility) -> None:
+    facility.slurm.ask("scancel", "-u", facility.user)
+    wait_until(lambda: not facility.squeue("-h").strip(), seconds=180, what="empty queue")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def idle(facility: Facility) -> None:
     """End what other tests left: some jobs here take all nodes, or wait for them."""
-    facility.slurm.ask("scancel", "-u", facility.user)
-    wait_until(lambda: not facility.squeue("-h").strip(), seconds=60, what="empty queue")
+    empty_queue(facility)
 
 
 def test_a_job_runs_as_the_facilitys_user(facility: Facility) -> None:
@@ -69,7 +73,7 @@ def test_what_pends_for_ever(facility: Facility, options: list[str], reason: str
     job = sbatch(facility, *options)
     wait_until(
         lambda: facility.squeue("-h", "-j", job, "-o", "%T %r").strip() == f"PENDING {reason}",
-        seconds=30,
+        seconds=180,
         what=reason,
     )
     facility.as_user("scancel", job)
@@ -77,12 +81,14 @@ def test_what_pends_for_ever(facility: Facility, options: list[str], reason: str
 
 @pytest.mark.parametrize(("partition", "end"), [("low", "PENDING"), ("lowc", "PREEMPTED")])
 def test_a_high_job_preempts(facility: Facility, partition: str, end: str) -> None:
-    low = sbatch(facility, "-p", partition, "-N4", "--exclusive", "--requeue")
-    await_state(facility, low, "RUNNING")
-    high = sbatch(facility, "-p", "high", "-N4", "--exclusive", script="sleep 60")
-    await_state(facility, high, "RUNNING")
-    await_state(facility, low, end)
-    facility.as_user("scancel", low, high)
+    try:
+        low = sbatch(facility, "-p", partition, "-N4", "--exclusive", "--requeue")
+        await_state(facility, low, "RUNNING")
+        high = sbatch(facility, "-p", "high", "-N4", "--exclusive")
+        await_state(facility, high, "RUNNING")
+        await_state(facility, low, end)
+    finally:
+        empty_queue(facility)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,7 @@ def test_start_brings_back_what_was_killed_and_only_that(facility: Facility, cli
     function_id = client.register_source_code(SOURCE, "call")
     others = {other: process for other, process in facility.daemons.alive().items() if other != name}
     facility.daemons.signal(name, signal.SIGKILL)
-    wait_until(lambda: not facility.is_up(), seconds=30, what=f"{name} dead")
+    wait_until(lambda: not facility.is_up(), seconds=180, what=f"{name} dead")
     facility.start()
     now = facility.daemons.alive()
     assert {other: now.get(other) for other in others} == others
@@ -103,14 +109,15 @@ def test_start_brings_back_what_was_killed_and_only_that(facility: Facility, cli
 def test_a_stopped_endpoint_is_offline_and_its_tasks_wait(facility: Facility, client: Client) -> None:
     function_id = client.register_source_code(SOURCE, "call")
     job = sbatch(facility)
+    await_state(facility, job, "RUNNING")
     facility.endpoint.stop()
+    wait_until(lambda: not facility.endpoint.is_online(), seconds=180, what="endpoint offline")
     assert client.get_endpoint_status(facility.endpoint_id)["status"] == "offline"
     task_id = send(facility, client, function_id, "late", {})
     facility.start()
+    wait_until(facility.endpoint.is_online, seconds=180, what="endpoint online")
     assert client.get_endpoint_status(facility.endpoint_id)["status"] == "online"
-    wait_until(
-        lambda: not client.get_batch_result([task_id])[task_id]["pending"], seconds=60, what="the late task"
-    )
+    wait_until(lambda: is_done(client, task_id), seconds=180, what="the late task")
     assert facility.squeue("-h", "-j", job, "-o", "%T").strip() == "RUNNING"
     facility.as_user("scancel", job)
 
@@ -119,10 +126,10 @@ def test_a_killed_user_endpoint_bars_the_way_and_says_so(facility: Facility, cli
     function_id = client.register_source_code(SOURCE, "call")
     call(facility, client, function_id, "first", {})
     assert facility.endpoint.kill_user_endpoint()
-    facility.endpoint.renew_pid_files(60)
+    facility.endpoint.renew_pid_files(300)
     time.sleep(4)  # until the endpoint has noticed; it looks once a second
     task_id = send(facility, client, function_id, "second", {})
-    wait_until(lambda: is_done(client, task_id), seconds=40, what="the refusal")
+    wait_until(lambda: is_done(client, task_id), seconds=180, what="the refusal")
     with pytest.raises(TaskExecutionFailed, match="Another instance of this endpoint is running"):
         client.get_result(task_id)
     facility.endpoint.stop()
@@ -135,7 +142,7 @@ def test_a_task_sent_into_a_killed_user_endpoint_is_not_forgotten(facility: Faci
     call(facility, client, function_id, "first", {})
     assert facility.endpoint.kill_user_endpoint()
     task_id = send(facility, client, function_id, "second", {})
-    wait_until(lambda: is_done(client, task_id), seconds=60, what="an end of the task")
+    wait_until(lambda: is_done(client, task_id), seconds=180, what="an end of the task")
     facility.endpoint.stop()
     facility.start()
 
@@ -162,10 +169,10 @@ def test_a_second_slurm_lives_beside_the_first_and_leaves_nothing(facility: Faci
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         with private_slurm(Path(directory) / "slurm") as slurm:
-            done = slurm.run("sbatch", "--wrap", "sleep 60", "-o", "/dev/null", user=facility.user)
+            done = slurm.run("sbatch", "--wrap", "sleep 3000", "-o", "/dev/null", user=facility.user)
             assert "Submitted batch job 1" in done.stdout, done.stderr
             states = ("squeue", "-h", "-o", "%i %T")
-            wait_until(lambda: slurm.ask(*states) == "1 RUNNING\n", seconds=60, what="job of the second Slurm")
+            wait_until(lambda: slurm.ask(*states) == "1 RUNNING\n", seconds=180, what="job of the second Slurm")
             slurm.daemons.stop("slurmctld")
             assert "is DOWN" in slurm.run("scontrol", "ping").stdout
             assert "debug" in facility.slurm.ask("sinfo", "-h")
@@ -195,7 +202,7 @@ def test_run_ends_with_sigterm_and_leaves_no_process(facility: Facility) -> None
             sbatch(second, script="trap '' TERM; sleep 300")
             pids = [process.pid for process in second.daemons.members()]
             run.send_signal(signal.SIGTERM)
-            assert run.wait(timeout=90) == 0
+            assert run.wait(timeout=300) == 0
         assert second.daemons.members() == []
         assert [pid for pid in pids if _runs(pid)] == []
 

@@ -124,14 +124,14 @@ def submitted(top: Path, prefix: Path, job: dict[str, Any]) -> dict[str, Any]:
         batch.chmod(0o700)
         slurms = {"SLURM_JOB_ID": "123", "SLURM_JOB_NUM_NODES": "1"}
         command = [str(batch)]
-        subprocess.run(command, cwd=top, env=os.environ | slurms, timeout=60, check=False, capture_output=True)
+        subprocess.run(command, cwd=top, env=os.environ | slurms, timeout=300, check=False, capture_output=True)
     return answer
 
 
 def wait_for_end(prefix: Path) -> list[str]:
     """Wait until the job of psik's local backend has ended; returns the states of its record."""
     record = prefix / STAMP / "status.csv"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         states = [row.state.value for row in parse_status(record.read_text())] if record.exists() else []
         if not states or states[-1] in ("completed", "failed"):

@@ -104,7 +104,10 @@ def age(prefix: Path, name: str, seconds: float) -> None:
     path.write_text(json.dumps(known | {"time": known["time"] - seconds}))
 
 
-def test_many_looks_and_callers_share_one_squeue(commands: Commands, prefix: Path) -> None:
+def test_many_looks_and_callers_share_one_squeue(
+    commands: Commands, prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SQUEUE_SECONDS", 3600.0)
     commands.say("squeue", *(f"{77 + n}|RUNNING|1|Unknown||n1|None" for n in range(8)))
     stamps = [slurm_job(prefix, n + 1) for n in range(8)]
     threads = [threading.Thread(target=look, args=(prefix, stamp)) for stamp in stamps for _ in range(3)]
@@ -114,10 +117,10 @@ def test_many_looks_and_callers_share_one_squeue(commands: Commands, prefix: Pat
         thread.join()
     assert len(commands.calls("squeue")) == 1
     assert commands.calls("sacct") == []
-    age(prefix, "squeue", remote.SQUEUE_SECONDS - 2)
+    age(prefix, "squeue", 1800)
     look(prefix, *stamps)
     assert len(commands.calls("squeue")) == 1
-    age(prefix, "squeue", 2)
+    age(prefix, "squeue", 1800)
     look(prefix, *stamps)
     assert len(commands.calls("squeue")) == 2
 
@@ -128,9 +131,9 @@ def test_a_thousand_jobs_fit_into_one_call_and_come_again_only_if_they_change(
     number = 1000
     commands.say("squeue", *(f"{77 + n}|RUNNING|1|Unknown||n1|None" for n in range(number)))
     stamps = [slurm_job(prefix, n + 1, f"1,queued,{77 + n}", ACTIVE) for n in range(number)]
-    begin = time.monotonic()
+    begin = time.process_time()
     first = look(prefix, *stamps, offsets={})
-    assert time.monotonic() - begin < 30
+    assert time.process_time() - begin < 30
     assert len(first) == number
     assert all(facts["alive"] for facts in first.values())
     jobs = [item(stamp, seen=first[stamp]["token"], offsets={}) for stamp in stamps]
@@ -261,7 +264,10 @@ def test_accounting_that_is_behind_is_asked_again_and_not_believed_to_be_done(
     assert len(commands.calls("sacct")) == 2
 
 
-def test_callers_that_come_between_are_asked_for_together(commands: Commands, prefix: Path) -> None:
+def test_callers_that_come_between_are_asked_for_together(
+    commands: Commands, prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SQUEUE_SECONDS", 3600.0)
     stamps = [slurm_job(prefix, n + 1) for n in range(5)]
     commands.say("squeue")
     commands.say("sacct")
@@ -280,7 +286,7 @@ def test_callers_that_come_between_are_asked_for_together(commands: Commands, pr
 
 def test_list_that_is_older_than_the_submission_says_nothing(commands: Commands, prefix: Path) -> None:
     stamp = slurm_job(prefix)
-    (prefix / stamp / "prefect" / "intent.1").write_text(json.dumps({"time": time.time(), "attempt": [1]}))
+    (prefix / stamp / "prefect" / "intent.1").write_text(json.dumps({"time": time.time() + 3600, "attempt": [1]}))
     commands.say("squeue")
     facts = look(prefix, stamp)[stamp]
     assert "vanished" not in facts
@@ -356,7 +362,10 @@ def test_usage_is_asked_for_all_and_kept(commands: Commands, prefix: Path) -> No
     assert len(commands.calls("sacct")) == 1
 
 
-def test_usage_that_is_not_all_there_is_asked_for_again_in_a_while(commands: Commands, prefix: Path) -> None:
+def test_usage_that_is_not_all_there_is_asked_for_again_in_a_while(
+    commands: Commands, prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "USAGE_SECONDS", 3600.0)
     stamp = slurm_job(prefix)
     commands.say("sacct", "77|COMPLETED|10|20|00:05||1|n1", "77.batch|RUNNING|10|20|00:05||1|n1")
     assert 0 < used(prefix, stamp)[stamp]["wait"] <= remote.USAGE_SECONDS

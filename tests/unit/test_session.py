@@ -139,7 +139,7 @@ def test_a_look_at_a_facility_that_is_away_has_an_end(monkeypatch: pytest.Monkey
     def away(jobs: list[dict[str, Any]]) -> dict[str, Any]:
         raise FacilityError("Globus does not answer.", transient=True)
 
-    monkeypatch.setattr(session, "REPEAT_SECONDS", 0.5)
+    monkeypatch.setattr(session, "REPEAT_SECONDS", 5.0)
     channel = Channel(Session.current(), Answering(away), "/p", 1.0)
     with pytest.raises(FacilityTimeout, match="Globus does not answer"):
         on_session(channel.look(HANDLE))
@@ -153,7 +153,7 @@ def test_a_coroutine_that_wants_to_exit_does_not_end_the_session() -> None:
 
     own = Session()
     concurrent.futures.wait([own.run(exits())], timeout=2)
-    assert own.run(asyncio.sleep(0, "an answer")).result(10) == "an answer"
+    assert own.run(asyncio.sleep(0, "an answer")).result(60) == "an answer"
 
 
 def test_a_call_that_wants_to_exit_leaves_nobody_waiting_for_ever() -> None:
@@ -167,7 +167,7 @@ def test_a_call_that_wants_to_exit_leaves_nobody_waiting_for_ever() -> None:
     submissions = [own.run(channel.submit({"stamp": stamp})) for stamp in ("1", "2", "2")]
     for submission in submissions:  # the last is of a second call
         with pytest.raises(RemoteCodeError, match=r"failed on test: SystemExit\(1\)"):
-            submission.result(10)
+            submission.result(60)
 
 
 async def test_a_request_that_wants_to_exit_is_a_passing_error() -> None:

@@ -189,7 +189,7 @@ def test_a_cancel_that_does_not_end_it_is_an_error(monkeypatch: pytest.MonkeyPat
             return
 
     with pytest.raises(TransferError, match="has not ended; it may go on"):
-        transfer_runs.cancel(Deaf(ACTIVE), HANDLE).result(10)  # type: ignore[arg-type]
+        transfer_runs.cancel(Deaf(ACTIVE), HANDLE).result(60)  # type: ignore[arg-type]
 
 
 async def test_a_look_that_wants_to_exit_is_a_passing_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,11 +58,13 @@ class Capture:
 
 
 def read_capture(path: Path) -> Iterator[Message]:
-    """Yield the messages of a capture file, oldest first."""
+    """Yield the messages of a capture file, oldest first; one that is being written comes the next time."""
     if not path.exists():
         return
     with path.open() as lines:
         for line in lines:
+            if not line.endswith("\n"):
+                return
             entry = json.loads(line)
             yield Message(entry["at"], entry["kind"], entry["queue"], base64.b64decode(entry["body"]))
 
