@@ -44,8 +44,8 @@ def api_url() -> str:
 
 
 def is_busy(error: BaseException) -> bool:
-    """A server whose SQLite database is locked has done nothing, and says 503: to be asked again."""
-    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 503
+    """A server whose SQLite database is locked has done nothing, and says so: to be asked again."""
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (500, 503)
 
 
 @retry(retry=retry_if_exception(is_busy), wait=wait_fixed(1), stop=stop_after_attempt(30), reraise=True)

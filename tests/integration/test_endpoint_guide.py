@@ -86,7 +86,7 @@ class LoginNode:
 def node(facility: Facility) -> Iterator[LoginNode]:
     made = LoginNode(facility)
     yield made
-    if (made.home / "venv").exists():
+    if (made.home / ".globus_compute/psik_endpoint").exists():
         made.stop("globus-compute-endpoint stop psik_endpoint")
     shutil.rmtree(made.home)
 
