@@ -32,7 +32,7 @@ def test_on_the_endpoint(facility: Facility) -> None:
         env={**os.environ, "PREFECT_PSIK_TESTBED": str(facility.state.root)},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=2400,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,15 +170,25 @@ def test_a_large_output_is_told_and_not_lost(prefix: Path) -> None:
     assert "Globus Transfer" in result.warnings[0]
 
 
+def sleeps(prefix: Path) -> bool:
+    """Whether the script of a job has come to its sleep."""
+    for process in job_processes(prefix):
+        with suppress(psutil.NoSuchProcess):
+            if process.cmdline()[:1] == ["sleep"]:
+                return True
+    return False
+
+
 def test_a_job_whose_processes_are_killed_is_noticed(prefix: Path) -> None:
     backend = backend_at(prefix)
     handle = submit_job(backend, bash("sleep 300"))
     assert handle.native_id is not None
-    wait_until(lambda: poll_job(handle).state is JobState.active)
+    wait_until(lambda: poll_job(handle).state is JobState.active and sleeps(prefix))
     runner = psutil.Process(int(handle.native_id))
     # The runner first: it would note how the script ended.
     for process in [runner, *runner.children(recursive=True)]:
-        process.send_signal(signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
     with pytest.raises(JobFailed, match="vanished") as failed:
         wait_for_job(handle)
     assert failed.value.cause is FailureCause.lost
@@ -185,7 +196,7 @@ def test_a_job_whose_processes_are_killed_is_noticed(prefix: Path) -> None:
 
 def test_a_job_that_is_terminated_from_outside_is_canceled_outside(prefix: Path) -> None:
     handle = submit_job(backend_at(prefix), bash("sleep 300"))
-    wait_until(lambda: poll_job(handle).state is JobState.active and job_processes(prefix))
+    wait_until(lambda: poll_job(handle).state is JobState.active and sleeps(prefix))
     os.kill(int(handle.native_id or 0), signal.SIGTERM)
     with pytest.raises(JobCanceled) as canceled:
         wait_for_job(handle)

@@ -157,7 +157,6 @@ def test_what_the_site_pins(facility: Facility, site_endpoint: MultiUserEndpoint
     assert not Path("/etc/prefect-psik").exists(), "other endpoints of this machine see nothing of it"
     assert run_job(backend, script("id -un", name="allowed")).stdout.strip() == site_endpoint.user
     before = sorted(os.listdir(mapped_prefix(facility)))
-    queue = facility.squeue("-h", "-t", "all", "-u", site_endpoint.user)
     other = backend.attributes.model_copy(update={"queue_name": "batch"})
     with pytest.raises(SubmitRejected) as err:
         submit_job(backend.model_copy(update={"attributes": other}), script("true", name="partition"))
@@ -170,4 +169,5 @@ def test_what_the_site_pins(facility: Facility, site_endpoint: MultiUserEndpoint
         )
     assert sorted(os.listdir(mapped_prefix(facility))) == before
     assert not (facility.data / "psik").exists()
-    assert facility.squeue("-h", "-t", "all", "-u", site_endpoint.user) == queue
+    queued = facility.squeue("-h", "-t", "all", "-u", site_endpoint.user, "-o", "%j").split()
+    assert not {"partition", "prefix"}.intersection(queued)

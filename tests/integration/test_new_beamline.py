@@ -46,7 +46,7 @@ def test_the_guide_leads_to_a_reconstruction(facility: Facility, services: Servi
 
     def run(command: str) -> str:
         done = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1500
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout

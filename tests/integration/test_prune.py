@@ -304,7 +304,7 @@ def test_killed_in_the_middle(globus: Globus, end: str, after: int, tasks: int) 
     env = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     process = subprocess.Popen([sys.executable, "-c", _KILLED, *keys, f"/{base}"], env=env)
     try:
-        wait_until(lambda: len(globus.transfers()) >= before + tasks, 120)
+        wait_until(lambda: len(globus.transfers()) >= before + tasks, 300)
         wait_until(lambda: ("rec/0" not in away.files()) == (tasks == 4))
     finally:
         process.kill()

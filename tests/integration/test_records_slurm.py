@@ -15,10 +15,10 @@ import pytest
 from prefect import flow
 from prefect.runtime import flow_run
 
-from prefect_psik import JobHandle, PsikBackend, submit_job
+from prefect_psik import JobHandle, PsikBackend, submit_job, wait_for_start
 from tests.integration.local import wait_until
 from tests.integration.slurm_view import accounted, live, wait_running
-from tests.integration.test_slurm_jobs import backend, client, script
+from tests.integration.test_slurm_jobs import LONG, backend, client, script
 from tests.testbed.facility import Facility
 
 __all__ = ["backend", "client"]
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 @flow
 def leave_two(block: str) -> tuple[UUID, list[JobHandle]]:
     """Submit two jobs that count, and that nobody waits for."""
-    spec = script("for n in $(seq 600); do echo line $n; sleep 1; done")
+    spec = script("for n in $(seq 3000); do echo line $n; sleep 1; done", resources=LONG)
     handles = [submit_job(block, spec.replace(name=f"{block}-{number}")) for number in range(2)]
     return UUID(flow_run.id), handles
 
@@ -64,7 +64,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 def said(*arguments: str) -> tuple[int, str]:
     """Run a command; its exit code and what it printed."""
     process = start(*arguments)
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out + err
 
 
@@ -72,6 +72,8 @@ def test_the_command_line_on_live_slurm_jobs(facility: Facility, block: str) -> 
     run, [handle, other] = leave_two(block)
     running = wait_running(facility, block, 2)
     assert {handle.native_id, other.native_id} == set(running)
+    for job in (handle, other):
+        wait_for_start(job, backend=block)
 
     code, text = said("status", handle.stamp, "--backend", block)
     assert code == 0

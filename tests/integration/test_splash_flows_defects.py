@@ -107,7 +107,7 @@ def test_s12_a_cancel_in_prefect_ends_the_job(facility: Facility, services: Serv
     services.cancel(run)
     wait_until(lambda: services.state(run).is_final(), 120)
     assert services.state(run).is_cancelled()
-    assert live(facility, "s12") == {}
+    wait_until(lambda: live(facility, "s12") == {})
     (native_id,) = running
     assert account_of(facility, native_id, "State").startswith("CANCELLED")
 
@@ -117,6 +117,7 @@ def begin(services: Services, facility: Facility, block: str, tag: str) -> tuple
     served = services.python("tests/integration/places.py", "serve")
     wait_until(lambda: services.deployed("direct/served"), 180)
     run = services.run_deployment("direct/served", backend=block, tag=f"{tag}-{uuid.uuid4().hex[:8]}")
+    wait_until(lambda: any(" submitted on " in line for line in services.logs(run)))
     return served, run, wait_running(facility, tag)
 
 

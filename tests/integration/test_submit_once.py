@@ -17,11 +17,11 @@ from tests.integration.local import wait_until
 from tests.integration.prefect_services import Services
 from tests.integration.slurm_view import accounted, lines_of, live
 from tests.integration.submissions import STEPS, line
-from tests.integration.test_slurm_jobs import backend, client
+from tests.integration.test_slurm_jobs import backend, client, patient
 from tests.testbed.facility import Facility
 from tests.testbed.slurm import as_user
 
-__all__ = ["backend", "client"]
+__all__ = ["backend", "client", "patient"]
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -48,6 +48,7 @@ def name() -> str:
 
 def assert_once(facility: Facility, name: str) -> None:
     """One Slurm job of this name, and it ran once."""
+    wait_until(lambda: live(facility, name) == {})  # psik tells of the end before Slurm does
     assert list(accounted(facility, name).values()) == ["COMPLETED"]
     assert len(lines_of(facility, name)) == 1
 
@@ -133,6 +134,7 @@ def test_a_flow_process_killed_at_any_step(facility: Facility, services: Service
         if job not in again:
             assert_once(facility, job)
             continue
+        wait_until(lambda job=job: live(facility, job) == {})  # type: ignore[misc]
         # To Slurm a script that fails is completed, too.
         assert list(accounted(facility, job).values()) == ["COMPLETED"] * 2
         assert len(lines_of(facility, job)) == 2
@@ -176,6 +178,7 @@ def test_two_processes_with_the_same_key_at_the_same_moment(
 # ------------------------------------------------------------------------------------------ at the facility
 
 
+@pytest.mark.usefixtures("patient")
 def test_an_endpoint_that_is_restarted_while_it_submits(
     facility: Facility, backend: PsikBackend, name: str
 ) -> None:
@@ -188,13 +191,14 @@ def test_an_endpoint_that_is_restarted_while_it_submits(
             facility.endpoint.stop()
             facility.daemons.signal("slurmctld", signal.SIGCONT)
             facility.start()
-            running.result(300)
+            running.result(1000)
     finally:
         facility.daemons.signal("slurmctld", signal.SIGCONT)
         facility.start()
     assert_once(facility, name)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_the_remote_process_is_killed_around_sbatch(
     facility: Facility, backend: PsikBackend, name: str, when: str

@@ -20,7 +20,7 @@ def smoke(facility: Facility, tmp_path: Path, *options: str) -> subprocess.Compl
     env = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_API", "GLOBUS_"))}
     env |= facility.env | {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
     command = [sys.executable, "-m", "tests.system", *options]
-    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
 
 
 def verdicts(report: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from flows.hello_job import hello_job
 from flows.store import Phantom
 from flows.tomography import Resources, tomography
 from prefect_psik import BackendAttributes, GlobusCollection, GlobusCredentials, PsikBackend
+from tests.integration.local import wait_until
 from tests.integration.slurm_view import account_of
 from tests.testbed.facility import Facility
 
@@ -60,6 +61,7 @@ def test_import_and_run_of_the_guides_files(facility: Facility, lustre: Path) ->
     assert lines[-1] == "srun", "psik's $mpirun on Slurm"
     assert facility.meter()["routes"]["POST /v3/endpoints/*/submit"] >= 2
     native_id = next(line.split("=")[1] for line in lines if line.startswith("SLURM_JOB_ID="))
+    wait_until(lambda: native_id not in facility.squeue("-h", "-o", "%i").split())
     assert account_of(facility, native_id, "Account,Partition,State") == "stf006|batch|COMPLETED"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -35,13 +37,32 @@ def facility() -> Iterator[Facility]:
     try:
         found.start()
         found.globus.forget_peaks()
-        yield found
+        with _no_stuck_forks(found):
+            yield found
         found.globus.start()
         over = found.globus.over_the_limit()
         assert over == {}, f"a login sent more than Globus allows: {over} requests in 10 s"
     finally:
         if was_down:
             found.stop()
+
+
+@contextmanager
+def _no_stuck_forks(found: Facility) -> Iterator[None]:
+    """Help the endpoint on where its release would hang, see `Endpoint.end_stuck_forks`."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(15):
+            found.endpoint.end_stuck_forks()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 @pytest.fixture(scope="session")
