@@ -51,23 +51,27 @@ class Place:
         return GlobusTransport(endpoint_id, **changes)
 
     @contextmanager
-    def fault(self, kind: str, *, times: int = 1, **fields: object) -> Iterator[None]:
-        """Have the emulated service misbehave, and see at the end of the block that it did, as often as asked."""
+    def fault(self, kind: str, *, times: int = 1, **fields: object) -> Iterator[Callable[[], None]]:
+        """Have the emulated service misbehave, and see at the end of the block that it did, as often as asked.
+
+        Yields:
+            A function that waits until it did: results that are to be lost come when they come.
+        """
         assert self.facility is not None
         globus = self.facility.globus
         title = f"{kind} {fields['status']}" if kind == "error" else kind
         before = globus.happened().get(title, 0)
-        globus.order_fault(kind, times=times, **fields)
-        yield
-        self.await_fault(title, before + times)
-        happened = globus.happened()[title] - before
-        assert happened == times, f"{title} happened {happened} times, not {times}"
 
-    def await_fault(self, title: str, times: int = 1) -> None:
-        """Wait until a fault has happened so often in all; results that are to be lost come when they come."""
-        assert self.facility is not None
-        happened = self.facility.globus.happened
-        wait_until(lambda: happened().get(title, 0) >= times, seconds=CALL_SECONDS, what=f"{times} times {title}")
+        def happened() -> int:
+            return globus.happened().get(title, 0) - before
+
+        def wait() -> None:
+            wait_until(lambda: happened() >= times, seconds=CALL_SECONDS, what=f"{times} times {title}")
+
+        globus.order_fault(kind, times=times, **fields)
+        yield wait
+        wait()
+        assert happened() == times, f"{title} happened {happened()} times, not {times}"
 
     async def look(self, transport: Transport, stamp: str = "1", *, timeout: float = CALL_SECONDS) -> None:
         """One call whose answer can only be its own."""

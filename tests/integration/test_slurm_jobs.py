@@ -381,7 +381,7 @@ def test_many_jobs_share_calls_and_stay_within_the_limit(
     real = GlobusTransport.call
 
     async def noted(transport: GlobusTransport, operation: str, payload: Any, **options: Any) -> Any:
-        calls.append((operation, len(payload["jobs"])))
+        calls.append((operation, len(payload.get("jobs", []))))
         return await real(transport, operation, payload, **options)
 
     monkeypatch.setattr(GlobusTransport, "call", noted)
