@@ -20,7 +20,7 @@ from tests.testbed.state import State
 _NAME = "testbed"
 _START_SECONDS = 300.0
 _HEARTBEAT_SECONDS = 5
-_STUCK_SECONDS = 45.0
+_STUCK_SECONDS = 20.0
 _MAX_WORKERS = 2
 _SERIALIZERS = (
     "globus_compute_sdk.serialize.PureSourceTextInspect",

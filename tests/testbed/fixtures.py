@@ -49,11 +49,11 @@ def facility() -> Iterator[Facility]:
 
 @contextmanager
 def _no_stuck_forks(found: Facility) -> Iterator[None]:
-    """Help the endpoint on where its release would hang, see `Endpoint.end_stuck_forks`."""
+    """Help the endpoint on where its release hangs, see `Endpoint.end_stuck_forks`: about once in a few runs."""
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(15):
+        while not over.wait(5):
             found.endpoint.end_stuck_forks()
 
     watcher = threading.Thread(target=watch, daemon=True)
