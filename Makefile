@@ -22,10 +22,10 @@ export DO_NOT_TRACK := 1
 # The first start of a Prefect server makes its database, slowly on a busy machine.
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 180
 
-# Run $(1) with a Prefect home that is thrown away afterwards, whatever happens.
-with_prefect_home = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && PREFECT_HOME=$$home $(1)
-# What a test or flow starts by name comes from the same environment.
+# What a test or flow starts by name comes from the same environment $(1).
 with_path = PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python
+# The same with a Prefect home that is thrown away; no process outlives it, whatever ends it.
+alone = $(call with_path,$(1)) -m tests.alone $(1)/bin/python
 
 # Make an environment at $(1) from the names and versions in $(2); its stamp is the target.
 define environment
@@ -59,43 +59,43 @@ check: .venv  ## Check format, lint, types, layers and spelling
 
 .PHONY: test
 test: .venv  ## Run the tests
-	@$(call with_prefect_home,$(call with_path,.venv) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS))
+	@$(call alone,.venv) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The last of them needs a facility: there the versions of the Globus SDKs show.
 LOWEST_TESTS := tests/unit $(patsubst %,tests/integration/test_%.py,blocks local_jobs slurm_jobs)
 
 .PHONY: test-lowest
 test-lowest: .venv-lowest/.complete  ## Run tests with the lowest versions that pyproject.toml allows
-	@$(call with_prefect_home,$(call with_path,.venv-lowest) -m pytest $(or $(ARGS),$(LOWEST_TESTS)))
+	@$(call alone,.venv-lowest) -m pytest $(or $(ARGS),$(LOWEST_TESTS))
 
 .venv-lowest/.complete: requirements/lowest.txt pyproject.toml
 	$(call environment,.venv-lowest,requirements/lowest.txt)
 
 .PHONY: bench
 bench: .venv  ## Measure speed and memory; the limits are printed with the figures
-	@$(call with_prefect_home,$(call with_path,.venv) -m tests.bench $(ARGS))
+	@$(call alone,.venv) -m tests.bench $(ARGS)
 
 .PHONY: outcomes
 outcomes: .venv  ## Provoke every way a job can end on real Slurms (Debian, as root; at most 10 min), print the table
-	@$(call with_prefect_home,$(call with_path,.venv) -m tests.outcomes $(ARGS))
+	@$(call alone,.venv) -m tests.outcomes $(ARGS)
 
 SEED ?= 1
 FAULTS ?= 20
 
 .PHONY: chaos
 chaos: .venv  ## Inject FAULTS faults, drawn from SEED, into running flows (Debian, as root); what must be zero
-	@$(call with_prefect_home,$(call with_path,.venv) -m tests.chaos --seed $(SEED) --faults $(FAULTS) $(ARGS))
+	@$(call alone,.venv) -m tests.chaos --seed $(SEED) --faults $(FAULTS) $(ARGS)
 
 .PHONY: conformance
 conformance: .venv  ## Both transports, client Pythons 3.11 to 3.13, three engines (Debian, as root): a table
-	@$(call with_prefect_home,$(call with_path,.venv) -m tests.conformance $(ARGS))
+	@$(call alone,.venv) -m tests.conformance $(ARGS)
 
 CALLS ?= 1000
 SEEDS ?= $(SEED)
 
 .PHONY: soak
 soak: .venv  ## Call through Globus Compute while everything misbehaves at random (Debian, as root; 5 min a seed)
-	@$(BIN)/python -m tests.soak --seeds $(SEEDS) --calls $(CALLS)
+	@$(call alone,.venv) -m tests.soak --seeds $(SEEDS) --calls $(CALLS)
 
 .PHONY: facility
 facility: .venv  ## Run a facility on this machine (Debian, as root) until Ctrl-C: Slurm, broker, endpoint
