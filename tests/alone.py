@@ -1,10 +1,10 @@
 """Run a command with a Prefect home of its own, and leave no process, mount or file of it behind.
 
-`python -m tests.alone COMMAND…` makes a row of three processes: this one, a keeper in a session of its own, and the
-command. The first two are subreapers (`prctl(2)`): whatever a test starts, daemons and jobs of other users included,
-stays their descendant, since orphans become their children and not those of process 1. When the command ends, the
-keeper kills what is left of it. When the keeper or the first process is killed, the other one does. Mounts are made
-in a name space of their own, where this user can make any, and end with its last process.
+`python -m tests.alone COMMAND…` makes a row of three processes: this one, a keeper in a session of its own, and
+the command. The first two are subreapers (`prctl(2)`): whatever a test starts, daemons and jobs of other users
+included, stays their descendant, since orphans become their children and not those of process 1. When the command
+ends, the keeper kills what is left of it. When the keeper or the first process is killed, the other one does.
+Mounts are made in a name space of their own, where this user can make any, and end with its last process.
 
 Only Linux has subreapers. Elsewhere the command just has a Prefect home of its own.
 """
@@ -89,9 +89,7 @@ def _start(command: Sequence[str], home: str, signals: set[signal.Signals]) -> i
     return child
 
 
-def _wait(
-    child: int, signals: set[signal.Signals], is_wanted: Callable[[], bool], *, group: bool = False
-) -> int:
+def _wait(child: int, signals: set[signal.Signals], is_wanted: Callable[[], bool], *, group: bool = False) -> int:
     """Reap children until this one has ended, and return its exit code.
 
     It, or its whole process group, is sent the signals that come in, SIGINT when nobody wants it any more, and

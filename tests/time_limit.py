@@ -14,18 +14,24 @@ import sys
 from collections.abc import Generator
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import psutil
 import pytest
-import pytest_timeout
 
 from tests.second_run import is_second
 
 #: A test that cannot be interrupted so long after its limit is ended with its whole process.
 _GRACE_SECONDS = 60.0
 _DUMP_SECONDS = 10.0
-_SETTINGS = pytest.StashKey[pytest_timeout.Settings]()
+_SETTINGS = pytest.StashKey["Settings"]()
 _STDERR = pytest.StashKey[int]()
+
+
+class Settings(Protocol):
+    """What pytest-timeout knows of a test; it has no types of its own."""
+
+    timeout: float
 
 
 @pytest.hookimpl(trylast=True)
@@ -35,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> Generator[None, object, object]:
+def pytest_timeout_set_timer(item: pytest.Item, settings: Settings) -> Generator[None, object, object]:
     """Let the plugin's handler be called after our own."""
     result = yield
     item.stash[_SETTINGS] = settings
@@ -82,9 +88,7 @@ def stacks_of_children() -> str:
         if is_python:
             try:
                 command = [str(spy), "dump", "--pid", str(child.pid)]
-                done = subprocess.run(
-                    command, capture_output=True, text=True, timeout=_DUMP_SECONDS, check=False
-                )
+                done = subprocess.run(command, capture_output=True, text=True, timeout=_DUMP_SECONDS, check=False)
                 parts.append(done.stdout if done.returncode == 0 else done.stderr)
             except (OSError, subprocess.TimeoutExpired) as err:
                 parts.append(f"no stacks: {err}")
