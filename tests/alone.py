@@ -25,8 +25,8 @@ import psutil
 
 from tests.testbed.daemons import Process, children_of, is_same, look, send
 
-#: For an orderly end after a signal.
-GRACE_SECONDS = 20.0
+#: For an orderly end of the command after a signal, and for that of the keeper.
+_COMMAND_SECONDS, _KEEPER_SECONDS = 10.0, 25.0
 #: What does not die of SIGKILL within this time hangs in the kernel.
 _KILL_SECONDS = 20.0
 _POLL_SECONDS = 0.5
@@ -54,7 +54,7 @@ def _run(command: Sequence[str], home: str) -> int:
     if keeper == 0:
         os.setsid()
         os._exit(_keep(command, home, signals, itself))
-    code = _wait(keeper, signals, lambda: all(is_same(starter) for starter in starters))
+    code = _wait(keeper, keeper, signals, lambda: all(is_same(starter) for starter in starters), _KEEPER_SECONDS)
     _end_descendants()
     return code
 
@@ -63,7 +63,7 @@ def _keep(command: Sequence[str], home: str, signals: set[signal.Signals], paren
     """Be the keeper: run the command, and end all that it leaves."""
     _become_subreaper()
     child = _start(command, home, signals)
-    code = _wait(child, signals, lambda: os.getppid() == parent, group=True)
+    code = _wait(child, -child, signals, lambda: os.getppid() == parent, _COMMAND_SECONDS)
     if left := _end_descendants():
         print(f"Left by {command[0]}, and killed: {', '.join(sorted(left))}.", file=sys.stderr, flush=True)
     shutil.rmtree(home, ignore_errors=True)
@@ -89,11 +89,13 @@ def _start(command: Sequence[str], home: str, signals: set[signal.Signals]) -> i
     return child
 
 
-def _wait(child: int, signals: set[signal.Signals], is_wanted: Callable[[], bool], *, group: bool = False) -> int:
+def _wait(
+    child: int, addressee: int, signals: set[signal.Signals], is_wanted: Callable[[], bool], seconds: float
+) -> int:
     """Reap children until this one has ended, and return its exit code.
 
-    It, or its whole process group, is sent the signals that come in, SIGINT when nobody wants it any more, and
-    SIGKILL if it then takes too long.
+    The addressee, a process or (negative) a group, is sent the signals that come in, SIGINT when nobody wants it any
+    more, and SIGKILL if it then needs more seconds.
     """
     deadline = float("inf")
     while True:
@@ -109,8 +111,8 @@ def _wait(child: int, signals: set[signal.Signals], is_wanted: Callable[[], bool
             elif deadline == float("inf") and not is_wanted():
                 signum = signal.SIGINT
         if signum is not signal.SIGCHLD:
-            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-            os.kill(-child if group else child, signum)
+            deadline = min(deadline, time.monotonic() + seconds)
+            os.kill(addressee, signum)
 
 
 def _end_descendants() -> set[str]:
