@@ -94,8 +94,8 @@ def _wait(
 ) -> int:
     """Reap children until this one has ended, and return its exit code.
 
-    The addressee, a process or (negative) a group, is sent the signals that come in, SIGINT when nobody wants it any
-    more, and SIGKILL if it then needs more seconds.
+    The addressee, a process or (negative) a group, is sent the signals that come in, SIGINT when nobody wants it
+    any more, and SIGKILL if it then needs more seconds.
     """
     deadline = float("inf")
     while True:
