@@ -59,7 +59,7 @@ check: .venv  ## Check format, lint, types, layers and spelling
 
 .PHONY: test
 test: .venv  ## Run the tests
-	@$(call alone,.venv) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(call alone,.venv) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=40 $(ARGS)
 
 # The last of them needs a facility: there the versions of the Globus SDKs show.
 LOWEST_TESTS := tests/unit $(patsubst %,tests/integration/test_%.py,blocks local_jobs slurm_jobs)

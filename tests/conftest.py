@@ -12,6 +12,8 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.testbed import packages
+from tests.testbed.fixtures import REQUIRE_VARIABLE
 from tests.testbed.state import STATE_VARIABLE, default_root
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -29,6 +31,12 @@ settings.load_profile("busy")
 # What a shell starts in the background ignores SIGINT, and so would all that tests start, and then interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Install what the facility lacks before the time of any test begins."""
+    if os.environ.get(REQUIRE_VARIABLE) == "1" and not hasattr(session.config, "workerinput"):
+        packages.install()
 
 
 @pytest.fixture(scope="session")

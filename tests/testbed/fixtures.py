@@ -14,7 +14,7 @@ from tests.testbed.broker import Broker
 from tests.testbed.daemons import Daemons
 from tests.testbed.facility import Facility
 from tests.testbed.globus import Globus
-from tests.testbed.state import State
+from tests.testbed.state import State, TestbedError
 
 REQUIRE_VARIABLE = "PREFECT_PSIK_REQUIRE_FACILITY"
 
@@ -26,12 +26,12 @@ def facility() -> Iterator[Facility]:
     At the end of the session no login may ever have sent more than 20 requests in 10 s.
 
     Where it cannot run (no Debian, not root, something not installed) the tests are skipped with the reason.
-    With `PREFECT_PSIK_REQUIRE_FACILITY=1` what is missing is installed, and what cannot be had is an error.
+    With `PREFECT_PSIK_REQUIRE_FACILITY=1`, where what is missing was installed before the tests, that is an error.
     """
     found = Facility.at()
-    if os.environ.get(REQUIRE_VARIABLE) == "1":
-        packages.install()
-    elif reason := packages.why_not():
+    if reason := packages.why_not():
+        if os.environ.get(REQUIRE_VARIABLE) == "1":
+            raise TestbedError(f"No facility: {reason}")
         pytest.skip(f"no facility: {reason}")
     was_down = not found.daemons.alive()
     try:
