@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import CronSchedule
 
 from tests.integration.local import wait_until
 from tests.integration.prefect_services import Services
@@ -127,16 +128,20 @@ def test_from_a_deployment(
 
 
 def test_from_a_schedule(worker: Services, places: dict[str, Place], parameters: dict[str, Any]) -> None:
-    """The deployment of each night, its cron moved from 05:00 to a minute from now, so that it can be awaited.
+    """The deployment of each night, its cron moved from 05:00 to the next minute, so that it can be awaited.
 
     Its prune at the detector is due at once: the worker runs that, too.
     """
-    soon = datetime.now(UTC) + timedelta(seconds=180)
     given = {"scan": "scheduled", "keep": {"detector": "PT1S"}, **parameters}
-    worker.prefect(
-        *("deploy", "--name", "phantom", "--cron", f"{soon.minute} {soon.hour} * * *", "--timezone", "UTC"),
-        *("--params", json.dumps(given)),
-    )
+    worker.prefect("deploy", "--name", "phantom", "--params", json.dumps(given))
+    with worker.client() as api:
+        deployment = api.read_deployment_by_name("tomography/phantom").id
+        [schedule] = api.read_deployment_schedules(deployment)
+        assert isinstance(schedule.schedule, CronSchedule)
+        assert schedule.schedule.cron == "0 5 * * *"
+        soon = datetime.now(UTC) + timedelta(seconds=80)
+        cron = CronSchedule(cron=f"{soon.minute} {soon.hour} * * *", timezone="UTC")
+        api.update_deployment_schedule(deployment, schedule.id, schedule=cron)
 
     def started() -> UUID | None:
         with worker.client() as api:
