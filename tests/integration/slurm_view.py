@@ -33,17 +33,15 @@ def accounted(facility: Facility, name: str) -> dict[str, str]:
     last = f"last-{time.time_ns()}"
     queued = facility.as_user("sbatch", "-J", last, "-o", "/dev/null", "--wrap", "true")
     assert queued.returncode == 0, queued.stderr
-    lines: list[str] = []
 
-    def known() -> bool:
-        nonlocal lines
-        level = is_level(facility, *queued_ids(facility, name))
+    def accounting(*options: str) -> list[str]:
         # By default it tells of today only, and a test may begin before midnight.
-        lines = facility.sacct("-n", "-P", "-X", "-S", "now-1days", "-o", "JobID,State,JobName").splitlines()
-        return level and any(line.endswith(f"|{last}") for line in lines)
+        wanted = ("-n", "-P", "-X", "-S", "now-1days", "-o", "JobID,State,JobName", *options)
+        return facility.sacct(*wanted).splitlines()
 
-    wait_until(known, 120)
-    found = [line.split("|", 2) for line in lines]
+    wait_until(lambda: accounting("--name", last), 120)
+    wait_until(lambda: is_level(facility, *queued_ids(facility, name)), 120)
+    found = [line.split("|", 2) for line in accounting()]
     return {native_id: state for native_id, state, called in found if called == name}
 
 
