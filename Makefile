@@ -86,6 +86,10 @@ package: .venv  ## Build the wheel and the sdist in dist/, and check them
 	@echo "The sdist holds what git has, and no more:"
 	diff <(git ls-files | sort) <(tar -tzf dist/*.tar.gz | cut -d/ -f2- | grep -vx PKG-INFO | sort)
 
+.PHONY: test-newest
+test-newest: package  ## Install the wheel without pins, and try it as a user does; QUICK=1: in a minute
+	@$(BIN)/python -m tests.newest $(if $(QUICK),--quick) $(ARGS)
+
 .PHONY: bench
 bench: .venv  ## Measure speed and memory; the limits are printed with the figures
 	@$(call with_prefect_home,$(call with_path,.venv) -m tests.bench $(ARGS))
