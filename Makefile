@@ -27,9 +27,14 @@ with_path = PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python
 # The same with a Prefect home that is thrown away; no process outlives it, whatever ends it.
 alone = $(call with_path,$(1)) -m tests.alone $(1)/bin/python
 
+# Make an environment at $(1) that has uv, if there is none.
+define environment_with_uv
+	$(1)/bin/python -m uv --version >/dev/null 2>&1 || { $(PYTHON) -m venv --clear $(1) && $(1)/bin/python -m pip install --quiet uv; }
+endef
+
 # Make an environment at $(1) from the names and versions in $(2); its stamp is the target.
 define environment
-	$(1)/bin/python -m uv --version >/dev/null 2>&1 || { $(PYTHON) -m venv --clear $(1) && $(1)/bin/python -m pip install --quiet uv; }
+	$(call environment_with_uv,$(1))
 	$(1)/bin/python -m uv pip install --quiet --compile-bytecode --python $(1)/bin/python -r $(2) -e '.[dev,tomography]'
 	@touch $@
 endef
@@ -71,6 +76,20 @@ test-lowest: .venv-lowest/.complete  ## Run tests with the lowest versions that 
 .venv-lowest/.complete: requirements/lowest.txt pyproject.toml
 	$(call environment,.venv-lowest,requirements/lowest.txt)
 
+.PHONY: package
+package: .venv  ## Build the wheel and the sdist in dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/pyroma --min 10 --skip-tests AuthorEmail,Url dist/*.tar.gz  # there is neither yet
+	@echo "The sdist holds what git has, and no more:"
+	diff <(git ls-files | sort) <(tar -tzf dist/*.tar.gz | cut -d/ -f2- | grep -vx PKG-INFO | sort)
+
+.PHONY: test-newest
+test-newest: package  ## Install the wheel without pins, and try it as a user does; QUICK=1: in a minute
+	@$(BIN)/python -m tests.newest $(if $(QUICK),--quick) $(ARGS)
+
 .PHONY: bench
 bench: .venv  ## Measure speed and memory; the limits are printed with the figures
 	@$(call alone,.venv) -m tests.bench $(ARGS)
@@ -102,10 +121,11 @@ facility: .venv  ## Run a facility on this machine (Debian, as root) until Ctrl-
 	$(BIN)/python -m tests.testbed run
 
 LOCK := $(BIN)/python -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-	--all-extras --constraints requirements/constraints.txt --no-header --no-annotate --upgrade
+	--all-extras --no-header --no-annotate --upgrade
 
 .PHONY: lock
-lock: .venv  ## Resolve both sets of versions anew
+lock:  ## Resolve both sets of versions again
+	$(call environment_with_uv,.venv)
 	$(LOCK) --output-file requirements/pinned.txt
 	$(LOCK) --resolution lowest-direct --output-file requirements/lowest.txt
 

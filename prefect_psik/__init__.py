@@ -48,6 +48,7 @@ from prefect_psik.retry import Growth
 from prefect_psik.transfer_models import FileEntry, TransferHandle, TransferResult, TransferState, TransferStatus
 
 if _typing.TYPE_CHECKING:
+    __version__: str
     from prefect_psik.hooks import cancel_psik_jobs
     from prefect_psik.housekeeping import aclean_jobs, alist_jobs, clean_jobs, list_jobs
     from prefect_psik.jobs import (
@@ -188,6 +189,8 @@ _LAZY |= {"WaitLimits": "limits", "cancel_psik_jobs": "hooks"}
 
 
 def __getattr__(name: str) -> _typing.Any:
+    if name == "__version__":  # the one place is pyproject.toml
+        return _importlib.import_module("importlib.metadata").version("prefect-psik")
     if name in _LAZY:
         return getattr(_importlib.import_module(f"prefect_psik.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

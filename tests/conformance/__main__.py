@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.conformance.suite import names
+from tests.pythons import PYTHONS, base_python
 from tests.testbed import packages
 from tests.testbed.endpoint import ENGINE_VARIABLE
 from tests.testbed.facility import Facility
@@ -23,7 +24,6 @@ from tests.testbed.state import STATE_VARIABLE
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _COLUMN_SECONDS = 1200.0
 ENGINES = ("ThreadPoolEngine", "ProcessPoolEngine", "GlobusComputeEngine")
-PYTHONS = ("3.11", "3.12", "3.13")
 
 
 #: Seconds and failure, by the name of the case.
@@ -53,8 +53,7 @@ def interpreter(python: str, directory: Path) -> Path | str:
     """An environment of this Python with the package, or why there is none."""
     if sys.version.startswith(f"{python}."):
         return Path(sys.executable)
-    known = sorted(Path.home().glob(f".pyenv/versions/{python}.*/bin/python3"))
-    base = next((str(path) for path in known), shutil.which(f"python{python}"))
+    base = base_python(python)
     if base is None:
         return f"no Python {python} here, so its columns are missing"
     environment = directory / f"venv-{python}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import inspect
 import json
 import pickle
@@ -219,6 +220,10 @@ def test_public_name_exists_and_is_documented(name: str) -> None:
 
 def test_public_names_are_sorted_and_unique() -> None:
     assert prefect_psik.__all__ == sorted(set(prefect_psik.__all__))
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert prefect_psik.__version__ == importlib.metadata.version("prefect-psik")
 
 
 def test_nothing_else_leaks_but_modules_of_the_package() -> None:

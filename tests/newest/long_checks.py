@@ -1,0 +1,44 @@
+"""What takes longer: the demo, a served schedule, 200 jobs in one flow. Only `make test-newest` runs this file."""
+
+from __future__ import annotations
+
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun
+
+from tests.integration.local import wait_until
+from tests.integration.prefect_services import Services
+from tests.newest.flows import JOBS, SECONDS
+
+
+def test_the_demo(services: Services) -> None:
+    child = services.python("-m", "flows.tomography")
+    assert child.ends(1800), child.lines()
+    assert child.process.returncode == 0, child.lines()
+    assert services.state(services.newest("tomography")).is_completed()
+
+
+def test_a_schedule_makes_its_runs(services: Services) -> None:
+    services.python("-m", "tests.newest.flows", "serve")
+    wait_until(lambda: len(_completed(services)) >= 3, 300)
+    services.end_children()
+    starts = sorted(run.expected_start_time for run in _completed(services) if run.expected_start_time)
+    assert (starts[2] - starts[0]).total_seconds() == 2 * SECONDS
+
+
+def _completed(services: Services) -> list[FlowRun]:
+    """The flow runs that a schedule made, and that completed."""
+    with services.client() as client:
+        runs = client.read_flow_runs(limit=200)
+    return [run for run in runs if run.auto_scheduled and run.state and run.state.is_completed()]
+
+
+def test_many_jobs_of_one_flow(services: Services) -> None:
+    child = services.python("-m", "tests.newest.flows", "jobs")
+    assert child.ends(1800), child.lines()[-20:]
+    assert child.process.returncode == 0, child.lines()[-20:]
+    run = services.newest("many jobs")
+    assert services.state(run).is_completed()
+    with services.client() as client:
+        of_the_flow = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
+        tasks = client.read_task_runs(flow_run_filter=of_the_flow, limit=200)
+    assert [task.state_name for task in tasks] == ["Completed"] * JOBS
