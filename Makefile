@@ -64,6 +64,7 @@ check: .venv  ## Check format, lint, types, layers and spelling
 
 .PHONY: test
 test: .venv  ## Run the tests
+	@rm -f .cache/reruns.txt
 	@$(call alone,.venv) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=40 $(ARGS)
 
 # The last of them needs a facility: there the versions of the Globus SDKs show.

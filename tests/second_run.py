@@ -2,7 +2,7 @@
 
 Tests that drive daemons, processes or a Prefect server meet the rare events of a busy machine. Such a test is run
 again, once, with fresh fixtures (pytest-rerunfailures). What it said the first time stands at the end of the
-output and in `.cache/reruns.txt`. The sixth of them in one test run has no second run and fails. Other tests never
+output and in `.cache/reruns.txt`, which `make test` begins. The sixth of them in one test run has no second run and fails. Other tests never
 have one.
 """
 
@@ -24,7 +24,6 @@ class Recorder:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        file.unlink(missing_ok=True)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Append one that is followed by a second run."""
