@@ -1,9 +1,9 @@
 """A test of real processes may run a second time; whatever needed that is listed, kept, and limited in number.
 
-Tests that drive daemons, processes or a Prefect server meet the rare events of a busy machine. Such a test is run
-again, once, with fresh fixtures (pytest-rerunfailures). What it said the first time stands at the end of the
-output and in `.cache/reruns.txt`, which `make test` begins. The sixth of them in one test run has no second run and fails. Other tests never
-have one.
+Tests that drive daemons, processes or a Prefect server meet the rare events of a busy machine. Such a test is
+run again, once, with fresh fixtures (pytest-rerunfailures). What it said the first time stands at the end of
+the output and in `.cache/reruns.txt`, which `make test` begins. The sixth of them in one test run has no second
+run, and fails. Other tests never have one.
 """
 
 from __future__ import annotations
