@@ -24,6 +24,7 @@ def test_on_this_machine(name: str, tmp_path: Path) -> None:
     assert asyncio.run(run_case(cases(place)[name], place)) == ""
 
 
+@pytest.mark.timeout(900)
 def test_on_the_endpoint(facility: Facility) -> None:
     """In a process of its own, as `make conformance` does."""
     done = subprocess.run(

@@ -113,6 +113,7 @@ def prefect_psik(facility: Facility, command: str, cwd: Path) -> subprocess.Comp
     return subprocess.run(whole, env=env, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.timeout(900)
 def test_the_guide_from_its_first_command_to_its_last(facility: Facility, node: LoginNode, tmp_path: Path) -> None:
     # 1. install
     [install] = blocks("1.", "console")

@@ -108,6 +108,7 @@ def prunes(services: Services, scan: str, wanted: StateType) -> set[tuple[Any, .
     return {entry for entry in found if scan in str(entry[1])}
 
 
+@pytest.mark.timeout(900)
 def test_from_a_deployment(
     facility: Facility, worker: Services, places: dict[str, Place], parameters: dict[str, Any]
 ) -> None:
@@ -127,6 +128,7 @@ def test_from_a_deployment(
     }
 
 
+@pytest.mark.timeout(900)
 def test_from_a_schedule(worker: Services, places: dict[str, Place], parameters: dict[str, Any]) -> None:
     """The deployment of each night, its cron moved from 05:00 to the next minute, so that it can be awaited.
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.integration.prefect_services import Services
 from tests.integration.prefect_services import own_services as services
 from tests.testbed.facility import Facility
@@ -24,6 +26,7 @@ def commands() -> list[str]:
     return [line for block in found for line in block.strip().splitlines()]
 
 
+@pytest.mark.timeout(900)
 def test_the_guide_leads_to_a_reconstruction(facility: Facility, services: Services, tmp_path: Path) -> None:
     for part in ("flows", "blocks"):
         shutil.copytree(ROOT / part, tmp_path / part)

@@ -107,6 +107,7 @@ def test_retries_of_tasks_and_flows_with_subflows(facility: Facility, backend: P
 # -------------------------------------------------------------------------------------- processes of Prefect
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("alone")
 def test_a_flow_process_killed_at_any_step(facility: Facility, services: Services, block: str, name: str) -> None:
     services.python("tests/integration/submissions.py")
