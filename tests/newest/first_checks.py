@@ -9,6 +9,7 @@ import yaml
 import prefect_psik
 from tests.integration.local import wait_until
 from tests.integration.prefect_services import REPOSITORY, Services
+from tests.newest.flows import LONGEST_SECONDS
 
 
 def test_the_package_is_the_installed_one() -> None:
@@ -17,7 +18,7 @@ def test_the_package_is_the_installed_one() -> None:
 
 def test_a_flow_runs_a_job(services: Services) -> None:
     child = services.python("-m", "flows.hello_job")
-    assert child.ends(300), child.lines()
+    assert child.ends(LONGEST_SECONDS), child.lines()
     assert "Hello from" in "\n".join(child.lines())
     assert services.state(services.newest("hello job")).is_completed()
 
@@ -29,6 +30,6 @@ def test_all_is_deployed_and_a_flow_run_of_it_runs_a_job(services: Services) -> 
         assert {deployment.name for deployment in client.read_deployments()} == set(names)
     services.worker()
     run = services.run_deployment("sweep/sweep", name="newest", table=[{"ANGLES": 180}])
-    wait_until(lambda: services.state(run).is_final(), 300)
+    wait_until(lambda: services.state(run).is_final(), LONGEST_SECONDS)
     assert services.state(run).is_completed(), services.logs(run)
     services.end_children()

@@ -11,6 +11,8 @@ from flows.hello_job import hello_job
 from prefect_psik import JobSpec, PsikBackend, ResourceSpec, arun_job
 
 JOBS = 200
+#: How long a step may take on a busy machine.
+LONGEST_SECONDS = 1800.0
 #: Between two runs of the served schedule.
 SECONDS = 10
 
