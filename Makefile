@@ -61,6 +61,16 @@ check: .venv  ## Check format, lint, types, layers and spelling
 test: .venv  ## Run the tests
 	@$(call with_prefect_home,$(call with_path,.venv) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS))
 
+MEASURED = $(call with_path,.venv) -m tests.coverage -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: coverage
+coverage: .venv  ## Show which lines and branches the tests execute that need no facility
+	@$(call with_prefect_home,$(MEASURED) $(ARGS))
+
+.PHONY: coverage-all
+coverage-all: .venv  ## The same for all tests (Debian, as root)
+	@$(call with_prefect_home,$(MEASURED) --all $(ARGS))
+
 # The last of them needs a facility: there the versions of the Globus SDKs show.
 LOWEST_TESTS := tests/unit $(patsubst %,tests/integration/test_%.py,blocks local_jobs slurm_jobs)
 
