@@ -67,6 +67,16 @@ test: .venv  ## Run the tests
 	@rm -f .cache/reruns.txt
 	@$(call alone,.venv) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=40 $(ARGS)
 
+MEASURED = $(call alone,.venv) -m tests.coverage -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: coverage
+coverage: .venv  ## Show which lines and branches the tests execute that need no facility
+	@$(MEASURED) $(ARGS)
+
+.PHONY: coverage-all
+coverage-all: .venv  ## The same for all tests (Debian, as root)
+	@$(MEASURED) --all $(ARGS)
+
 # The last of them needs a facility: there the versions of the Globus SDKs show.
 LOWEST_TESTS := tests/unit $(patsubst %,tests/integration/test_%.py,blocks local_jobs slurm_jobs)
 # In a minute and without a facility: the public names, what people type, and a job in a flow.

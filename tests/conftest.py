@@ -17,6 +17,8 @@ from tests.testbed.fixtures import REQUIRE_VARIABLE
 from tests.testbed.state import STATE_VARIABLE, default_root
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# The first start of a Prefect server makes its database, slowly on a busy machine.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 # Prefect's SQLite cannot keep up with 200 task runs that end at once on a busy machine; the server says 500 then.
 os.environ.setdefault("PREFECT_CLIENT_RETRY_EXTRA_CODES", "500")
@@ -76,7 +78,7 @@ def prefect_server() -> Iterator[None]:
     """A real Prefect server with a database of its own, started once and only if a test asks."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=180):
+    with prefect_test_harness(server_startup_timeout=None):  # the setting's
         yield
 
 

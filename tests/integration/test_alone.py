@@ -37,7 +37,19 @@ def marked(mark: str) -> list[psutil.Process]:
 def alone(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The command, started as `make` starts it, when its daemon runs."""
     environment = {**os.environ, MARK: str(tmp_path), "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-m", "tests.alone", "sh", "-c", COMMAND, "sh", str(tmp_path)]
+    # Under nohup SIGHUP is ignored, and a child inherits that.
+    command = [
+        "env",
+        "--default-signal=HUP",
+        sys.executable,
+        "-m",
+        "tests.alone",
+        "sh",
+        "-c",
+        COMMAND,
+        "sh",
+        str(tmp_path),
+    ]
     started = subprocess.Popen(command, env=environment, start_new_session=True)
     wait_until(lambda: (tmp_path / "ready").exists() and (tmp_path / "daemon").exists())
     assert len(marked(str(tmp_path))) >= 5
