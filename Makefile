@@ -11,7 +11,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 ARGS ?=
-WORKERS ?= 3
+WORKERS ?= 4
 BIN := .venv/bin
 
 # Whatever Prefect the user of this machine has is neither asked nor touched.
@@ -130,6 +130,10 @@ SEEDS ?= $(SEED)
 .PHONY: soak
 soak: .venv  ## Call through Globus Compute while everything misbehaves at random (Debian, as root; 5 min a seed)
 	@$(call alone,.venv) -m tests.soak --seeds $(SEEDS) --calls $(CALLS)
+
+.PHONY: mutants
+mutants: .venv  ## Change 500 small places of the code, or --all, and count what the fast tests notice
+	@$(call alone,.venv) -m tests.mutants $(ARGS)
 
 .PHONY: facility
 facility: .venv  ## Run a facility on this machine (Debian, as root) until Ctrl-C: Slurm, broker, endpoint
