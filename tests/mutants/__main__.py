@@ -36,11 +36,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "slurm_outcome": ("outcome", "slurm_outcome"),
     "identity": ("identity",),
     "transfer_once": ("transfer", "transfer_once"),
-    "prune_plan": ("prune_plan", "transfer"),
+    "prune_plan": ("transfer",),
     "submissions": ("submissions",),
     "lifecycle": ("lifecycle", "models_exceptions"),
     **{
-        f"remote/{path.stem}": ("remote", "remote_hostile", "remote_jobs", "remote_status", "site")
+        f"remote/{path.stem}": ("remote", "remote_hostile", "remote_status", "site", "preflight", "launcher")
         for path in sorted((ROOT / PACKAGE / "remote").glob("*.py"))
     },
 }
