@@ -36,7 +36,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "slurm_outcome": ("outcome", "slurm_outcome"),
     "identity": ("identity",),
     "transfer_once": ("transfer", "transfer_once"),
-    "prune_plan": ("transfer",),
+    "prune_plan": ("prune_plan", "transfer"),
     "submissions": ("submissions",),
     "lifecycle": ("lifecycle", "models_exceptions"),
     **{
