@@ -9,12 +9,14 @@ after the other in the same namespace, each compiled with its file's name and li
 import __future__
 
 import builtins
+import contextlib
 import functools
 import importlib
 import json
 import os
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,26 @@ def start(settings: dict[str, Any]) -> None:
 
     os.environ["COVERAGE_PROCESS_START"] = settings["config"]
     try:
-        coverage.process_startup()
+        measurement = coverage.process_startup()
     finally:
         # Children are measured if they start this environment's Python, whatever their environment.
         del os.environ["COVERAGE_PROCESS_START"]
+    if measurement is not None:
+        vars(measurement)["save"] = functools.partial(_save, measurement.save)
     vars(builtins)["exec"] = _executor(settings["hash"], settings["parts"])
     # Imports stay as they are: frames of ours in them would show in warnings.
     for name in ("importlib._bootstrap", "importlib._bootstrap_external"):
         vars(importlib.import_module(name))["exec"] = _exec
+
+
+def _save(save: Callable[[], None]) -> None:
+    """Keep quiet where nothing can be saved: with a limit on files' sizes, or when the run is over."""
+    import sqlite3
+
+    import coverage
+
+    with contextlib.suppress(coverage.CoverageException, sqlite3.Error, OSError):
+        save()
 
 
 def _executor(letter_hash: str, parts: list[tuple[str, str]]) -> Any:

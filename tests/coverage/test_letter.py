@@ -117,3 +117,20 @@ def test_a_run_that_left_its_hook_measures_nothing(tmp_path: Path) -> None:
         check=True,
     )
     assert answer.stdout == "False\n"
+
+
+def test_a_process_that_cannot_save_says_nothing_of_it(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    write_module(tmp_path, write_config(data))
+    text = tmp_path / "letter"
+    text.write_text(letter(), encoding="utf-8")
+    command = _RUN.format(how=_LOCAL) + "import shutil; shutil.rmtree(sys.argv[2])"
+    answer = subprocess.run(
+        [sys.executable, "-c", command, str(text), str(data)],
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stderr == ""
