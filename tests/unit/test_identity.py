@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prefect.context import FlowRunContext, TaskRunContext
 
 from prefect_psik.exceptions import SpecError
 from prefect_psik.identity import (
@@ -148,6 +152,21 @@ def test_late_word_of_an_older_attempt_takes_no_number_of_the_present_one(ordina
     assert ordinals.take(in_task(("flow", 2), ("new", 1)), "w") == 0
 
 
+def test_late_word_of_an_older_attempt_leaves_no_gap_in_the_numbers(ordinals: Ordinals) -> None:
+    def take(*runs: tuple[str, int]) -> int:
+        return ordinals.take(in_task(("flow", 1), *runs), "w")
+
+    assert take(("outer", 2), ("new", 1)) == 0
+    take(("outer", 1), ("late", 1))
+    assert take(("other", 1), ("sibling", 1)) == 1, "a retry, without late words, gives it 1 again"
+
+
+def test_task_run_of_a_retried_flow_gets_the_lowest_number_although_it_held_another(ordinals: Ordinals) -> None:
+    assert [ordinals.take(in_task(("flow", 1), (task, 1)), "w") for task in ("t1", "t2")] == [0, 1]
+    # What t1 did is cached now, so it does not come again.
+    assert ordinals.take(in_task(("flow", 2), ("t2", 2)), "w") == 0
+
+
 def test_submissions_of_a_flow_itself_are_twins_of_each_other(ordinals: Ordinals) -> None:
     assert [ordinals.take(in_flow(("flow", 1)), "w") for _ in range(3)] == [0, 1, 2]
     assert [ordinals.take(in_flow(("flow", 2)), "w") for _ in range(3)] == [0, 1, 2]
@@ -283,6 +302,21 @@ def test_outside_of_runs_every_key_is_new() -> None:
     found = [identity(Caller()) for _ in range(50)]
     assert len({one.key for one in found}) == 50
     assert all(PSIK_STAMP.fullmatch(one.stamp) and one.attempt == [] for one in found)
+
+
+def test_the_caller_is_read_from_the_contexts_of_flow_and_task() -> None:
+    flow, task = uuid.uuid4(), uuid.uuid4()
+    flow_run: Any = SimpleNamespace(id=flow, run_count=3)
+    task_run: Any = SimpleNamespace(id=task, run_count=2, flow_run_id=flow)
+    flow_context: Any = FlowRunContext.model_construct
+    task_context: Any = TaskRunContext.model_construct
+    with flow_context(flow_run=flow_run, detached=False):
+        assert current_caller() == Caller((Run(str(flow), 3),))
+        with task_context(task_run=task_run):
+            assert current_caller() == Caller((Run(str(flow), 3), Run(str(task), 2)), in_task=True)
+            assert enclosing_flow_runs() == [str(flow)]
+    with flow_context(flow_run=flow_run, detached=True):
+        assert current_caller().detached
 
 
 def test_this_test_runs_outside_of_any_run() -> None:

@@ -389,6 +389,18 @@ def test_rows_keep_commas_in_their_last_field() -> None:
     assert json.loads(row.info)["backend"]["queue_name"] == "a,b"
 
 
+def test_a_line_that_is_cut_off_is_not_read_as_another() -> None:
+    text = lines(*RUNNING) + "9.0,1,failed,1"  # of 13
+    assert [row.state for row in parse_status(text)] == [JobState.new, JobState.queued, JobState.active]
+    status = judge({"type": "local", "status": text + "3\n"}, HANDLE)
+    assert (status.state, status.exit_code) == (JobState.failed, 13)
+
+
+def test_a_run_that_was_queued_twice_counts_from_the_second_time() -> None:
+    status = judge(facts(QUEUED, QUEUED, ACTIVE, COMPLETED), HANDLE)
+    assert (status.submitted, status.started, status.ended) == (2.0, 3.0, 4.0)
+
+
 # ------------------------------------------------------------------------------------------------ properties
 
 INFOS = st.one_of(

@@ -104,6 +104,16 @@ def age(prefix: Path, name: str, seconds: float) -> None:
     path.write_text(json.dumps(known | {"time": known["time"] - seconds}))
 
 
+def test_a_line_that_is_cut_off_is_no_end(commands: Commands, prefix: Path) -> None:
+    commands.say("squeue", "77|RUNNING|1|Unknown||n1|None")
+    stamp = slurm_job(prefix, 1, QUEUED, ACTIVE)
+    with (prefix / stamp / "status.csv").open("a") as file:
+        file.write("9.0,1,failed,1")  # of 13
+    facts = look(prefix, stamp)[stamp]
+    assert facts["alive"] is True, "Slurm is still asked"
+    assert not judged(prefix, stamp, facts).state.is_final
+
+
 def test_many_looks_and_callers_share_one_squeue(
     commands: Commands, prefix: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

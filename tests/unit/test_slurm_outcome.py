@@ -266,6 +266,36 @@ def test_end_of_a_job_is_told_with_its_cause(name: str) -> None:
     assert "  " not in status.message
 
 
+def test_what_psik_writes_after_slurms_end_is_neither_the_outcome_nor_the_time_of_it() -> None:
+    for line in ("1100.0,1,completed,", "1100.0,1,failed,3"):
+        status = judge(facts(QUEUED, ACTIVE, line, squeue=slurm("TIMEOUT", end="1060")), HANDLE)
+        assert (outcome(status), status.ended) == ((FAILED, FailureCause.walltime, None), 1060.0), line
+    before = judge(facts(QUEUED, ACTIVE, "1061.0,1,completed,", squeue=slurm("TIMEOUT", end="1060")), HANDLE)
+    assert (outcome(before), before.ended) == ((COMPLETED, None, 0), 1061.0), "clocks differ that much"
+
+
+def test_a_job_without_a_directory_ended_when_slurm_says_so() -> None:
+    status = judge(facts(missing=True, squeue=slurm("TIMEOUT", end="1060")), HANDLE)
+    assert status.ended == 1060.0
+    assert status.warnings == ["Also its directory /psik/123 is gone."]
+
+
+def test_what_a_script_prints_is_not_taken_for_slurms_words() -> None:
+    """Slurm was not asked, since psik's record stands; the script printed the log of another job."""
+    status = judge(facts(QUEUED, ACTIVE, "1010.0,1,failed,3", console=KILLED.format("")), HANDLE)
+    assert outcome(status) == (FAILED, FailureCause.script, 3)
+
+
+def test_accounting_is_asked_for_40_s_who_canceled_a_job() -> None:
+    def canceled(seconds: int) -> JobStatus:
+        return judge(
+            facts(QUEUED, squeue=slurm("CANCELLED", end=str(int(NOW) - seconds)), accounting="answers"), HANDLE
+        )
+
+    assert canceled(35).state is JobState.queued
+    assert outcome(canceled(45)) == (CANCELED, FailureCause.canceled_outside, None)
+
+
 LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
     "pending": (facts(QUEUED, squeue=slurm("PENDING", reason="Priority")), JobState.queued, "Priority"),
     "running": (facts(QUEUED, ACTIVE, squeue=slurm("RUNNING")), JobState.active, ""),
@@ -445,6 +475,11 @@ def test_cpu_time_is_read_as_sacct_writes_it(text: str, seconds: float | None) -
 def test_what_accounting_does_not_tell_is_unknown(rows: list[list[str]]) -> None:
     usage = usage_of(rows)
     assert (usage.peak_memory, usage.cpu_efficiency, usage.nodes, usage.elapsed) == (None, None, None, None)
+
+
+def test_no_job_uses_more_than_it_has() -> None:
+    """Slurm takes samples: the used CPU time of a short job may be more than its share of time."""
+    assert usage_of([["12", "COMPLETED", "10", "20", "00:21", "", "1", "n1"]]).cpu_efficiency == 1.0
 
 
 @settings(max_examples=100)

@@ -1,0 +1,170 @@
+"""Submissions as a task makes them: what is at the facility, what is noted, and what an interrupt leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from prefect_psik import BackendClosed, FlowRunCancelling, JobHandle, cancellation, submissions
+from prefect_psik.blocks import PsikBackend
+from prefect_psik.lifecycle import Again, Submitted
+from prefect_psik.marks import Place
+from prefect_psik.retry import Asked
+from prefect_psik.submissions import Submission, asubmit, submit
+from tests.unit.test_lifecycle import FIRST, SECOND, SPEC, Facility
+
+FLOW_RUNS = ["root", "child"]
+JOB = Submission(PsikBackend(), SPEC, FIRST, "on_retry", "cancel", FLOW_RUNS)
+LEFT = replace(JOB, on_cancel="leave")
+
+
+@pytest.fixture
+def facility(monkeypatch: pytest.MonkeyPatch) -> Facility:
+    """What every block leads to."""
+    found = Facility()
+    monkeypatch.setattr(PsikBackend, "get_transport", lambda block: found)
+    return found
+
+
+@pytest.fixture
+def marked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The flow runs that are marked, with the prefix; the second one cannot be."""
+    found: list[tuple[str, str]] = []
+
+    async def mark(flow_runs: list[str], place: Place) -> list[str]:
+        found.extend((flow_run, place.prefix) for flow_run in flow_runs)
+        return ["could not be marked"] if len(flow_runs) > 1 else []
+
+    monkeypatch.setattr(submissions, "mark", mark)
+    return found
+
+
+@pytest.fixture
+def cancelling(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The flow runs that Prefect says are being cancelled."""
+    found: set[str] = set()
+
+    async def is_cancelling(flow_runs: tuple[str, ...]) -> bool:
+        return bool(found.intersection(flow_runs))
+
+    monkeypatch.setattr(cancellation, "is_cancelling", is_cancelling)
+    monkeypatch.setattr(cancellation, "_submitted", {})
+    return found
+
+
+pytestmark = pytest.mark.usefixtures("marked", "cancelling")
+
+
+def test_a_job_is_submitted_once_and_noted_for_a_cancel(
+    facility: Facility, marked: list[tuple[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    facility.warnings = ["slow partition"]
+    with caplog.at_level(logging.INFO):
+        handle = submit(JOB)
+        assert submit(JOB) == handle
+    assert len(facility.runs["123"]) == 1
+    assert facility.runs["123"][0]["owner"] == cancellation.owner_of(FLOW_RUNS)
+    assert marked[:2] == [(flow_run, JOB.block.prefix) for flow_run in FLOW_RUNS]
+    assert [set(cancellation._submitted[flow_run]) for flow_run in FLOW_RUNS] == [{("123", 1)}] * 2
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told[0][1].endswith("submitted on this machine: /psik/123")
+    assert told[1:3] == [
+        ("WARNING", f"{handle}: could not be marked"),
+        ("WARNING", f"{handle}: slow partition"),
+    ]
+    assert "found again" in told[3][1]
+    assert JobHandle.model_validate_json(vars(caplog.records[0])["psik_handle"]) == handle
+
+
+def test_a_job_that_a_cancel_leaves_is_noted_nowhere(facility: Facility, marked: list[tuple[str, str]]) -> None:
+    submit(LEFT)
+    assert facility.runs["123"][0]["owner"]["flow_runs"] == []
+    assert (marked, cancellation._submitted) == ([], {})
+
+
+@pytest.mark.parametrize(("rerun", "runs"), [("on_retry", 2), ("never", 1)])
+def test_a_retry_runs_a_failed_job_again_unless_it_is_not_to(facility: Facility, rerun: Any, runs: int) -> None:
+    facility.end = "failed,3"
+    submit(JOB)
+    submit(replace(JOB, identity=SECOND, rerun=rerun))
+    assert len(facility.runs["123"]) == runs
+
+
+async def test_the_async_twin_and_another_run(facility: Facility) -> None:
+    await asubmit(JOB)
+    handle = await asubmit(JOB, Again(after=1, number=1, asked=Asked(10, None)))
+    assert (handle.jobndx, handle.duration) == (2, 10)
+
+
+def test_nothing_is_submitted_for_a_flow_run_that_is_cancelled(
+    facility: Facility, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cancellation, "_cancelling", {"root"})
+    with pytest.raises(FlowRunCancelling):
+        submit(JOB)
+    assert facility.runs == {}
+
+
+@pytest.mark.parametrize(
+    ("job", "created", "is_own", "is_cancelled", "canceled"),
+    [
+        (JOB, True, True, True, True),
+        (JOB, True, False, True, True),
+        (JOB, False, True, True, True),
+        (JOB, False, False, True, False),  # a key of the user's: others may wait for it
+        (JOB, True, True, False, False),
+        (LEFT, True, True, True, False),
+    ],
+)
+def test_an_interrupt_cancels_only_a_job_of_ours_of_a_flow_run_that_is_cancelled(
+    facility: Facility,
+    cancelling: set[str],
+    job: Submission,
+    created: bool,
+    is_own: bool,
+    is_cancelled: bool,
+    canceled: bool,
+) -> None:
+    if is_cancelled:
+        cancelling.add("root")
+    submission: Future[Submitted] = Future()
+    submission.set_result(Submitted(JobHandle(prefix="/psik", stamp="123", key="k"), created, []))
+    replace(job, identity=replace(FIRST, is_own=is_own)).interrupted(submission).result(60)
+    assert facility.canceled == ([("123", 1, cancellation.owner_of(FLOW_RUNS))] if canceled else [])
+
+
+def test_a_job_that_comes_of_an_interrupted_submission_is_canceled(
+    facility: Facility, cancelling: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelling.add("root")
+
+    def interrupted(future: Future[Submitted]) -> Submitted:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submissions, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submit(JOB)
+    assert [stamp for stamp, *_ in facility.canceled] == ["123"]
+
+
+async def test_a_job_that_comes_of_a_cancelled_task_is_canceled(facility: Facility, cancelling: set[str]) -> None:
+    cancelling.add("root")
+    task = asyncio.create_task(asubmit(JOB))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [stamp for stamp, *_ in facility.canceled] == ["123"]
+
+
+def test_a_submission_is_made_of_what_the_task_gave_and_where_it_runs() -> None:
+    block = PsikBackend(prefix="/psik")
+    found = Submission.of(block, SPEC, key="scan 7", rerun="never", on_cancel="leave")
+    assert (found.identity.key, found.rerun, found.on_cancel, found.flow_runs) == ("scan 7", "never", "leave", [])
+    with pytest.raises(BackendClosed):
+        Submission.of(PsikBackend(accept_jobs=False), SPEC, key="scan 7", rerun="never", on_cancel="leave")

@@ -1,0 +1,173 @@
+"""One transfer for one submission: which task a retry gets, and where that is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from prefect_psik import TransferCause, TransferError, TransferState, transfer_once
+from prefect_psik.transfer_models import FileEntry, Order, TransferStatus
+from prefect_psik.transfer_once import LABEL, MOST_LOOKS, Keeping, Kept, submit_once
+
+ROOT, CHILD = str(uuid.uuid4()), str(uuid.uuid4())
+ORDER = Order("here", "there", [("a", "a"), ("b", "b")])
+FIRST = Keeping(key="k", flow_runs=(ROOT, CHILD), attempt=(1, 1), collection="home", cancel=False)
+SECOND = replace(FIRST, attempt=(1, 2))
+DONE = TransferStatus(state=TransferState.succeeded, files=2)
+FAILED = TransferStatus(state=TransferState.failed, cause=TransferCause.quota)
+
+
+@dataclass
+class Service:
+    """Transfer as these tests need it: tasks, what became of them, and what is at the destination."""
+
+    status: TransferStatus = field(default_factory=lambda: DONE)
+    there: dict[str, list[str]] = field(default_factory=lambda: {"a": ["file"], "b": ["file"]})
+    tasks: dict[str, str] = field(default_factory=dict)
+
+    async def reserve(self) -> str:
+        return f"submission {len(self.tasks)}"
+
+    async def submit(self, order: Order, submission_id: str) -> tuple[str, bool]:
+        created = submission_id not in self.tasks
+        return self.tasks.setdefault(submission_id, f"task {len(self.tasks)}"), created
+
+    async def look(self, task_id: str) -> TransferStatus:
+        return self.status
+
+    async def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
+        assert collection == "there"
+        if path not in self.there:
+            raise TransferError("It is not there.", cause=TransferCause.not_found)
+        for kind in self.there[path]:
+            if kind == "denied":
+                raise TransferError("You may not.", cause=TransferCause.permission_denied)
+            yield FileEntry.model_validate({"path": path, "kind": kind})
+
+
+@pytest.fixture
+def labels(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """The labels of flow runs, as Prefect keeps them."""
+    kept: dict[str, dict[str, Any]] = {ROOT: {}, CHILD: {}}
+
+    class Client:
+        async def read_flow_run(self, flow_run: uuid.UUID) -> Any:
+            if str(flow_run) not in kept:
+                raise httpx.ConnectError("nobody answers")
+            return SimpleNamespace(labels=kept[str(flow_run)])
+
+    @contextlib.asynccontextmanager
+    async def client() -> AsyncIterator[Client]:
+        yield Client()
+
+    async def set_label(flow_run: str, name: str, value: str) -> None:
+        if flow_run not in kept:
+            raise httpx.ConnectError("nobody answers")
+        kept[flow_run][name] = value
+
+    monkeypatch.setattr(transfer_once, "get_client", client)
+    monkeypatch.setattr(transfer_once, "set_label", set_label)
+    return kept
+
+
+async def _submit(service: Service, keeping: Keeping, order: Order = ORDER) -> tuple[str, bool]:
+    return await submit_once(service, order, keeping)  # type: ignore[arg-type]
+
+
+async def test_it_is_kept_at_the_root_and_at_each_flow_run_that_a_cancel_may_end(
+    labels: dict[str, dict[str, Any]],
+) -> None:
+    assert await _submit(Service(), FIRST) == ("task 0", True)
+    kept = Kept(submission_id="submission 0", attempt=[1, 1], task_id="task 0", collection="home", cancel=False)
+    for flow_run in (ROOT, CHILD):
+        assert {name: Kept.model_validate_json(text) for name, text in labels[flow_run].items()} == {
+            f"{LABEL}k": kept
+        }
+
+
+@pytest.mark.parametrize("status", [FAILED, DONE, TransferStatus(state=TransferState.active)])
+async def test_the_same_attempt_gets_the_same_task_whatever_became_of_it(
+    labels: dict[str, dict[str, Any]], status: TransferStatus
+) -> None:
+    service = Service(status, there={})
+    await _submit(service, SECOND)
+    assert await _submit(service, SECOND) == ("task 0", False)
+    assert await _submit(service, FIRST) == ("task 0", False), "a late word of an older attempt"
+    assert len(service.tasks) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "there", "anew"),
+    [
+        (FAILED, {"a": ["file"], "b": ["file"]}, True),
+        (TransferStatus(state=TransferState.active), {}, False),
+        (DONE, {"a": ["file"], "b": ["file"]}, False),
+        (DONE, {"a": ["directory", "file", "file"]}, False),
+        (DONE, {"a": ["file"]}, True),
+        (DONE, {"a": ["directory", "file"]}, True),
+        (TransferStatus(state=TransferState.succeeded, files=1), {"a": ["file"]}, False),
+        (TransferStatus(state=TransferState.succeeded, files=0), {"a": ["file"]}, True),
+    ],
+)
+async def test_a_newer_attempt_begins_anew_what_failed_or_is_not_whole_any_more(
+    labels: dict[str, dict[str, Any]], status: TransferStatus, there: dict[str, list[str]], anew: bool
+) -> None:
+    service = Service(status, there)
+    await _submit(service, FIRST)
+    assert await _submit(service, SECOND) == (("task 1", True) if anew else ("task 0", False))
+    assert await _submit(service, SECOND) == (f"task {int(anew)}", False)
+    assert Kept.model_validate_json(labels[ROOT][f"{LABEL}k"]).attempt == [1, 2 if anew else 1]
+
+
+@pytest.mark.parametrize(
+    ("order", "anew"),
+    [
+        (replace(ORDER, destination=None), True),
+        (replace(ORDER, items=[]), True),
+        (replace(ORDER, items=[("a", "a")] * MOST_LOOKS), False),
+        (replace(ORDER, items=[("a", "a")] * (MOST_LOOKS + 1)), True),
+    ],
+)
+async def test_what_cannot_be_looked_at_is_begun_anew(
+    labels: dict[str, dict[str, Any]], order: Order, anew: bool
+) -> None:
+    service = Service()
+    await _submit(service, FIRST, order)
+    assert await _submit(service, SECOND, order) == (("task 1", True) if anew else ("task 0", False))
+
+
+async def test_a_destination_that_is_not_seen_is_not_taken_for_an_empty_one(
+    labels: dict[str, dict[str, Any]],
+) -> None:
+    service = Service(there={"a": ["denied"]})
+    await _submit(service, FIRST)
+    with pytest.raises(TransferError, match="may not"):
+        await _submit(service, SECOND)
+    assert len(service.tasks) == 1
+
+
+@pytest.mark.parametrize("keeping", [replace(FIRST, key=None), replace(FIRST, flow_runs=())])
+async def test_outside_of_a_flow_nothing_is_kept(labels: dict[str, dict[str, Any]], keeping: Keeping) -> None:
+    service = Service()
+    assert await _submit(service, keeping) == ("task 0", True)
+    assert await _submit(service, keeping) == ("task 1", True)
+    assert labels == {ROOT: {}, CHILD: {}}
+
+
+async def test_where_it_cannot_be_kept_nothing_is_submitted_and_a_retry_may_help(
+    labels: dict[str, dict[str, Any]],
+) -> None:
+    service = Service()
+    del labels[CHILD]  # it is read at the root, and written at both
+    for keeping in (FIRST, replace(FIRST, flow_runs=(CHILD,))):
+        with pytest.raises(TransferError, match="nobody answers") as caught:
+            await _submit(service, keeping)
+        assert caught.value.transient
+    assert service.tasks == {}
