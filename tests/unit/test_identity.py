@@ -306,16 +306,16 @@ def test_outside_of_runs_every_key_is_new() -> None:
 
 def test_the_caller_is_read_from_the_contexts_of_flow_and_task() -> None:
     flow, task = uuid.uuid4(), uuid.uuid4()
-    in_flow_run: Any = FlowRunContext.model_construct
-    in_task_run: Any = TaskRunContext.model_construct
-    flow_run = SimpleNamespace(id=flow, run_count=3)
-    task_run = SimpleNamespace(id=task, run_count=2, flow_run_id=flow)
-    with in_flow_run(flow_run=flow_run, detached=False):
+    flow_run: Any = SimpleNamespace(id=flow, run_count=3)
+    task_run: Any = SimpleNamespace(id=task, run_count=2, flow_run_id=flow)
+    flow_context: Any = FlowRunContext.model_construct
+    task_context: Any = TaskRunContext.model_construct
+    with flow_context(flow_run=flow_run, detached=False):
         assert current_caller() == Caller((Run(str(flow), 3),))
-        with in_task_run(task_run=task_run):
+        with task_context(task_run=task_run):
             assert current_caller() == Caller((Run(str(flow), 3), Run(str(task), 2)), in_task=True)
             assert enclosing_flow_runs() == [str(flow)]
-    with in_flow_run(flow_run=flow_run, detached=True):
+    with flow_context(flow_run=flow_run, detached=True):
         assert current_caller().detached
 
 
