@@ -229,7 +229,15 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is running is ended first
     with os.fdopen(int(descriptor), "w", buffering=1) as answers:
         plugin = Warm(mutants, lambda answer: print(json.dumps(answer), file=answers))
-        ours = ["-q", "-s", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        ours = [
+            "-q",
+            "-s",
+            "--timeout=0",
+            "-p",
+            "no:cacheprovider",
+            "-W",
+            "ignore::pytest.PytestAssertRewriteWarning",
+        ]
         sys.exit(pytest.main([*ours, *arguments], plugins=[plugin]))
 
 
