@@ -42,6 +42,8 @@ class Batcher:
         self._items.append((item, future, time.monotonic() + REPEAT_SECONDS))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())
+            # Waiters get the error themselves; retrieve it here, so that asyncio does not complain of the task.
+            self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await future
 
     async def _drain(self) -> None:

@@ -73,6 +73,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
+@pytest.fixture(autouse=True)
+def within_the_rate_of_globus(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test at a facility, no login may have sent more requests than Globus allows in 10 s."""
+    if "facility" not in request.fixturenames:
+        yield
+        return
+    globus = request.getfixturevalue("facility").globus
+    yield
+    globus.start()
+    over = globus.over_the_limit()
+    if over:
+        globus.forget_peaks()  # the next test is not to blame
+    assert over == {}, f"a login sent more than Globus allows: {over} requests in 10 s"
+
+
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """A real Prefect server with a database of its own, started once and only if a test asks."""

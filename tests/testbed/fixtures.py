@@ -23,8 +23,6 @@ REQUIRE_VARIABLE = "PREFECT_PSIK_REQUIRE_FACILITY"
 def facility() -> Iterator[Facility]:
     """Yield the facility: the one that `up` left running, else one of this session, stopped at its end.
 
-    At the end of the session no login may ever have sent more than 20 requests in 10 s.
-
     Where it cannot run (no Debian, not root, something not installed) the tests are skipped with the reason.
     With `PREFECT_PSIK_REQUIRE_FACILITY=1`, where what is missing was installed before the tests, that is an error.
     """
@@ -39,9 +37,6 @@ def facility() -> Iterator[Facility]:
         found.globus.forget_peaks()
         with _no_stuck_forks(found):
             yield found
-        found.globus.start()
-        over = found.globus.over_the_limit()
-        assert over == {}, f"a login sent more than Globus allows: {over} requests in 10 s"
     finally:
         if was_down:
             found.stop()

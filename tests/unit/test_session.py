@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import json
 import sys
 import time
@@ -156,7 +157,7 @@ def test_a_coroutine_that_wants_to_exit_does_not_end_the_session() -> None:
     assert own.run(asyncio.sleep(0, "an answer")).result(60) == "an answer"
 
 
-def test_a_call_that_wants_to_exit_leaves_nobody_waiting_for_ever() -> None:
+def test_a_call_that_wants_to_exit_leaves_nobody_waiting_for_ever(caplog: pytest.LogCaptureFixture) -> None:
     """A submission whose worker was killed waited until somebody killed it, too."""
 
     def exits(jobs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -168,6 +169,10 @@ def test_a_call_that_wants_to_exit_leaves_nobody_waiting_for_ever() -> None:
     for submission in submissions:  # the last is of a second call
         with pytest.raises(RemoteCodeError, match=r"failed on test: SystemExit\(1\)"):
             submission.result(60)
+    own.run(asyncio.sleep(0)).result(60)
+    del channel, submission, submissions
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_a_request_that_wants_to_exit_is_a_passing_error() -> None:
