@@ -24,7 +24,7 @@ LEFT = replace(JOB, on_cancel="leave")
 
 
 @pytest.fixture
-def facility(monkeypatch: pytest.MonkeyPatch) -> Facility:
+def place(monkeypatch: pytest.MonkeyPatch) -> Facility:
     """What every block leads to."""
     found = Facility()
     monkeypatch.setattr(PsikBackend, "get_transport", lambda block: found)
@@ -61,14 +61,14 @@ pytestmark = pytest.mark.usefixtures("marked", "cancelling")
 
 
 def test_a_job_is_submitted_once_and_noted_for_a_cancel(
-    facility: Facility, marked: list[tuple[str, str]], caplog: pytest.LogCaptureFixture
+    place: Facility, marked: list[tuple[str, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    facility.warnings = ["slow partition"]
+    place.warnings = ["slow partition"]
     with caplog.at_level(logging.INFO):
         handle = submit(JOB)
         assert submit(JOB) == handle
-    assert len(facility.runs["123"]) == 1
-    assert facility.runs["123"][0]["owner"] == cancellation.owner_of(FLOW_RUNS)
+    assert len(place.runs["123"]) == 1
+    assert place.runs["123"][0]["owner"] == cancellation.owner_of(FLOW_RUNS)
     assert marked[:2] == [(flow_run, JOB.block.prefix) for flow_run in FLOW_RUNS]
     assert [set(cancellation._submitted[flow_run]) for flow_run in FLOW_RUNS] == [{("123", 1)}] * 2
     told = [(record.levelname, record.getMessage()) for record in caplog.records]
@@ -81,33 +81,33 @@ def test_a_job_is_submitted_once_and_noted_for_a_cancel(
     assert JobHandle.model_validate_json(vars(caplog.records[0])["psik_handle"]) == handle
 
 
-def test_a_job_that_a_cancel_leaves_is_noted_nowhere(facility: Facility, marked: list[tuple[str, str]]) -> None:
+def test_a_job_that_a_cancel_leaves_is_noted_nowhere(place: Facility, marked: list[tuple[str, str]]) -> None:
     submit(LEFT)
-    assert facility.runs["123"][0]["owner"]["flow_runs"] == []
+    assert place.runs["123"][0]["owner"]["flow_runs"] == []
     assert (marked, cancellation._submitted) == ([], {})
 
 
 @pytest.mark.parametrize(("rerun", "runs"), [("on_retry", 2), ("never", 1)])
-def test_a_retry_runs_a_failed_job_again_unless_it_is_not_to(facility: Facility, rerun: Any, runs: int) -> None:
-    facility.end = "failed,3"
+def test_a_retry_runs_a_failed_job_again_unless_it_is_not_to(place: Facility, rerun: Any, runs: int) -> None:
+    place.end = "failed,3"
     submit(JOB)
     submit(replace(JOB, identity=SECOND, rerun=rerun))
-    assert len(facility.runs["123"]) == runs
+    assert len(place.runs["123"]) == runs
 
 
-async def test_the_async_twin_and_another_run(facility: Facility) -> None:
+async def test_the_async_twin_and_another_run(place: Facility) -> None:
     await asubmit(JOB)
     handle = await asubmit(JOB, Again(after=1, number=1, asked=Asked(10, None)))
     assert (handle.jobndx, handle.duration) == (2, 10)
 
 
 def test_nothing_is_submitted_for_a_flow_run_that_is_cancelled(
-    facility: Facility, monkeypatch: pytest.MonkeyPatch
+    place: Facility, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cancellation, "_cancelling", {"root"})
     with pytest.raises(FlowRunCancelling):
         submit(JOB)
-    assert facility.runs == {}
+    assert place.runs == {}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_nothing_is_submitted_for_a_flow_run_that_is_cancelled(
     ],
 )
 def test_an_interrupt_cancels_only_a_job_of_ours_of_a_flow_run_that_is_cancelled(
-    facility: Facility,
+    place: Facility,
     cancelling: set[str],
     job: Submission,
     created: bool,
@@ -135,11 +135,11 @@ def test_an_interrupt_cancels_only_a_job_of_ours_of_a_flow_run_that_is_cancelled
     submission: Future[Submitted] = Future()
     submission.set_result(Submitted(JobHandle(prefix="/psik", stamp="123", key="k"), created, []))
     replace(job, identity=replace(FIRST, is_own=is_own)).interrupted(submission).result(60)
-    assert facility.canceled == ([("123", 1, cancellation.owner_of(FLOW_RUNS))] if canceled else [])
+    assert place.canceled == ([("123", 1, cancellation.owner_of(FLOW_RUNS))] if canceled else [])
 
 
 def test_a_job_that_comes_of_an_interrupted_submission_is_canceled(
-    facility: Facility, cancelling: set[str], monkeypatch: pytest.MonkeyPatch
+    place: Facility, cancelling: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cancelling.add("root")
 
@@ -149,17 +149,17 @@ def test_a_job_that_comes_of_an_interrupted_submission_is_canceled(
     monkeypatch.setattr(submissions, "result", interrupted)
     with pytest.raises(KeyboardInterrupt):
         submit(JOB)
-    assert [stamp for stamp, *_ in facility.canceled] == ["123"]
+    assert [stamp for stamp, *_ in place.canceled] == ["123"]
 
 
-async def test_a_job_that_comes_of_a_cancelled_task_is_canceled(facility: Facility, cancelling: set[str]) -> None:
+async def test_a_job_that_comes_of_a_cancelled_task_is_canceled(place: Facility, cancelling: set[str]) -> None:
     cancelling.add("root")
     task = asyncio.create_task(asubmit(JOB))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert [stamp for stamp, *_ in facility.canceled] == ["123"]
+    assert [stamp for stamp, *_ in place.canceled] == ["123"]
 
 
 def test_a_submission_is_made_of_what_the_task_gave_and_where_it_runs() -> None:
