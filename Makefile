@@ -75,6 +75,10 @@ test-lowest: .venv-lowest/.complete  ## Run tests with the lowest versions that 
 bench: .venv  ## Measure speed and memory; the limits are printed with the figures
 	@$(call with_prefect_home,$(call with_path,.venv) -m tests.bench $(ARGS))
 
+.PHONY: mutants
+mutants: .venv  ## Change the source in one small place at a time; what the fast tests notice, and what they do not
+	@$(call with_prefect_home,$(call with_path,.venv) -m tests.mutants $(ARGS))
+
 .PHONY: outcomes
 outcomes: .venv  ## Provoke every way a job can end on real Slurms (Debian, as root; at most 10 min), print the table
 	@$(call with_prefect_home,$(call with_path,.venv) -m tests.outcomes $(ARGS))

@@ -1,0 +1,1 @@
+"""Mutants: one change of the source at a time, to see whether the fast tests notice it."""

@@ -1,0 +1,251 @@
+"""Run by `__main__` in a copy of the project: reads mutants, and writes which of them the tests notice.
+
+Starting Python and Prefect takes seconds, a test of pure functions takes milliseconds. So the tests are collected
+once, and each mutant gets a fork of this process, in which the changed function replaces the old one wherever it
+is: in its module, and in the letter that tests have made of `remote`. What acts at import gets all of ours
+imported again in the fork. The file is changed too, for what starts another Python.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType, FunctionType
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import Phase, settings
+
+from prefect_psik.remote import PARTS, letter
+from tests.mutants.changes import Mutant
+
+#: A mutant has so much time, and so much more than its tests took before.
+LEAST_SECONDS, TIMES_AS_LONG, WAIT_TIMES = 5.0, 3.0, 4.0
+FIRST_SECONDS = 600.0
+MEMORY_BYTES = 4 * 1024**3
+PR_SET_CHILD_SUBREAPER = 36
+LETTER = "<letter>"
+#: What comes of importing twice: pytest's word, and Prefect's of a block that is registered again.
+IGNORED = ("-W", "ignore::pytest.PytestAssertRewriteWarning", "-W", "ignore:Type '")
+PASSED, NOTICED, LATE = 0, 1, 2
+OPTIONS = ("-q", "-s", "-p", "no:cacheprovider", *IGNORED)
+
+#: What a test calls: paths of modules, and functions in them as `path function`.
+Calls = dict[str, tuple[float, set[str]]]
+
+
+class FailFast:
+    """A plugin of pytest: nothing is drawn at random, and the first failure ends the process."""
+
+    def pytest_sessionstart(self) -> None:
+        phases = [Phase.explicit, Phase.generate]
+        busy = settings.get_profile("busy")
+        settings.register_profile("mutants", busy, derandomize=True, database=None, phases=phases)
+        settings.load_profile("mutants")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            print(report.nodeid, report.longrepr, file=sys.stderr, flush=True)
+            os._exit(NOTICED)
+
+
+class Warm(FailFast):
+    """Runs the tests once for each mutant."""
+
+    def __init__(self, mutants: list[Mutant], tell: Callable[[dict[str, Any]], None]) -> None:
+        self.mutants, self.tell = mutants, tell
+        self.paths = {mutant.path for mutant in mutants}
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        letter.cache_clear()
+        items = {item.nodeid: item for item in session.items}
+        calls = self._watched(list(items.values()))
+        functions = _functions(self.paths)
+        if _forked(lambda: _run_anew(sorted(calls)), FIRST_SECONDS) != PASSED:
+            sys.exit("A test fails with nothing changed, once everything is imported again.")
+
+        def work() -> None:
+            if _swap(mutant, functions):
+                _run([items[test] for test in chosen])
+            else:
+                _run_anew(chosen)
+
+        for n, mutant in enumerate(self.mutants):
+            where = f"{mutant.path} {mutant.function}".strip()
+            chosen = sorted((test for test in calls if where in calls[test][1]), key=lambda test: calls[test][0])
+            seconds = sum(calls[test][0] for test in chosen)
+            with _changed(mutant):
+                end = _forked(work, seconds) if chosen else PASSED
+            self.tell({"mutant": n, "noticed": end != PASSED, "late": end not in (PASSED, NOTICED)})
+        return True
+
+    def _watched(self, items: list[pytest.Item]) -> Calls:
+        """Run all tests with nothing changed, and see what each calls."""
+        found = Path("calls.json")
+
+        def work() -> None:
+            calls: dict[str, tuple[float, list[str]]] = {}
+            current: set[str] = set()
+
+            def see(frame: FrameType, event: str, argument: object) -> None:
+                name = _name_of(frame.f_code, self.paths)
+                if name is not None:
+                    current.update((name, name.split(" ")[0]))
+
+            threading.settrace(see)
+            for item in items:
+                current.clear()
+                begin = time.monotonic()
+                sys.settrace(see)
+                _run([item])
+                sys.settrace(None)
+                calls[item.nodeid] = (time.monotonic() - begin, sorted(current))
+            found.write_text(json.dumps(calls), encoding="utf-8")
+
+        if _forked(work, FIRST_SECONDS) != PASSED:
+            sys.exit("A test fails with nothing changed.")
+        calls = json.loads(found.read_text(encoding="utf-8"))
+        return {test: (seconds, set(names)) for test, (seconds, names) in calls.items()}
+
+
+@contextlib.contextmanager
+def _changed(mutant: Mutant) -> Iterator[None]:
+    """Change the file, too: other processes read it."""
+    path = Path(mutant.path)
+    original = path.read_text(encoding="utf-8")
+    path.write_text(mutant.text, encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(original, encoding="utf-8")
+
+
+def _forked(work: Callable[[], None], seconds: float) -> int:
+    """Do work in a fork, and end all that it leaves.
+
+    Returns:
+        PASSED, NOTICED, or what else ended it: it has TIMES_AS_LONG the seconds that it took before.
+    """
+    limit = LEAST_SECONDS + TIMES_AS_LONG * seconds
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit) + 1))
+        try:
+            work()
+        except BaseException as err:  # noqa: BLE001 - whatever a mutant brings about
+            print(repr(err), file=sys.stderr, flush=True)
+            os._exit(NOTICED)
+        os._exit(PASSED)
+    deadline, code = time.monotonic() + WAIT_TIMES * limit, None  # what waits takes no time of the processor
+    try:
+        while code is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+            pid, status = os.waitpid(child, os.WNOHANG)
+            code = os.waitstatus_to_exitcode(status) if pid else None
+        return LATE if code is None else code
+    finally:
+        while left := psutil.Process().children(recursive=True):  # also daemons: this process inherits them
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, 10)
+        for path in Path(tempfile.gettempdir()).iterdir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _run(items: list[pytest.Item]) -> None:
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+
+
+def _run_anew(tests: list[str]) -> None:
+    """Run tests with everything of ours imported again."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("prefect_psik", "tests")]:
+        del sys.modules[name]
+    if pytest.main([*OPTIONS, *tests], plugins=[FailFast()]):
+        os._exit(NOTICED)
+
+
+def _name_of(code: CodeType, paths: set[str]) -> str | None:
+    """Path and outermost function of what is called, if it is one of ours."""
+    function = code.co_qualname.split(".<locals>")[0]
+    if code.co_filename == LETTER:
+        path = _parts_of_letter().get(function.split(".")[0], "")
+    else:
+        path = os.path.relpath(code.co_filename) if code.co_filename.endswith(".py") else ""
+    return f"{path} {function}" if path in paths else None
+
+
+@cache
+def _parts_of_letter() -> dict[str, str]:
+    """Where each function and class of the letter is from: no name comes twice in it."""
+    paths = [f"prefect_psik/remote/{part}.py" for part in PARTS]
+    trees = [(path, ast.parse(Path(path).read_text(encoding="utf-8"))) for path in paths]
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name: path for path, tree in trees for node in tree.body if isinstance(node, kinds)}
+
+
+def _functions(paths: set[str]) -> dict[str, list[FunctionType]]:
+    """All functions that exist now, also wrapped ones and the letter's, by path and name."""
+    found: dict[str, list[FunctionType]] = {}
+    for each in gc.get_objects():
+        if type(each) is FunctionType and (name := _name_of(each.__code__, paths)):
+            found.setdefault(name, []).append(each)
+    return found
+
+
+def _swap(mutant: Mutant, functions: dict[str, list[FunctionType]]) -> bool:
+    """Give the functions their changed code; False if that is not enough."""
+    same = functions.get(f"{mutant.path} {mutant.function}", [])
+    if not mutant.function or not same:
+        return False
+    code = _find(compile(mutant.text, same[0].__code__.co_filename, "exec"), mutant.function)
+    if code is None or any(code.co_freevars != each.__code__.co_freevars for each in same):
+        return False
+    for each in same:
+        each.__code__ = code
+    return True
+
+
+def _find(code: CodeType, name: str) -> CodeType | None:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            if constant.co_qualname == name:
+                return constant
+            if name.startswith(f"{constant.co_qualname}.") and (found := _find(constant, name)):
+                return found
+    return None
+
+
+def main() -> None:
+    """Read mutants from a file, and write what became of each to a descriptor, a line of JSON each."""
+    given, descriptor, *arguments = sys.argv[1:]
+    mutants = [Mutant(*fields) for fields in json.loads(Path(given).read_text(encoding="utf-8"))]
+    sys.dont_write_bytecode = True
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is running is ended first
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    with os.fdopen(int(descriptor), "w", buffering=1) as answers:
+        plugin = Warm(mutants, lambda answer: print(json.dumps(answer), file=answers))
+        sys.exit(pytest.main([*OPTIONS, *arguments], plugins=[plugin]))
+
+
+if __name__ == "__main__":
+    main()
