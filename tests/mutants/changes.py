@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import NamedTuple
 
+#: Letters around a change that are shown with it.
+CONTEXT = 30
 #: Of comparisons: just beside the boundary, and the opposite.
 _COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -72,18 +75,17 @@ def mutants_of(path: str, text: str) -> list[Mutant]:
     for node, function, is_condition in _mutable(ast.parse(text)):
         begin = starts[node.lineno - 1] + node.col_offset
         end = starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
-        before = text.encode()[begin:end].decode()
         for after in [*_changes(node), *(_opposite(node) if is_condition else ())]:
             changed = text.encode()[:begin] + after.encode() + text.encode()[end:]
-            found.append(Mutant(path, node.lineno, function, _short(before), _short(after), changed.decode()))
+            found.append(Mutant(path, node.lineno, function, *_short(ast.unparse(node), after), changed.decode()))
     return sorted(found, key=lambda mutant: mutant.line)
 
 
 def _mutable(tree: ast.AST, scope: str = "", inside: bool = False) -> Iterator[_Place]:
-    """Nodes that may change; no imports, annotations, docstrings, or parts of f-strings."""
+    """Nodes that may change; nothing for type checkers, no imports, decorators, docstrings, parts of f-strings."""
     for field, value in ast.iter_fields(tree):
         # Parts of f-strings have no places of their own before Python 3.12.
-        if field in ("annotation", "returns") or isinstance(tree, ast.JoinedStr):
+        if field in ("annotation", "returns", "decorator_list") or isinstance(tree, ast.JoinedStr):
             continue
         name, function = scope, inside
         if field == "body" and not inside and isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -91,19 +93,20 @@ def _mutable(tree: ast.AST, scope: str = "", inside: bool = False) -> Iterator[_
         elif field == "body" and not inside and isinstance(tree, ast.ClassDef):
             name = f"{scope}{tree.name}."
         for node in value if isinstance(value, list) else [value]:
-            if (
-                not isinstance(node, ast.AST)
-                or isinstance(node, ast.Import | ast.ImportFrom)
-                or _is_docstring(node)
-            ):
+            if not isinstance(node, ast.AST) or _is_fixed(node):
                 continue
             if isinstance(node, ast.expr | ast.stmt):
                 yield _Place(node, name if function else "", field in ("test", "ifs"))
             yield from _mutable(node, name, function)
 
 
-def _is_docstring(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+def _is_fixed(node: ast.AST) -> bool:
+    match node:
+        case ast.Import() | ast.ImportFrom() | ast.Expr(ast.Constant()):
+            return True
+        case ast.Call(ast.Name("TypeVar")) | ast.Subscript(ast.Name("Literal")):
+            return True
+    return False
 
 
 def _changes(node: ast.stmt | ast.expr) -> Iterator[str]:
@@ -167,5 +170,14 @@ def _text(node: ast.expr) -> str:
     return f"({ast.unparse(node)})"
 
 
-def _short(text: str) -> str:
-    return " ".join(text.split())
+def _short(before: str, after: str) -> tuple[str, str]:
+    """What differs, with a little of what is around it."""
+    after = after if before.startswith("(") else after.removeprefix("(").removesuffix(")")
+    same = _alike(before, after)
+    begin, end = max(same - CONTEXT, 0), max(_alike(before[:same:-1], after[:same:-1]) - CONTEXT, 0)
+    return before[begin : len(before) - end], after[begin : len(after) - end]
+
+
+def _alike(one: str, other: str) -> int:
+    """How many letters two texts have in common at their beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

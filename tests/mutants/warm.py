@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -20,12 +21,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import Phase, settings
 
@@ -33,56 +35,66 @@ from prefect_psik.remote import PARTS, letter
 from tests.mutants.changes import Mutant
 
 #: A mutant has so much time, and so much more than its tests took before.
-LEAST_SECONDS, TIMES_AS_LONG = 10.0, 5.0
-FIRST_SECONDS = 3600.0
+LEAST_SECONDS, TIMES_AS_LONG, WAIT_TIMES = 5.0, 3.0, 4.0
+FIRST_SECONDS = 600.0
 MEMORY_BYTES = 4 * 1024**3
+PR_SET_CHILD_SUBREAPER = 36
 LETTER = "<letter>"
-PASSED, NOTICED = 0, 1
+#: What comes of importing twice: pytest's word, and Prefect's of a block that is registered again.
+IGNORED = ("-W", "ignore::pytest.PytestAssertRewriteWarning", "-W", "ignore:Type '")
+PASSED, NOTICED, LATE = 0, 1, 2
+OPTIONS = ("-q", "-s", "--timeout=0", "-p", "no:cacheprovider", *IGNORED)
 
 #: What a test calls: paths of modules, and functions in them as `path function`.
 Calls = dict[str, tuple[float, set[str]]]
 
 
-class Warm:
-    """A plugin of pytest that runs its tests once for each mutant."""
+class FailFast:
+    """A plugin of pytest: nothing is drawn at random, and the first failure ends the process."""
+
+    def pytest_sessionstart(self) -> None:
+        phases = [Phase.explicit, Phase.generate]
+        busy = settings.get_profile("busy")
+        settings.register_profile("mutants", busy, derandomize=True, database=None, phases=phases)
+        settings.load_profile("mutants")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            print(report.nodeid, report.longrepr, file=sys.stderr, flush=True)
+            os._exit(NOTICED)
+
+
+class Warm(FailFast):
+    """Runs the tests once for each mutant."""
 
     def __init__(self, mutants: list[Mutant], tell: Callable[[dict[str, Any]], None]) -> None:
         self.mutants, self.tell = mutants, tell
         self.paths = {mutant.path for mutant in mutants}
 
-    def pytest_sessionstart(self) -> None:
-        settings.register_profile(  # nothing at random; the first failure is enough
-            "mutants",
-            settings.get_profile("busy"),
-            derandomize=True,
-            database=None,
-            phases=[Phase.explicit, Phase.generate],
-        )
-        settings.load_profile("mutants")
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed:
-            print(report.nodeid, file=sys.stderr, flush=True)
-            os._exit(NOTICED)
-
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         letter.cache_clear()
-        calls = self._watched(session)
+        items = {item.nodeid: item for item in session.items}
+        calls = self._watched(list(items.values()))
         functions = _functions(self.paths)
-        untouched = Mutant("", 0, "", "", "", "")
-        if self._noticed(session, untouched, sorted(calls), FIRST_SECONDS, functions):
+        if _forked(lambda: _run_anew(sorted(calls)), FIRST_SECONDS) != PASSED:
             sys.exit("A test fails with nothing changed, once everything is imported again.")
+
+        def work() -> None:
+            if _swap(mutant, functions):
+                _run([items[test] for test in chosen])
+            else:
+                _run_anew(chosen)
+
         for n, mutant in enumerate(self.mutants):
             where = f"{mutant.path} {mutant.function}".strip()
             chosen = sorted((test for test in calls if where in calls[test][1]), key=lambda test: calls[test][0])
-            begin = time.monotonic()
-            limit = LEAST_SECONDS + TIMES_AS_LONG * sum(calls[test][0] for test in chosen)
-            noticed = bool(chosen) and self._noticed(session, mutant, chosen, limit, functions)
-            seconds = time.monotonic() - begin
-            self.tell({"mutant": n, "noticed": noticed, "tests": len(chosen), "seconds": seconds})
+            seconds = sum(calls[test][0] for test in chosen)
+            with _changed(mutant):
+                end = _forked(work, seconds) if chosen else PASSED
+            self.tell({"mutant": n, "noticed": end != PASSED, "late": end not in (PASSED, NOTICED)})
         return True
 
-    def _watched(self, session: pytest.Session) -> Calls:
+    def _watched(self, items: list[pytest.Item]) -> Calls:
         """Run all tests with nothing changed, and see what each calls."""
         found = Path("calls.json")
 
@@ -96,7 +108,7 @@ class Warm:
                     current.update((name, name.split(" ")[0]))
 
             threading.settrace(see)
-            for item in session.items:
+            for item in items:
                 current.clear()
                 begin = time.monotonic()
                 sys.settrace(see)
@@ -110,64 +122,66 @@ class Warm:
         calls = json.loads(found.read_text(encoding="utf-8"))
         return {test: (seconds, set(names)) for test, (seconds, names) in calls.items()}
 
-    def _noticed(
-        self,
-        session: pytest.Session,
-        mutant: Mutant,
-        chosen: list[str],
-        limit: float,
-        functions: dict[str, list[FunctionType]],
-    ) -> bool:
-        def work() -> None:
-            if not _swap(mutant, functions):
-                for name in [name for name in sys.modules if name.split(".")[0] in ("prefect_psik", "tests")]:
-                    del sys.modules[name]
-                session.perform_collect(chosen)
-            by_id = {item.nodeid: item for item in session.items}
-            _run([by_id[test] for test in chosen])
 
-        if not mutant.path:
-            return _forked(work, limit) != PASSED
-        original = Path(mutant.path).read_text(encoding="utf-8")
-        Path(mutant.path).write_text(mutant.text, encoding="utf-8")
-        try:
-            return _forked(work, limit) != PASSED
-        finally:
-            Path(mutant.path).write_text(original, encoding="utf-8")
+@contextlib.contextmanager
+def _changed(mutant: Mutant) -> Iterator[None]:
+    """Change the file, too: other processes read it."""
+    path = Path(mutant.path)
+    original = path.read_text(encoding="utf-8")
+    path.write_text(mutant.text, encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(original, encoding="utf-8")
 
 
-def _forked(work: Callable[[], None], limit: float) -> int:
-    """Do work in a fork, and end all that it leaves; taking too long counts as noticed."""
+def _forked(work: Callable[[], None], seconds: float) -> int:
+    """Do work in a fork, and end all that it leaves.
+
+    Returns:
+        PASSED, NOTICED, or what else ended it: it has TIMES_AS_LONG the seconds that it took before.
+    """
+    limit = LEAST_SECONDS + TIMES_AS_LONG * seconds
     child = os.fork()
     if child == 0:
         os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit) + 1))
         try:
             work()
         except BaseException as err:  # noqa: BLE001 - whatever a mutant brings about
             print(repr(err), file=sys.stderr, flush=True)
             os._exit(NOTICED)
         os._exit(PASSED)
-    deadline, status = time.monotonic() + limit, None
+    deadline, code = time.monotonic() + WAIT_TIMES * limit, None  # what waits takes no time of the processor
     try:
-        while status is None and time.monotonic() < deadline:
+        while code is None and time.monotonic() < deadline:
             time.sleep(0.005)
-            pid, code = os.waitpid(child, os.WNOHANG)
-            status = code if pid else None
-        return NOTICED if status is None else status
+            pid, status = os.waitpid(child, os.WNOHANG)
+            code = os.waitstatus_to_exitcode(status) if pid else None
+        return LATE if code is None else code
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-        if status is None:
-            os.waitpid(child, 0)
-        for left in Path(tempfile.gettempdir()).iterdir():
-            shutil.rmtree(left, ignore_errors=True)
+        while left := psutil.Process().children(recursive=True):  # also daemons: this process inherits them
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, 10)
+        for path in Path(tempfile.gettempdir()).iterdir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _run(items: list[pytest.Item]) -> None:
     for item, following in zip(items, [*items[1:], None], strict=True):
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+
+
+def _run_anew(tests: list[str]) -> None:
+    """Run tests with everything of ours imported again."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("prefect_psik", "tests")]:
+        del sys.modules[name]
+    if pytest.main([*OPTIONS, *tests], plugins=[FailFast()]):
+        os._exit(NOTICED)
 
 
 def _name_of(code: CodeType, paths: set[str]) -> str | None:
@@ -227,18 +241,10 @@ def main() -> None:
     mutants = [Mutant(*fields) for fields in json.loads(Path(given).read_text(encoding="utf-8"))]
     sys.dont_write_bytecode = True
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is running is ended first
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with os.fdopen(int(descriptor), "w", buffering=1) as answers:
         plugin = Warm(mutants, lambda answer: print(json.dumps(answer), file=answers))
-        ours = [
-            "-q",
-            "-s",
-            "--timeout=0",
-            "-p",
-            "no:cacheprovider",
-            "-W",
-            "ignore::pytest.PytestAssertRewriteWarning",
-        ]
-        sys.exit(pytest.main([*ours, *arguments], plugins=[plugin]))
+        sys.exit(pytest.main([*OPTIONS, *arguments], plugins=[plugin]))
 
 
 if __name__ == "__main__":

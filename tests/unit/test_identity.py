@@ -261,6 +261,7 @@ def test_twins_specs_places_and_flows_have_keys_of_their_own() -> None:
         identity(in_task(("keys flow", 1), ("t1", 1)), prefix="/other"),
         identity(in_task(("other keys flow", 1), ("t1", 1))),
     ]
+    assert all(one.is_own for one in found), "no other flow run has them"
     assert len({one.key for one in found}) == len(found)
     assert len({one.stamp for one in found}) == len(found)
 
@@ -276,6 +277,7 @@ def test_users_key_is_the_same_whoever_submits() -> None:
     found = [identity(caller, key="scan 7") for caller in callers]
     assert {(one.key, one.stamp) for one in found} == {("scan 7", stamp_of("scan 7"))}
     assert [one.attempt for one in found] == [caller.attempt for caller in callers]
+    assert not any(one.is_own for one in found)
 
 
 @pytest.mark.parametrize(
@@ -301,11 +303,12 @@ def test_detached_task_needs_a_key_and_the_error_says_so() -> None:
 def test_outside_of_runs_every_key_is_new() -> None:
     found = [identity(Caller()) for _ in range(50)]
     assert len({one.key for one in found}) == 50
+    assert all(one.is_own for one in found)
     assert all(PSIK_STAMP.fullmatch(one.stamp) and one.attempt == [] for one in found)
 
 
 def test_the_caller_is_read_from_the_contexts_of_flow_and_task() -> None:
-    flow, task = uuid.uuid4(), uuid.uuid4()
+    flow, task, child = (uuid.uuid4() for _ in range(3))
     flow_run: Any = SimpleNamespace(id=flow, run_count=3)
     task_run: Any = SimpleNamespace(id=task, run_count=2, flow_run_id=flow)
     flow_context: Any = FlowRunContext.model_construct
@@ -315,8 +318,13 @@ def test_the_caller_is_read_from_the_contexts_of_flow_and_task() -> None:
         with task_context(task_run=task_run):
             assert current_caller() == Caller((Run(str(flow), 3), Run(str(task), 2)), in_task=True)
             assert enclosing_flow_runs() == [str(flow)]
-    with flow_context(flow_run=flow_run, detached=True):
-        assert current_caller().detached
+            with flow_context(flow_run=SimpleNamespace(id=child, run_count=4), detached=True):
+                runs = (Run(str(flow), 3), Run(str(task), 2), Run(str(child), 4))
+                assert current_caller() == Caller(runs, in_task=False, detached=True)
+                assert enclosing_flow_runs() == [str(flow), str(child)]
+    alone: Any = SimpleNamespace(id=task, run_count=2, flow_run_id=None)
+    with task_context(task_run=alone):
+        assert current_caller() == Caller((Run(str(task), 2),), in_task=True)
 
 
 def test_this_test_runs_outside_of_any_run() -> None:

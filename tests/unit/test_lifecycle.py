@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,6 +126,19 @@ async def test_another_run_within_an_attempt_asks_for_more_and_is_newer() -> Non
     assert facility.runs["123"][1]["attempt"] == [1, 1, 1]
     repeated = await _submit(facility, FIRST, again=again)
     assert (repeated.created, repeated.handle.jobndx) == (False, 2), "its reply may have been lost"
+
+
+async def test_a_handle_knows_its_endpoint_and_scheduler_and_may_lack_a_native_id() -> None:
+    class Unconfirmed(Facility):
+        def _submit(self, job: dict[str, Any]) -> dict[str, Any]:
+            return super()._submit(job) | {"native_id": None}
+
+    endpoint = uuid.uuid4()
+    block = PsikBackend.model_validate({"endpoint_id": endpoint, "attributes": {"type": "slurm"}})
+    block._block_document_name = "perlmutter"
+    handle = (await submit(channel_to(Unconfirmed()), block, SPEC, FIRST, rerun=True, owner={})).handle
+    assert (handle.endpoint_id, handle.type, handle.backend) == (endpoint, "slurm", "perlmutter")
+    assert handle.native_id is None
 
 
 async def test_a_key_that_stands_for_another_job_shows_the_difference() -> None:

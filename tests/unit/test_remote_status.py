@@ -22,6 +22,7 @@ echo "{name} $*" >> "{calls}"
 sleep "$(cat "{directory}/{name}.seconds" 2> /dev/null || echo 0)"
 cat "{directory}/{name}.err" >&2 2> /dev/null
 cat "{directory}/{name}.out" 2> /dev/null
+test ! -e "{directory}/{name}.then" || mv "{directory}/{name}.then" "{directory}/$(cat "{directory}/{name}.whom")"
 exit "$(cat "{directory}/{name}.code" 2> /dev/null || echo 0)"
 """
 NO_ACCOUNTING = "Slurm accounting storage is disabled"
@@ -30,11 +31,11 @@ QUEUED, ACTIVE = "1,queued,77", "1,active,"
 
 
 class Commands:
-    """squeue and sacct, as a test wants them."""
+    """Commands of Slurm, as a test wants them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *names: str) -> None:
         self.directory = directory
-        for name in ("squeue", "sacct"):
+        for name in names:
             path = directory / name
             path.write_text(_COMMAND.format(name=name, directory=directory, calls=directory / "calls"))
             path.chmod(0o755)
@@ -45,6 +46,11 @@ class Commands:
         (self.directory / f"{name}.err").write_text(error)
         (self.directory / f"{name}.code").write_text(str(code))
         (self.directory / f"{name}.seconds").write_text(str(seconds))
+
+    def then(self, name: str, other: str, *lines: str) -> None:
+        """Have another command answer so once this one was called."""
+        (self.directory / f"{name}.whom").write_text(f"{other}.out")
+        (self.directory / f"{name}.then").write_text("".join(f"{line}\n" for line in lines))
 
     def calls(self, name: str) -> list[str]:
         """How a command was called."""
@@ -59,7 +65,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     directory = tmp_path / "bin"
     directory.mkdir()
     monkeypatch.setenv("PATH", str(directory), prepend=":")
-    return Commands(directory)
+    return Commands(directory, "squeue", "sacct")
 
 
 @pytest.fixture

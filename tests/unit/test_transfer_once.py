@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -14,14 +16,14 @@ import pytest
 
 from prefect_psik import TransferCause, TransferError, TransferState, transfer_once
 from prefect_psik.transfer_models import FileEntry, Order, TransferStatus
-from prefect_psik.transfer_once import LABEL, MOST_LOOKS, Keeping, Kept, submit_once
+from prefect_psik.transfer_once import Keeping, Kept, repeated, submit_once, transfers_of
 
 ROOT, CHILD = str(uuid.uuid4()), str(uuid.uuid4())
 ORDER = Order("here", "there", [("a", "a"), ("b", "b")])
 FIRST = Keeping(key="k", flow_runs=(ROOT, CHILD), attempt=(1, 1), collection="home", cancel=False)
 SECOND = replace(FIRST, attempt=(1, 2))
 DONE = TransferStatus(state=TransferState.succeeded, files=2)
-FAILED = TransferStatus(state=TransferState.failed, cause=TransferCause.quota)
+FAILED = TransferStatus(state=TransferState.failed, cause=TransferCause.quota, files=2)
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Service:
         assert collection == "there"
         if path not in self.there:
             raise TransferError("It is not there.", cause=TransferCause.not_found)
-        for kind in self.there[path]:
+        for kind in self.there[path] if recursive else self.there[path][:1]:
             if kind == "denied":
                 raise TransferError("You may not.", cause=TransferCause.permission_denied)
             yield FileEntry.model_validate({"path": path, "kind": kind})
@@ -88,7 +90,7 @@ async def test_it_is_kept_at_the_root_and_at_each_flow_run_that_a_cancel_may_end
     kept = Kept(submission_id="submission 0", attempt=[1, 1], task_id="task 0", collection="home", cancel=False)
     for flow_run in (ROOT, CHILD):
         assert {name: Kept.model_validate_json(text) for name, text in labels[flow_run].items()} == {
-            f"{LABEL}k": kept
+            "psik.transfer.k": kept
         }
 
 
@@ -123,7 +125,7 @@ async def test_a_newer_attempt_begins_anew_what_failed_or_is_not_whole_any_more(
     await _submit(service, FIRST)
     assert await _submit(service, SECOND) == (("task 1", True) if anew else ("task 0", False))
     assert await _submit(service, SECOND) == (f"task {int(anew)}", False)
-    assert Kept.model_validate_json(labels[ROOT][f"{LABEL}k"]).attempt == [1, 2 if anew else 1]
+    assert Kept.model_validate_json(labels[ROOT]["psik.transfer.k"]).attempt == [1, 2 if anew else 1]
 
 
 @pytest.mark.parametrize(
@@ -131,14 +133,15 @@ async def test_a_newer_attempt_begins_anew_what_failed_or_is_not_whole_any_more(
     [
         (replace(ORDER, destination=None), True),
         (replace(ORDER, items=[]), True),
-        (replace(ORDER, items=[("a", "a")] * MOST_LOOKS), False),
-        (replace(ORDER, items=[("a", "a")] * (MOST_LOOKS + 1)), True),
+        (replace(ORDER, items=[("all", "all")]), False),
+        (replace(ORDER, items=[("a", "a")] * 20), False),
+        (replace(ORDER, items=[("a", "a")] * 21), True),
     ],
 )
 async def test_what_cannot_be_looked_at_is_begun_anew(
     labels: dict[str, dict[str, Any]], order: Order, anew: bool
 ) -> None:
-    service = Service()
+    service = Service(there={"a": ["file"], "all": ["file", "file"]})
     await _submit(service, FIRST, order)
     assert await _submit(service, SECOND, order) == (("task 1", True) if anew else ("task 0", False))
 
@@ -171,3 +174,79 @@ async def test_where_it_cannot_be_kept_nothing_is_submitted_and_a_retry_may_help
             await _submit(service, keeping)
         assert caught.value.transient
     assert service.tasks == {}
+
+
+def test_what_others_wrote_there_is_left_out_and_what_another_release_wrote_is_read() -> None:
+    labels = {
+        "psik.transfer.k": '{"submission_id": "s", "attempt": [1], "later": 1}',
+        "psik.transfer.l": "garbage",
+        "theirs": '{"submission_id": "s", "attempt": [1]}',
+    }
+    assert transfers_of(labels) == {"k": Kept(submission_id="s", attempt=[1])}
+    assert Kept(submission_id="s", attempt=[1]).cancel
+    assert Keeping().cancel
+
+
+async def test_a_cancel_from_outside_may_miss_it_but_a_retry_does_not(labels: dict[str, dict[str, Any]]) -> None:
+    """The task's id is written a second time, for cancels; without it the submission's id is enough."""
+    service = Service()
+    original = service.submit
+
+    async def submit_and_lose_the_api(order: Order, submission_id: str) -> tuple[str, bool]:
+        kept.update(labels)
+        labels.clear()
+        return await original(order, submission_id)
+
+    kept: dict[str, dict[str, Any]] = {}
+    service.submit = submit_and_lose_the_api  # type: ignore[method-assign]
+    assert await _submit(service, FIRST) == ("task 0", True)
+    labels.update(kept)
+    service.submit = original  # type: ignore[method-assign]
+    assert await _submit(service, FIRST) == ("task 0", False)
+    assert Kept.model_validate_json(labels[ROOT]["psik.transfer.k"]).task_id == "task 0"
+
+
+@pytest.mark.parametrize(("transient", "calls"), [(True, 3), (False, 1)])
+async def test_only_a_transient_error_is_answered_with_another_call(
+    transient: bool, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def call() -> str:
+        made.append(1)
+        if len(made) < 3:
+            raise TransferError("It stumbled.", transient=transient)
+        return "done"
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    made: list[int] = []
+    if transient:
+        assert await repeated(call) == "done"
+        assert 0.5 <= slept[0] <= 1.0 <= slept[1] <= 1.5
+    else:
+        with pytest.raises(TransferError, match="stumbled"):
+            await repeated(call)
+    assert len(made) == calls
+
+
+async def test_a_call_is_given_up_after_two_minutes_with_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal clock
+        clock += seconds
+        slept.append(seconds)
+
+    async def call() -> None:
+        raise TransferError("It stumbled.", transient=True)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    with pytest.raises(TransferError, match="stumbled"):
+        await repeated(call)
+    assert 120 <= clock < 145
+    assert 20 <= max(slept) <= 20.5
