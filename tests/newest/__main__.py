@@ -95,7 +95,7 @@ class Newest:
         self.source.mkdir(parents=True)
         wheel, sdist = _only("*.whl"), _only("*.tar.gz")
         unpack(sdist, self.source)
-        extras = "test" if quick else "test,tomography"
+        extras = "test" if quick else "test,tomography,scicat"
         return (
             self.run(
                 "make an environment",
