@@ -49,7 +49,7 @@ def submit(payload: dict[str, Any]) -> dict[str, Any]:
 
     jobs = _jobs(payload)
     rules = _site_rules()
-    if not all(_record(_prefix(payload), job["stamp"]) for job in jobs):
+    if not all(_is_kept(_prefix(payload), job["stamp"]) for job in jobs):
         _check_prefix(rules, _prefix(payload))
     prefix = _writable_prefix(payload)
     psik = _import_psik()
@@ -150,6 +150,14 @@ async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[s
         "asked": job.get("asked", {}),
         "warnings": warnings,
     }
+
+
+def _is_kept(prefix: str, stamp: str) -> bool:
+    """Say whether a prefix has this job. One that cannot be read has not: the site's word on it comes first."""
+    try:
+        return _record(prefix, stamp) is not None
+    except OSError:
+        return False
 
 
 def _record(prefix: str, stamp: str) -> dict[str, Any] | None:

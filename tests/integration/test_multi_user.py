@@ -8,7 +8,7 @@ import pwd
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -163,11 +163,13 @@ def test_what_the_site_pins(facility: Facility, site_endpoint: MultiUserEndpoint
     assert "/etc/prefect-psik/psik.json" in str(err.value)
     assert "queue_name batch" in str(err.value)
     assert "Allowed: debug (type slurm, queue_name debug, project_name proj1)" in str(err.value)
-    with pytest.raises(SubmitRejected, match="does not allow the prefix"):
-        submit_job(
-            backend.model_copy(update={"prefix": str(facility.data / "psik")}), script("true", name="prefix")
-        )
+    new, private = facility.data / f"new-{uuid4().hex}", facility.data / f"private-{uuid4().hex}"
+    private.mkdir(mode=0o700)
+    for prefix in (new, private):
+        with pytest.raises(SubmitRejected, match="does not allow the prefix"):
+            submit_job(backend.model_copy(update={"prefix": str(prefix)}), script("true", name="prefix"))
     assert sorted(os.listdir(mapped_prefix(facility))) == before
-    assert not (facility.data / "psik").exists()
+    assert not new.exists()
+    assert os.listdir(private) == []
     queued = facility.squeue("-h", "-t", "all", "-u", site_endpoint.user, "-o", "%j").split()
     assert not {"partition", "prefix"}.intersection(queued)

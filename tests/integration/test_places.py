@@ -55,8 +55,6 @@ WORKED_DIES_BY = {
 LEAVING = ("direct", "awaited", "mapped")
 #: Longer than a cancel takes until Slurm has it: what still runs then was left.
 LEFT_SECONDS = 8.0
-#: In all names and keys: no job of the facility ever had them.
-RUN = f"{time.time_ns():x}"
 #: A table's fixture starts 16 processes, twice.
 pytestmark = pytest.mark.timeout(900)
 
@@ -68,6 +66,12 @@ def has_process(worker: Child, run: UUID) -> bool:
             if process.environ().get("PREFECT__FLOW_RUN_ID") == str(run):
                 return True
     return False
+
+
+@pytest.fixture(scope="module")
+def once() -> str:
+    """In all names and keys: no job of the facility ever had them, not even in a first run of these tests."""
+    return f"{time.time_ns():x}"
 
 
 @dataclass(frozen=True)
@@ -82,15 +86,15 @@ class Row:
 Table = dict[tuple[str, str], Row]
 
 
-def names_of(place: str, tag: str) -> list[str]:
+def names_of(place: str, tag: str, once: str) -> list[str]:
     """The names of the jobs of a place."""
-    name = f"{tag}-{RUN}-{place}"
+    name = f"{tag}-{once}-{place}"
     return [name] if JOBS[place] == 1 else [f"{name}-{number}" for number in range(JOBS[place])]
 
 
-def jobs_of(facility: Facility, tag: str) -> dict[str, dict[str, str]]:
+def jobs_of(facility: Facility, tag: str, once: str) -> dict[str, dict[str, str]]:
     """The live jobs of all places."""
-    return {place: live(facility, f"{tag}-{RUN}-{place}") for place in PLACES}
+    return {place: live(facility, f"{tag}-{once}-{place}") for place in PLACES}
 
 
 def told(log: Iterable[str], jobs: int) -> bool:
@@ -105,17 +109,22 @@ def wait_for(condition: Callable[[str], bool]) -> None:
 
 
 def cancel_all(
-    facility: Facility, services: Services, runs: dict[str, UUID], tag: str, on_cancel: OnCancel = "cancel"
+    facility: Facility,
+    services: Services,
+    runs: dict[str, UUID],
+    tag: str,
+    once: str,
+    on_cancel: OnCancel = "cancel",
 ) -> Table:
     """Cancel the flow runs of all places through the API."""
-    before = jobs_of(facility, tag)
+    before = jobs_of(facility, tag, once)
     for run in runs.values():
         services.cancel(run)
     for run in runs.values():
         wait_until(lambda run=run: services.state(run).is_final(), 300)  # type: ignore[misc]
     if on_cancel == "cancel":  # they were asked to end, and may take their time
-        wait_until(lambda: not any(jobs_of(facility, tag).values()))
-    after = jobs_of(facility, tag)
+        wait_until(lambda: not any(jobs_of(facility, tag, once).values()))
+    after = jobs_of(facility, tag, once)
     return {
         ("cancel", place): Row(before[place], after[place], services.state(run).type)
         for place, run in runs.items()
@@ -136,27 +145,27 @@ def block(services: Services, block: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def scripts(facility: Facility, services: Services, block: str) -> Table:
+def scripts(facility: Facility, services: Services, block: str, once: str) -> Table:
     """Run each place as a script, twice with the same keys: killed or interrupted, then cancelled."""
 
     def start() -> dict[str, Child]:
         command = "tests/integration/places.py"
-        children = {place: services.python(command, place, block, f"script-{RUN}") for place in PLACES}
+        children = {place: services.python(command, place, block, f"script-{once}") for place in PLACES}
         wait_for(lambda place: told(children[place].lines(), JOBS[place]))
-        wait_running(facility, f"script-{RUN}", sum(JOBS.values()))
+        wait_running(facility, f"script-{once}", sum(JOBS.values()))
         return children
 
     children = start()
-    before = jobs_of(facility, "script")
+    before = jobs_of(facility, "script", once)
     for place, child in children.items():
         child.signal(SCRIPT_DIES_BY[place])
     time.sleep(LEFT_SECONDS)
     for child in children.values():
         child.kill()
-    after = jobs_of(facility, "script")
+    after = jobs_of(facility, "script", once)
     rows: Table = {("crash", place): Row(before[place], after[place]) for place in PLACES}
     children = start()
-    rows |= cancel_all(facility, services, {place: services.newest(place) for place in PLACES}, "script")
+    rows |= cancel_all(facility, services, {place: services.newest(place) for place in PLACES}, "script", once)
     assert all(child.ends(180) for child in children.values())
     return rows
 
@@ -170,21 +179,23 @@ def test_a_script_that_is_killed_leaves_its_jobs(scripts: Table, place: str) -> 
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_script_that_is_cancelled_ends_its_jobs(facility: Facility, scripts: Table, place: str) -> None:
+def test_a_script_that_is_cancelled_ends_its_jobs(
+    facility: Facility, scripts: Table, place: str, once: str
+) -> None:
     row = scripts["cancel", place]
     assert row.after == {}
     # No runner decides on this flow run: the engine's end and ours race. It is never stuck.
     assert row.state in (StateType.CANCELLED, StateType.FAILED)
-    for name in names_of(place, "script"):
+    for name in names_of(place, "script", once):
         [state] = accounted(facility, name).values()
         assert state.startswith("CANCELLED")
         assert len(lines_of(facility, name)) == 1
 
 
 def test_a_script_that_is_cancelled_ends_also_the_jobs_that_it_does_not_wait_for_yet(
-    facility: Facility, services: Services, block: str
+    facility: Facility, services: Services, block: str, once: str
 ) -> None:
-    tag = f"several-{RUN}"
+    tag = f"several-{once}"
     child = services.python("tests/integration/places.py", "several", block, tag)
     wait_running(facility, tag, 3)
     run = services.newest("several")
@@ -198,7 +209,7 @@ def test_a_script_that_is_cancelled_ends_also_the_jobs_that_it_does_not_wait_for
 
 
 @pytest.fixture(scope="module")
-def served(facility: Facility, services: Services, block: str) -> Table:
+def served(facility: Facility, services: Services, block: str, once: str) -> Table:
     """Serve all places, and cancel a flow run of each; and of some one that asked to leave its jobs."""
     serving = services.python("tests/integration/places.py", "serve")
     wait_until(lambda: services.deployed("crowd/served"), 180)
@@ -210,27 +221,29 @@ def served(facility: Facility, services: Services, block: str) -> Table:
         tag = {"cancel": "served", "leave": "leave"}[on_cancel]
         runs = {
             place: services.run_deployment(
-                f"{place}/served", backend=block, tag=f"{tag}-{RUN}", on_cancel=on_cancel
+                f"{place}/served", backend=block, tag=f"{tag}-{once}", on_cancel=on_cancel
             )
             for place in places
         }
         own = sum(JOBS[place] for place in places)
         wait_until(lambda jobs=jobs + own: told(serving.lines(), jobs), 300)  # type: ignore[misc]
-        wait_running(facility, f"{tag}-{RUN}", own, 300)
+        wait_running(facility, f"{tag}-{once}", own, 300)
         jobs += own
-        cancelled = cancel_all(facility, services, runs, tag, on_cancel)
+        cancelled = cancel_all(facility, services, runs, tag, once, on_cancel)
         rows |= {(on_cancel, place): row for (_, place), row in cancelled.items()}
     serving.kill()
     return rows
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_served_flow_run_that_is_cancelled_ends_its_jobs(facility: Facility, served: Table, place: str) -> None:
+def test_a_served_flow_run_that_is_cancelled_ends_its_jobs(
+    facility: Facility, served: Table, place: str, once: str
+) -> None:
     row = served["cancel", place]
     assert len(row.before) == JOBS[place]
     assert row.after == {}
     assert row.state is StateType.CANCELLED
-    for name in names_of(place, "served"):
+    for name in names_of(place, "served", once):
         [state] = accounted(facility, name).values()
         assert state.startswith("CANCELLED")
 
@@ -247,13 +260,13 @@ def test_jobs_that_a_cancel_is_to_leave_go_on(served: Table, place: str) -> None
 
 
 @pytest.fixture(scope="module")
-def worked(facility: Facility, services: Services, block: str) -> Table:
+def worked(facility: Facility, services: Services, block: str, once: str) -> Table:
     """Run all places on a process worker: their processes are killed and retried, then cancelled."""
     deploying = services.python("tests/integration/places.py", "deploy", POOL)
     assert deploying.ends(300)
     worker = services.worker()
     runs = {
-        place: services.run_deployment(f"{place}/worked", backend=block, tag=f"worked-{RUN}") for place in PLACES
+        place: services.run_deployment(f"{place}/worked", backend=block, tag=f"worked-{once}") for place in PLACES
     }
     rows: Table = {}
 
@@ -265,8 +278,8 @@ def worked(facility: Facility, services: Services, block: str) -> Table:
         return told(worker.lines(), times * sum(JOBS.values()))
 
     wait_until(lambda: goes_on(1), 300)
-    wait_running(facility, f"worked-{RUN}", sum(JOBS.values()))
-    before = jobs_of(facility, "worked")
+    wait_running(facility, f"worked-{once}", sum(JOBS.values()))
+    before = jobs_of(facility, "worked", once)
     flows = worker.descendants()
     places = {str(run): place for place, run in runs.items()}
     for process in flows:
@@ -277,14 +290,14 @@ def worked(facility: Facility, services: Services, block: str) -> Table:
     psutil.wait_procs(flows, 60)
     kill_all(flows)
     wait_for(lambda place: services.state(runs[place]).is_final())
-    after = jobs_of(facility, "worked")
+    after = jobs_of(facility, "worked", once)
     rows |= {
         ("crash", place): Row(before[place], after[place], services.state(run).type) for place, run in runs.items()
     }
     for run in runs.values():
         services.retry(run)
     wait_until(lambda: goes_on(2), 300)
-    rows |= cancel_all(facility, services, runs, "worked")
+    rows |= cancel_all(facility, services, runs, "worked", once)
     worker.kill()
     return rows
 
@@ -299,11 +312,13 @@ def test_a_workers_flow_process_that_is_killed_leaves_its_jobs(worked: Table, pl
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_workers_flow_run_that_is_cancelled_ends_its_jobs(facility: Facility, worked: Table, place: str) -> None:
+def test_a_workers_flow_run_that_is_cancelled_ends_its_jobs(
+    facility: Facility, worked: Table, place: str, once: str
+) -> None:
     row = worked["cancel", place]
     assert row.after == {}
     assert row.state is StateType.CANCELLED
-    for name in names_of(place, "worked"):
+    for name in names_of(place, "worked", once):
         [state] = accounted(facility, name).values()
         assert state.startswith("CANCELLED")
         assert len(lines_of(facility, name)) == 1
@@ -314,9 +329,9 @@ def test_a_workers_flow_run_that_is_cancelled_ends_its_jobs(facility: Facility, 
 
 @pytest.mark.parametrize("by", ["served", "worked"])
 def test_a_job_that_nobody_waits_for_is_ended_by_the_hook_unless_it_is_to_be_left(
-    facility: Facility, services: Services, block: str, by: str
+    facility: Facility, services: Services, block: str, by: str, once: str
 ) -> None:
-    names: dict[str, OnCancel] = {f"hook-{RUN}-{by}": "cancel", f"left-{RUN}-{by}": "leave"}
+    names: dict[str, OnCancel] = {f"hook-{once}-{by}": "cancel", f"left-{once}-{by}": "leave"}
     if by == "served":
         running = services.python("tests/integration/places.py", "serve")
         wait_until(lambda: services.deployed("crowd/served"), 180)
@@ -341,9 +356,9 @@ def test_a_job_that_nobody_waits_for_is_ended_by_the_hook_unless_it_is_to_be_lef
 
 
 def test_a_flow_run_that_is_suspended_and_resumed_finds_its_job_again(
-    facility: Facility, services: Services, block: str
+    facility: Facility, services: Services, block: str, once: str
 ) -> None:
-    tag = f"suspend-{RUN}"
+    tag = f"suspend-{once}"
     serving = services.python("tests/integration/places.py", "serve")
     wait_until(lambda: services.deployed("crowd/served"), 180)
     run = services.run_deployment("suspended/served", backend=block, tag=tag)
@@ -365,10 +380,10 @@ def test_a_flow_run_that_is_suspended_and_resumed_finds_its_job_again(
 
 
 def test_a_cancel_while_suspended_leaves_the_job_to_reconcile(
-    facility: Facility, services: Services, block: str
+    facility: Facility, services: Services, block: str, once: str
 ) -> None:
     """Prefect sets such a flow run to Cancelled at once: no process of it waits, and no hook is called."""
-    tag, own = f"unresumed-{RUN}", f"suspended-{RUN}"
+    tag, own = f"unresumed-{once}", f"suspended-{once}"
     with services.api():
         found = PsikBackend.load(block)
         assert isinstance(found, PsikBackend)
@@ -393,9 +408,9 @@ def test_a_cancel_while_suspended_leaves_the_job_to_reconcile(
 
 @pytest.mark.parametrize("how", ["direct", "submitted"])
 def test_a_sync_tasks_own_timeout_leaves_the_job(
-    facility: Facility, services: Services, block: str, how: str
+    facility: Facility, services: Services, block: str, how: str, once: str
 ) -> None:
-    name = f"timeout-{RUN}-{how}"
+    name = f"timeout-{once}-{how}"
 
     @flow
     def impatient() -> None:
@@ -412,9 +427,9 @@ def test_a_sync_tasks_own_timeout_leaves_the_job(
 
 
 async def test_an_async_tasks_own_timeout_leaves_the_job(
-    facility: Facility, services: Services, block: str
+    facility: Facility, services: Services, block: str, once: str
 ) -> None:
-    name = f"timeout-{RUN}-awaited"
+    name = f"timeout-{once}-awaited"
 
     @flow
     async def impatient() -> None:
