@@ -41,6 +41,7 @@ from prefect_psik.exceptions import (
     WaitLimitReached,
     WalltimeExceeded,
 )
+from prefect_psik.expected import Expected
 from prefect_psik.jobspec import JobSpec, ResourceSpec
 from prefect_psik.models import JobHandle, JobRecord, JobResult, JobState, JobStatus, PreflightReport, RemovedJob
 from prefect_psik.prune_models import PruneFile, PruneReport, PruneVerdict, ScheduledPrune
@@ -90,6 +91,7 @@ __all__ = [
     "BackendNotFound",
     "ConsentRequired",
     "ContactLost",
+    "Expected",
     "FacilityError",
     "FacilitySetupError",
     "FacilityTimeout",

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import BackendClosed, SpecError
+from prefect_psik.expected import plain_entry
 from prefect_psik.jobspec import JobSpec, ResourceSpec
 from prefect_psik.launcher import normalize_script
 from prefect_psik.options import Options
@@ -217,8 +218,8 @@ class PsikBackend(Block):
             "changed": asked is not None,
             "script": normalize_script(spec.script)[1],
             "files": {path: content.model_dump(exclude_none=True) for path, content in spec.files.items()},
-            "outputs": spec.outputs,
-            "expect": spec.expect,
+            "outputs": [plain_entry(entry) for entry in spec.outputs],
+            "expect": [plain_entry(entry) for entry in spec.expect],
             "owner": owner,
         }
 

@@ -15,6 +15,8 @@ from prefect_psik.typed import CONTROL, Typed
 
 #: All inputs of one job together; larger ones belong into a Globus transfer.
 MAX_FILES_BYTES = 2_000_000
+MAX_PATH_BYTES = 1000
+MAX_PATH_PARTS = 64
 
 
 class FileContent(Typed):
@@ -63,18 +65,44 @@ def _as_content(value: Any) -> Any:
     return {"text": value} if isinstance(value, str) else value
 
 
-def _inside(path: str) -> str:
-    """Check that a path stays inside the job's directory."""
+def check_length(path: str) -> None:
+    """Refuse a path that no file system takes, or that is deeper than anybody means.
+
+    Raises:
+        ValueError: It is.
+    """
+    parts = path.split("/")
+    if (
+        len(path.encode()) > MAX_PATH_BYTES
+        or len(parts) > MAX_PATH_PARTS
+        or len(max(parts, key=len).encode()) > 255
+    ):
+        shown = path if len(path) <= 80 else f"{path[:60]}…{path[-19:]}"
+        raise ValueError(
+            f"the path {shown!r} has {len(path.encode()):,} bytes in {len(parts):,} parts: at most "
+            f"{MAX_PATH_BYTES:,} bytes, {MAX_PATH_PARTS} parts and 255 bytes a part are possible"
+        )
+
+
+def check_inside(path: str) -> str:
+    """Check that a path stays inside the job's directory.
+
+    Raises:
+        ValueError: It does not, or is too long.
+    """
     plain = posixpath.normpath(path) == path and path != "." and not path.startswith("..")
     if not plain or path.startswith(("/", "~", "-")) or CONTROL.search(path):
         raise ValueError(
             f"{path!r} must be a plain path of a file inside the job's directory: relative, without '.', '..', "
             "double slashes, leading dash or control characters"
         )
+    check_length(path)
     return path
 
 
-InsidePath = Annotated[str, BeforeValidator(lambda value: _inside(value) if isinstance(value, str) else value)]
+InsidePath = Annotated[
+    str, BeforeValidator(lambda value: check_inside(value) if isinstance(value, str) else value)
+]
 InputFile = Annotated[FileContent, BeforeValidator(_as_content)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +19,11 @@ from pydantic import (
 )
 
 from prefect_psik.exceptions import SpecError
+from prefect_psik.expected import Expected, Output, Result, listed
 from prefect_psik.input_files import MAX_FILES_BYTES, FileContent, InputFile, InsidePath, listed_files
 from prefect_psik.launcher import launcher_script, normalize_script
 from prefect_psik.options import Options
-from prefect_psik.typed import CONTROL, Typed, explain, plain_word
+from prefect_psik.typed import CONTROL, Count, Typed, explain, plain_word
 
 MAX_SCRIPT_BYTES = 1_000_000
 #: psik's timer starts later than Slurm's and must not win: minutes on top of the user's duration.
@@ -32,15 +33,6 @@ RESERVED_VARIABLES = frozenset({"base", "jobndx", "jobid"})
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 CANONICAL_VERSION = 1
-
-
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"{value} is no number")
-    return value
-
-
-Count = Annotated[int, BeforeValidator(_no_truth_value)]
 
 
 class ResourceSpec(Typed):
@@ -112,13 +104,14 @@ class JobSpec(Typed):
         default_factory=dict,
         description="Small input files by path in the job's directory: text, bytes or a local Path.",
     )
-    outputs: list[InsidePath] = Field(
+    outputs: list[Output] = Field(
         default_factory=list,
-        description="Small result files to bring back: paths or globs in the job's directory.",
+        description="Small result files to bring back: paths or globs in the job's directory, or `Expected`.",
     )
-    expect: list[str] = Field(
+    expect: list[Result] = Field(
         default_factory=list,
-        description="Globs, absolute or in the job's directory, that must match something at the end.",
+        description="What must be there at the end: paths or globs, absolute or in the job's directory, or "
+        "`Expected`, which also says how many.",
     )
     backend: str | None = Field(default=None, description="Name of the `psik-backend` block to run on.")
 
@@ -171,13 +164,10 @@ class JobSpec(Typed):
             )
         return files
 
-    @field_validator("expect")
+    @field_validator("outputs", "expect", mode="before")
     @classmethod
-    def _usable_globs(cls, expect: list[str]) -> list[str]:
-        for glob in expect:
-            if not glob or CONTROL.search(glob):
-                raise ValueError(f"{glob!r} is no glob")
-        return expect
+    def _as_entries(cls, entries: Any) -> Any:
+        return listed(entries)
 
     @classmethod
     def from_file(cls, path: str | Path) -> JobSpec:
@@ -215,8 +205,8 @@ class JobSpec(Typed):
         resources: ResourceSpec | None = None,
         attributes: Mapping[str, str] | None = None,
         files: Mapping[str, str | bytes | Path] | None = None,
-        outputs: list[str] | None = None,
-        expect: list[str] | None = None,
+        outputs: Sequence[str | Expected] | None = None,
+        expect: Sequence[str | Expected] | None = None,
     ) -> JobSpec:
         """Take the script from a local file; the job is named after it unless `name` is given.
 

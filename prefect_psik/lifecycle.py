@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import difflib
 import json
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from prefect_psik.exceptions import (
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
-from prefect_psik.outcome import judge
+from prefect_psik.outcome import lacking
+from prefect_psik.results import brought, left_behind
 from prefect_psik.retry import Asked
 from prefect_psik.session import Channel
 from prefect_psik.slurm_outcome import Usage, odd_state, usage_of
@@ -90,7 +90,7 @@ async def submit(
         if again is not None:
             return Submitted(handle, bool(answer["created"]), list(answer.get("warnings", [])))
         if not answer["created"] and rerun and identity.attempt > answer["attempt"]:
-            status = judge(answer["facts"], handle)
+            status = await channel.judged(answer["facts"], handle)
             if status.state in (JobState.failed, JobState.canceled):
                 answer = await channel.submit(job | {"rerun_after": handle.jobndx})
                 handle = _handle(answer, block, spec, identity)
@@ -137,12 +137,12 @@ async def finish(channel: Channel, update: Update) -> JobResult:
     outputs: dict[str, bytes] = {}
     if update.outputs and status.state is JobState.completed:
         answer = await channel.fetch(status.handle)
-        outputs = {name: base64.b64decode(data) for name, data in answer.get("files", {}).items()}
-        for name, size in answer.get("too_large", {}).items():
-            warnings.append(
-                f"The output {name} has {size:,} bytes, too many to come back here: fetch it by Globus Transfer "
-                f"from {status.handle.path}."
-            )
+        gone = _unbrought(answer, update.outputs)
+        if gone:
+            status = lacking(status, gone)
+        else:
+            outputs = brought(answer, update.outputs, status.handle.place)
+            warnings += left_behind(answer, status.handle.path)
     ran = _between(status.started, status.ended)
     usage = await _usage(channel, status)
     elapsed, nodes = usage.elapsed or ran, usage.nodes or status.nodes
@@ -169,6 +169,15 @@ async def finish(channel: Channel, update: Update) -> JobResult:
         message=status.message,
         warnings=warnings,
     )
+
+
+def _unbrought(answer: dict[str, Any], asked: list[str]) -> dict[str, str]:
+    """Outputs that could not be fetched at all, each with a sentence."""
+    if answer.get("missing"):
+        return dict.fromkeys(asked, "its directory was removed before its outputs were fetched")
+    if answer["trouble"]:
+        return dict.fromkeys(asked[:1], f"its outputs were not all found, since {answer['trouble']}: name fewer")
+    return {path: f"nothing matches {path} any more" for path in asked if not answer["matched"].get(path)}
 
 
 async def _usage(channel: Channel, status: JobStatus) -> Usage:

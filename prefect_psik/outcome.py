@@ -1,7 +1,8 @@
 """Facts from the facility -> JobStatus: pure functions, the only place that decides what became of a job.
 
 It never defaults to success. Completed needs psik's own completed line and everything that `expect` and
-`outputs` name. What cannot be known yet is not final; what stays unknowable is a failure that says so.
+`outputs` name, as far as it was looked at: `may_lack` says when it has to be. What cannot be known yet is not
+final; what stays unknowable is a failure that says so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.launcher import CANCELED, NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
+from prefect_psik.results import in_words, unmet
 from prefect_psik.slurm_outcome import (
     LATE_SECONDS,
     SHARED_FILE_SYSTEM_SECONDS,
@@ -211,13 +213,9 @@ def _from_psik(final: Row, facts: Mapping[str, Any], handle: JobHandle) -> JobSt
     if final.state is JobState.canceled or never_began:
         return _canceled(facts, handle)
     if final.state is JobState.completed:
-        missing = [
-            glob for wanted in ("expect", "outputs") for glob, count in facts.get(wanted, {}).items() if count == 0
-        ]
+        missing = unmet(facts.get("found") or [])
         if missing:
-            text = f"its script ended well, but nothing matches {', '.join(missing)}"
-            status = ended(handle, JobState.failed, FailureCause.missing_output, text, exit_code=0)
-            return status.model_copy(update={"missing": missing})
+            return lacking(ended(handle, JobState.completed, None, "completed", exit_code=0), missing)
         return ended(handle, JobState.completed, None, "completed", exit_code=0)
     console = facts.get("tails", {}).get("console", "")
     if final.info == PSIK_TROUBLE and "timed out after" in console:
@@ -236,6 +234,24 @@ def _from_psik(final: Row, facts: Mapping[str, Any], handle: JobHandle) -> JobSt
     if code < 0:
         text = f"its script was killed by {_signal(-code)}"
     return ended(handle, JobState.failed, FailureCause.script, text, exit_code=code)
+
+
+def lacking(status: JobStatus, missing: Mapping[str, str]) -> JobStatus:
+    """Turn a job that ended well into one that failed, for what is missing of its results.
+
+    Args:
+        status: Of the job.
+        missing: Entries of `expect` and `outputs`, each with a sentence.
+    """
+    text = f"its script ended well, but {in_words(list(missing.values()))}"
+    changes = {"state": JobState.failed, "cause": FailureCause.missing_output, "message": text}
+    return status.model_copy(update={**changes, "missing": list(missing)})
+
+
+def may_lack(status: JobStatus, facts: Mapping[str, Any]) -> bool:
+    """Whether the end of a job depends on its results, which `remote.check` has to look at."""
+    ended_well = status.state is JobState.completed or status.cause is FailureCause.missing_output
+    return ended_well and bool(facts.get("to_check"))
 
 
 def _gone(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> JobStatus:

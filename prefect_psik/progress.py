@@ -112,6 +112,8 @@ class Reporter:
     def _log_end(self, result: JobResult) -> None:
         spent = f" after {_seconds(result.run_seconds)}" if result.run_seconds is not None else ""
         self.logger.info("%s is %s%s", result.handle, result.state.value, spent)
+        for warning in result.warnings:
+            self.logger.warning("%s: %s", result.handle, warning)
 
 
 def job_card(result: JobResult) -> str:
@@ -136,7 +138,13 @@ def job_card(result: JobResult) -> str:
         for stream, text in (("stdout", result.stdout), ("stderr", result.stderr), ("console", result.console))
         if text.strip()
     )
-    return f"## Job {handle.name or handle.stamp}\n\n{result.message}\n\n| | |\n|---|---|\n{table}{logs}\n"
+    warnings = "".join(f"- {_in_one_line(warning)}\n" for warning in result.warnings)
+    notes = f"\n**Warnings**\n\n{warnings}" if warnings else ""
+    return f"## Job {handle.name or handle.stamp}\n\n{result.message}\n{notes}\n| | |\n|---|---|\n{table}{logs}\n"
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _nodes(result: JobResult) -> str | None:

@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_e
 from prefect_psik.batches import REPEAT_SECONDS, Batcher, is_transient
 from prefect_psik.exceptions import FacilityTimeout, PrefectPsikError
 from prefect_psik.models import JobHandle, JobStatus
-from prefect_psik.outcome import judge
+from prefect_psik.outcome import judge, may_lack
 from prefect_psik.transport.base import Transport, error_from
 from prefect_psik.watches import Poller
 
@@ -39,10 +39,10 @@ class Channel:
         self.session = session
         self.transport = transport
         self.prefix = prefix
-        self.poller = Poller(transport, partial(self.call, "status", repeat=False), poll_interval)
-        self._submits, self._cancels, self._fetches, self._usages = (
+        self.poller = Poller(transport, partial(self.call, "status", repeat=False), self.judged, poll_interval)
+        self._submits, self._cancels, self._checks, self._fetches, self._usages = (
             Batcher(transport, partial(self.call, operation))
-            for operation in ("submit", "cancel", "fetch", "usage")
+            for operation in ("submit", "cancel", "check", "fetch", "usage")
         )
 
     async def submit(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -54,11 +54,26 @@ class Channel:
         job = {"stamp": handle.stamp, "jobndx": handle.jobndx, "owner": owner}
         facts = await self._cancels.add(job)
         self.poller.wake()
-        return judge(facts, handle)
+        return await self.judged(facts, handle)
+
+    async def judged(self, facts: dict[str, Any], handle: JobHandle) -> JobStatus:
+        """Decide the state of a job; where its end depends on its results, these are looked at."""
+        status = judge(facts, handle)
+        if not may_lack(status, facts):
+            return status
+        answer = await self._later(self._checks, handle)
+        return judge(facts | {"found": answer.get("found")}, handle)
 
     async def fetch(self, handle: JobHandle) -> dict[str, Any]:
-        """Bring the job's small output files."""
-        return await self._fetches.add({"stamp": handle.stamp, "jobndx": handle.jobndx})
+        """Bring the job's small output files; see `remote.fetch`."""
+        return await self._later(self._fetches, handle)
+
+    async def _later(self, batcher: Batcher, handle: JobHandle) -> dict[str, Any]:
+        """Ask for one job until an answer has time or room for it."""
+        while True:
+            answer = await batcher.add({"stamp": handle.stamp, "jobndx": handle.jobndx})
+            if not answer.get("later"):
+                return answer
 
     async def usage(self, handle: JobHandle) -> list[list[str]]:
         """What an ended job used, as lines of accounting; none where the site keeps none, or is late."""

@@ -5,14 +5,23 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 #: Control characters, and halves of surrogate pairs, which are no text.
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 _CALLBACK_FIELDS = frozenset({"callback", "cb_headers", "cb_secret"})
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is no number")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_no_truth_value)]
 
 
 class Typed(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from prefect_psik.batches import Call
 from prefect_psik.exceptions import PrefectPsikError, RemoteCodeError
 from prefect_psik.models import JobHandle, JobStatus
-from prefect_psik.outcome import judge
+from prefect_psik.outcome import judge, may_lack
 from prefect_psik.transport.base import Transport, error_from
 
 T = TypeVar("T")
@@ -23,6 +24,8 @@ MAX_LOOKS_PER_CALL = 500
 PAUSE_PART = 0.05
 #: A log that runs ahead of us by more is skipped to its end.
 LOG_BACKLOG_BYTES = 64 * 1024
+#: Between two looks at the results of a job whose facility does not answer.
+CHECK_PAUSE_SECONDS = 10.0
 
 
 @dataclass
@@ -87,15 +90,23 @@ class _Watch:
     status: JobStatus | None = None
     trouble: str | None = None  # the scheduler's
     silent: bool = False  # the last look got no answer at all
+    checking: asyncio.Task[None] | None = None  # it ended, and its results are looked at
 
 
 class Poller:
     """Looks at all watched jobs of a backend with one call a poll cycle. On the session's loop only."""
 
-    def __init__(self, transport: Transport, call: Call, poll_interval: float) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        call: Call,
+        judged: Callable[[dict[str, Any], JobHandle], Awaitable[JobStatus]],
+        poll_interval: float,
+    ) -> None:
         self.poll_interval = poll_interval
         self._transport = transport
         self._call = call
+        self._judged = judged
         self._watches: dict[tuple[str, int], _Watch] = {}
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -197,6 +208,8 @@ class Poller:
             error = error_from(facts["error"], self._transport.place)
             self._tell([watch], error if isinstance(error, RemoteCodeError) else Update(trouble=str(error)))
             return False
+        if watch.checking is not None:
+            return False
         status = judge(facts, watch.handle)
         logs: dict[str, str] = {}
         behind = False
@@ -223,11 +236,36 @@ class Poller:
             trouble=watch.trouble,
             now=facts.get("now"),
         )
+        if may_lack(status, facts):
+            watch.checking = asyncio.create_task(self._check(watch, facts, update))
+        else:
+            self._put(watch, update)
+        return changed
+
+    def _put(self, watch: _Watch, update: Update) -> None:
         for subscription in list(watch.subscriptions):
             subscription.put(update)
-        if status.state.is_final:
+        if update.is_final:
             self._forget(watch)
-        return changed
+
+    async def _check(self, watch: _Watch, facts: dict[str, Any], update: Update) -> None:
+        """Tell the end of a job once its results were looked at, which may take long; other jobs do not wait."""
+        while watch.subscriptions:
+            try:
+                update.status = await self._judged(facts, watch.handle)
+            except PrefectPsikError as err:
+                if not err.transient:
+                    self._tell([watch], err)
+                    return
+                self._tell([watch], Update(trouble=str(err)))
+                await asyncio.sleep(CHECK_PAUSE_SECONDS)
+            except BaseException as err:  # a wait that nobody serves any more must end
+                defect = RemoteCodeError(f"Looking at the results of {watch.handle} failed: {err!r}.")
+                self._tell([watch], defect)
+                raise
+            else:
+                self._put(watch, update)
+                return
 
 
 def _look_item(watch: _Watch) -> dict[str, Any]:

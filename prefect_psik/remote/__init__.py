@@ -17,6 +17,7 @@ A job directory is psik's, with one directory of ours in it::
                            cancel.N                       somebody asked us to cancel run N
                            none.N                         Slurm was first seen without a trace of run N
                            vanished.N                     Slurm's queue was first seen without run N
+                           found.N                        what was found of run N's results, and when
                            end.N                          how Slurm ended run N, where psik recorded no end
     PREFIX/.runs/FLOWRUN/STAMP                            which jobs a flow run submitted
     PREFIX/.locks/STAMP                                   held while a job is created and submitted
@@ -39,6 +40,7 @@ PARTS = (
     "directory",
     "processes",
     "slurm",
+    "matches",
     "outputs",
     "usage",
     "facts",

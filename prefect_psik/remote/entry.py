@@ -11,7 +11,7 @@ from typing import Any
 from prefect_psik.remote.ending import cancel
 from prefect_psik.remote.facts import status
 from prefect_psik.remote.files import _user
-from prefect_psik.remote.outputs import fetch
+from prefect_psik.remote.outputs import check, fetch
 from prefect_psik.remote.payload import DEFECTS, PROTOCOL, Trouble, _defect, _os_trouble
 from prefect_psik.remote.preflight import preflight
 from prefect_psik.remote.records import list_jobs, remove
@@ -54,6 +54,7 @@ OPERATIONS = {
     "submit": submit,
     "status": status,
     "cancel": cancel,
+    "check": check,
     "fetch": fetch,
     "usage": usage,
     "list": list_jobs,

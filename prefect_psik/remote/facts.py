@@ -6,7 +6,6 @@ import codecs
 import contextlib
 import glob
 import hashlib
-import itertools
 import json
 import os
 import time
@@ -15,7 +14,6 @@ from typing import Any
 from prefect_psik.remote.directory import (
     FINAL,
     STREAMS,
-    _directory,
     _last_run,
     _launched,
     _log,
@@ -24,7 +22,7 @@ from prefect_psik.remote.directory import (
     _status_text,
 )
 from prefect_psik.remote.files import _read, _read_json, _size, _write_whole
-from prefect_psik.remote.outputs import _output_files
+from prefect_psik.remote.outputs import _wanted
 from prefect_psik.remote.payload import DEFECTS, Trouble, _defect, _existing_prefix, _jobs, _os_trouble
 from prefect_psik.remote.processes import Process, _members, _processes
 from prefect_psik.remote.slurm import _shared_accounts, _shared_queue, _slurm_facts
@@ -147,10 +145,9 @@ def _gathered(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str
     facts["sizes"] = {stream: _size(_log(base, stream, jobndx)) for stream in STREAMS}
     if "alive" not in facts or facts["alive"] is False or facts.get("vanished"):
         facts["tails"] = {stream: _tail(_log(base, stream, jobndx), begins.get(stream, 0)) for stream in STREAMS}
-        facts["expect"] = {pattern: _count(_directory(base, record), pattern) for pattern in record["expect"]}
-        facts["outputs"] = {
-            pattern: len(_output_files(_directory(base, record), pattern)) for pattern in record["outputs"]
-        }
+        facts["outputs"] = [wanted["path"] for wanted in _wanted(record) if wanted["brought"]]
+        facts["to_check"] = bool(_wanted(record))
+        facts["found"] = (_read_json(os.path.join(ours, f"found.{jobndx}")) or {}).get("found")
     return _with_token(facts, snapshot) | _log_facts(base, job, jobndx, begins, snapshot)
 
 
@@ -242,11 +239,3 @@ def _log_text(path: str, offset: int, snapshot: _Snapshot) -> dict[str, Any]:
     text = decoder.decode(data)
     # The beginning of a character that is not all there yet waits for the next time.
     return {"text": text, "next": begin + len(data) - len(decoder.getstate()[0]), "size": size}
-
-
-def _count(directory: str, pattern: str) -> int:
-    """How many existing paths a glob matches, counted up to 1000."""
-    absolute = os.path.expanduser(os.path.expandvars(pattern))
-    if not os.path.isabs(absolute):
-        absolute = os.path.join(glob.escape(directory), absolute)
-    return sum(1 for _ in itertools.islice(glob.iglob(absolute, recursive=True), 1000))

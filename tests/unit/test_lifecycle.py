@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from prefect_psik import FailureCause, JobHandle, JobState, JobStatus, KeyConflict, PrefectPsikError, session
+from prefect_psik import (
+    FailureCause,
+    JobHandle,
+    JobState,
+    JobStatus,
+    KeyConflict,
+    PrefectPsikError,
+    RemoteCodeError,
+    session,
+)
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
@@ -32,7 +41,8 @@ class Facility:
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     canceled: list[tuple[str, int, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    files: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=lambda: {"a": b"one"})
+    fetched: dict[str, Any] = field(default_factory=dict)
     usage: list[list[str]] = field(default_factory=list)
     place: str = "here"
     gather_seconds: float = 0.0
@@ -66,7 +76,10 @@ class Facility:
         return {"type": "local", "status": f"3.0,{job['jobndx']},canceled,\n"}
 
     def _fetch(self, job: dict[str, Any]) -> dict[str, Any]:
-        return self.files
+        sizes = {name: len(data) for name, data in self.files.items()}
+        files = {name: base64.b64encode(data).decode() for name, data in self.files.items()}
+        found = {"matched": dict.fromkeys(self.files, 1), "sizes": sizes, "files": files}
+        return {**found, "left": [], "more": 0, "trouble": None, **self.fetched}
 
     def _usage(self, job: dict[str, Any]) -> dict[str, Any]:
         return {"usage": self.usage, "wait": None}
@@ -201,15 +214,45 @@ async def test_times_that_are_unknown_or_swapped() -> None:
 
 
 async def test_small_outputs_come_back_and_large_ones_are_named() -> None:
-    files = {"a": base64.b64encode(b"one").decode()}
-    facility = Facility(files={"files": files, "too_large": {"b": 5_000_000}})
+    facility = Facility(fetched={"left": [{"name": "b", "why": "size", "size": 5_000_000}], "more": 7})
     found = await finish(channel_to(facility), ended(warnings=["before"]))
     assert found.outputs == {"a": b"one"}
     assert found.warnings[0] == "before"
     assert "The output b has 5,000,000 bytes" in found.warnings[1]
+    assert found.warnings[2] == "7 more output files did not come back."
     failed = await finish(channel_to(facility), ended(JobState.failed, cause=FailureCause.script, exit_code=3))
     assert (failed.outputs, failed.state, failed.cause) == ({}, JobState.failed, FailureCause.script)
-    assert (await finish(channel_to(Facility()), ended())).outputs == {}
+
+
+@pytest.mark.parametrize(
+    ("fetched", "says"),
+    [
+        ({"matched": {}, "sizes": {}, "files": {}}, "nothing matches a any more"),
+        ({"missing": True}, "its directory was removed before its outputs were fetched"),
+        ({"trouble": "it took more than 20 s"}, "its outputs were not all found, since it took more than 20 s"),
+    ],
+)
+async def test_outputs_that_went_before_they_were_fetched_fail_the_job(fetched: dict[str, Any], says: str) -> None:
+    found = await finish(channel_to(Facility(fetched=fetched)), ended())
+    assert (found.state, found.cause, found.outputs) == (JobState.failed, FailureCause.missing_output, {})
+    assert says in found.message
+
+
+@pytest.mark.parametrize(
+    ("fetched", "says"),
+    [
+        ({"files": {}}, "announces other output files than it holds"),
+        ({"sizes": {}}, "announces other output files than it holds"),
+        ({"sizes": {"a": 4}}, "holds 3 bytes of a, and announces 4"),
+        ({"files": {"a": "no base64!"}}, "in bytes that do not decode"),
+        ({"files": {"a": None}}, "in bytes that do not decode"),
+        ({"sizes": {"b": 1}, "files": {"b": "eA=="}}, "which the job's outputs do not name"),
+        ({"sizes": {"../a": 1}, "files": {"../a": "eA=="}}, "which the job's outputs do not name"),
+    ],
+)
+async def test_an_answer_that_is_not_what_was_asked_for_is_an_error(fetched: dict[str, Any], says: str) -> None:
+    with pytest.raises(RemoteCodeError, match=says):
+        await finish(channel_to(Facility(fetched=fetched)), ended())
 
 
 async def test_what_slurm_thought_of_a_script_that_ended_by_itself_is_a_warning_once() -> None:

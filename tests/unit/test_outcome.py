@@ -13,6 +13,7 @@ from prefect_psik.exceptions import FailureCause
 from prefect_psik.launcher import NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
 from prefect_psik.outcome import judge, parse_status, rows_of_run
+from tests.unit.reports import report
 
 NEW = '0.5,0,new,{"backend":{"type":"local","queue_name":"a,b"}}'
 HANDLE = JobHandle(prefix="/psik", stamp="123", key="k", native_id="77", duration=5)
@@ -46,7 +47,7 @@ TABLE: dict[str, tuple[dict[str, Any], JobState, FailureCause | None, int | None
         "completed",
     ),
     "completed with all that was promised": (
-        facts(*RUNNING, COMPLETED, expect={"*.h5": 1}, outputs={"a": 3}),
+        facts(*RUNNING, COMPLETED, found=[report("*.h5", 1), report("a", 3)]),
         JobState.completed,
         None,
         0,
@@ -184,21 +185,21 @@ TABLE: dict[str, tuple[dict[str, Any], JobState, FailureCause | None, int | None
     ),
     "directory gone": ({"missing": True}, JobState.failed, FailureCause.lost, None, "/psik/123 is gone"),
     "expected files missing": (
-        facts(*RUNNING, COMPLETED, expect={"*.h5": 0, "a": 1}, outputs={}),
+        facts(*RUNNING, COMPLETED, found=[report("*.h5", 0), report("a", 1)]),
         JobState.failed,
         FailureCause.missing_output,
         0,
         "*.h5",
     ),
     "outputs missing": (
-        facts(*RUNNING, COMPLETED, expect={"a": 1}, outputs={"o.txt": 0}),
+        facts(*RUNNING, COMPLETED, found=[report("a", 1), report("o.txt", 0)]),
         JobState.failed,
         FailureCause.missing_output,
         0,
         "o.txt",
     ),
     "failed, and what it promised is not looked at": (
-        facts(*RUNNING, "1,failed,3", expect={"*.h5": 0}, outputs={"o": 0}),
+        facts(*RUNNING, "1,failed,3", found=[report("*.h5", 0), report("o", 0)]),
         JobState.failed,
         FailureCause.script,
         3,
@@ -344,7 +345,7 @@ def test_native_id_of_the_facility_comes_into_the_handle() -> None:
 
 
 def test_missing_files_are_listed() -> None:
-    status = judge(facts(*RUNNING, COMPLETED, expect={"b": 0, "a": 2}, outputs={"o": 0}), HANDLE)
+    status = judge(facts(*RUNNING, COMPLETED, found=[report("b", 0), report("a", 2), report("o", 0)]), HANDLE)
     assert status.missing == ["b", "o"]
 
 
@@ -419,7 +420,6 @@ STATES = st.sampled_from([*(state.value for state in JobState), *["active", "com
 ROWS = rows_of(st.sampled_from([0, 1, 1, 1, 2, -1]), STATES)
 GARBAGE = st.one_of(st.text(max_size=20), st.text(",\n0129.-nacompletdf", max_size=20))
 CUT = st.builds(lambda row, n: row[: n % (len(row) + 1)], ROWS, st.integers(0, 50))
-COUNTS = st.dictionaries(st.text(max_size=3), st.integers(0, 2), max_size=2)
 TAILS = st.fixed_dictionaries(
     {},
     optional={
@@ -440,8 +440,7 @@ FACTS = st.fixed_dictionaries(
         "cancel_asked": st.one_of(st.none(), st.floats(0, 1e10)),
         "native_id": st.one_of(st.none(), st.text(max_size=5)),
         "tails": TAILS,
-        "expect": COUNTS,
-        "outputs": COUNTS,
+        "found": st.none() | st.lists(st.builds(report, st.text(max_size=3), st.integers(0, 3)), max_size=3),
     },
 )
 HANDLES = st.builds(
@@ -462,8 +461,7 @@ def check(status: JobStatus, given_facts: dict[str, Any], handle: JobHandle) -> 
     own = rows_of_run(rows, handle.jobndx, 0)
     if status.state is JobState.completed:
         assert any(row.state is JobState.completed and row.jobndx == handle.jobndx for row in rows)
-        counts = [*given_facts.get("expect", {}).values(), *given_facts.get("outputs", {}).values()]
-        assert all(count > 0 for count in counts)
+        assert all(entry["good"] > 0 for entry in given_facts.get("found") or [])
         assert not given_facts.get("missing")
         assert given_facts.get("alive") is not True
         assert (status.cause, status.exit_code) == (None, 0)

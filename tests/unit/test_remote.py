@@ -32,7 +32,7 @@ from prefect_psik.remote import PARTS, letter
 remote: Any = ModuleType("the_letter")
 exec(compile(letter(), "<letter>", "exec"), remote.__dict__)
 
-OPERATIONS = ["submit", "status", "cancel", "fetch"]
+OPERATIONS = ["submit", "status", "cancel", "check", "fetch"]
 KINDS = {"payload", "setup", "spec", "rejected", "conflict", "busy", "missing"}
 BAD_STAMPS = [
     "../x",
@@ -446,6 +446,11 @@ def fetched(prefix: Path) -> dict[str, bytes]:
     return {name: base64.b64decode(data) for name, data in only(answer)["files"].items()}
 
 
+def checked(prefix: Path) -> list[dict[str, Any]]:
+    answer = check_answer(remote.call("check", {"prefix": str(prefix), "jobs": [{"stamp": STAMP, "jobndx": 1}]}))
+    return list(only(answer)["found"])
+
+
 def test_fetch_brings_the_bytes_of_what_the_outputs_match(tmp_path: Path) -> None:
     base = make_job(tmp_path, outputs=["*.txt", "deep/**/x.bin", "absent"])
     (base / "work" / "a.txt").write_text("é")
@@ -476,8 +481,9 @@ def test_link_out_of_the_directory_does_not_count_as_an_output(tmp_path: Path) -
     base = make_job(tmp_path / "p", rows=("1,queued,x", "1,active,", "1,completed,"), outputs=["result"])
     (tmp_path / "elsewhere").write_text("x")
     (base / "work" / "result").symlink_to(tmp_path / "elsewhere")
-    facts = only(remote.call("status", {"prefix": str(tmp_path / "p"), "jobs": [{"stamp": STAMP}]}))
-    assert facts["outputs"] == {"result": 0}
+    [found] = checked(tmp_path / "p")
+    assert (found["matches"], found["good"]) == (1, 0)
+    assert found["wrong"] == [{"name": "result", "why": "outside", "target": str(tmp_path / "elsewhere")}]
 
 
 def test_what_does_not_fit_into_an_answer_is_named_with_its_size(tmp_path: Path) -> None:
@@ -486,11 +492,11 @@ def test_what_does_not_fit_into_an_answer_is_named_with_its_size(tmp_path: Path)
         file.truncate(remote.OUTPUT_BYTES + 1)
     (base / "work" / "small").write_text("s")
     answer = remote.call("fetch", {"prefix": str(tmp_path), "jobs": [{"stamp": STAMP}]})
-    assert only(answer)["too_large"] == {"big": remote.OUTPUT_BYTES + 1}
+    assert only(answer)["left"] == [{"name": "big", "why": "size", "size": remote.OUTPUT_BYTES + 1}]
     assert set(only(answer)["files"]) == {"small"}
 
 
-def test_fetch_ignores_what_is_no_plain_file(tmp_path: Path) -> None:
+def test_fetch_brings_nothing_that_is_no_plain_file(tmp_path: Path) -> None:
     base = make_job(tmp_path, outputs=["*"])
     (base / "work" / "directory").mkdir()
     os.mkfifo(base / "work" / "pipe")
@@ -511,8 +517,7 @@ def test_directory_with_glob_characters_is_taken_literally(tmp_path: Path) -> No
         tmp_path / "p[1]*", rows=("1,queued,x", "1,active,", "1,completed,"), outputs=["a"], expect=["a"]
     )
     (base / "work" / "a").write_text("x")
-    facts = only(remote.call("status", {"prefix": str(tmp_path / "p[1]*"), "jobs": [{"stamp": STAMP}]}))
-    assert (facts["outputs"], facts["expect"]) == ({"a": 1}, {"a": 1})
+    assert [(found["path"], found["good"]) for found in checked(tmp_path / "p[1]*")] == [("a", 1), ("a", 1)]
 
 
 # ---------------------------------------------------------------------------------------------------- submit

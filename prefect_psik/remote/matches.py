@@ -1,0 +1,115 @@
+"""Which paths a name or glob of `expect` or `outputs` stands for; without recursion, and within limits."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import time
+from typing import Iterator
+
+#: Most entries of directories that are looked at for one job in one call, and for how long.
+WALK_ENTRIES = 1_000_000
+WALK_SECONDS = 20.0
+#: A class of one character: of `*`, `?` and `[` it quotes them, any other is meant as it stands.
+_QUOTED = re.compile(r"\[([*?[])\]")
+_AS_IT_STANDS = re.compile(r"\[([^]*?[!])\]")
+
+
+class TooMuch(Exception):
+    """There is more to look at than the limits allow."""
+
+
+class _Walk:
+    """What one job's walk may still cost, and which directories it could not read."""
+
+    def __init__(self) -> None:
+        self.entries = 0
+        self.end = time.monotonic() + WALK_SECONDS
+        self.unread: dict[str, str] = {}
+
+    def listed(self, directory: str) -> list[os.DirEntry[str]]:
+        """List a directory by name; one that cannot be read is noted, and counts as empty.
+
+        Raises:
+            TooMuch: The limits are reached.
+        """
+        found = []
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    self._pay()
+                    found.append(entry)
+        except OSError as err:
+            self.unread.setdefault(directory, err.strerror or str(err))
+        return sorted(found, key=lambda entry: entry.name)
+
+    def _pay(self) -> None:
+        self.entries += 1
+        if self.entries > WALK_ENTRIES:
+            raise TooMuch(f"more than {WALK_ENTRIES:,} files and directories lie there")
+        if self.entries % 256 == 0 and time.monotonic() > self.end:
+            raise TooMuch(f"looking at {self.entries:,} files and directories took more than {WALK_SECONDS:.0f} s")
+
+
+def _matching(directory: str, name: str, walk: _Walk) -> Iterator[str]:
+    """Yield the paths that a name stands for: the one that exists as written, else what matches it as a glob.
+
+    `*`, `?` and `[…]` match within one part of a path, and no dot at its beginning; `**` stands for any number
+    of directories, follows no links, and makes the others match dots, too. `[*]`, `[?]` and `[[]` quote.
+    """
+    written = os.path.join(directory, name)
+    if os.path.lexists(written):
+        yield written.rstrip("/") or "/"
+        return
+    path = os.path.expanduser(os.path.expandvars(name))
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    found = _expanded("/" if os.path.isabs(path) else directory, parts, walk)
+    yield from found if parts.count("**") < 2 else dict.fromkeys(found)  # two of them meet the same paths twice
+
+
+def _expanded(top: str, parts: list[str], walk: _Walk) -> Iterator[str]:
+    dots = "**" in parts
+    left = [(top, 0)]
+    while left:
+        path, number = left.pop()
+        if number == len(parts):
+            yield path
+            continue
+        part = parts[number]
+        if part == "**":
+            below, last = [], number + 1 == len(parts)
+            for entry in walk.listed(path):
+                if entry.is_dir(follow_symlinks=False):
+                    below.append((entry.path, number))
+                elif last:
+                    yield entry.path
+            left += reversed(below)
+            if not last:
+                left.append((path, number + 1))
+        elif _is_plain(part):
+            plain = os.path.join(path, _QUOTED.sub(r"\1", part))
+            if os.path.lexists(plain):
+                left.append((plain, number + 1))
+        else:
+            fits = re.compile(fnmatch.translate(_AS_IT_STANDS.sub(r"[[]\1]", part))).match
+            shown = [
+                entry.path
+                for entry in walk.listed(path)
+                if fits(entry.name) and (dots or part.startswith(".") or not entry.name.startswith("."))
+            ]
+            left += [(found, number + 1) for found in reversed(shown)]
+
+
+def _is_plain(part: str) -> bool:
+    """Whether a part of a path is no glob."""
+    return not re.search(r"[*?[]", _AS_IT_STANDS.sub("", _QUOTED.sub("", part)))
+
+
+def _below(directory: str, walk: _Walk) -> Iterator[os.DirEntry[str]]:
+    """Yield all that lies below a directory and is no directory itself."""
+    left = [directory]
+    while left:
+        found = walk.listed(left.pop())
+        left += reversed([entry.path for entry in found if entry.is_dir(follow_symlinks=False)])
+        yield from (entry for entry in found if not entry.is_dir(follow_symlinks=False))
