@@ -319,7 +319,7 @@ class ScriptFailed(JobFailed):
 
 
 class MissingOutput(JobFailed):
-    """The script ended well, but files named in `expect` or `outputs` are not there."""
+    """The script ended well, but what `expect` or `outputs` name is missing, empty, or older than the run."""
 
 
 class WalltimeExceeded(JobFailed):

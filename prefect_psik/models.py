@@ -94,7 +94,7 @@ class JobStatus(_Stored):
     node_list: str | None = Field(default=None, description="Their names, as the scheduler writes them.")
     message: str = Field(default="", description="What happened, in one sentence.")
     missing: list[str] = Field(
-        default_factory=list, description="Globs of `expect` or `outputs` that nothing matches."
+        default_factory=list, description="Entries of `expect` or `outputs` that are missing, incomplete or old."
     )
     warnings: list[str] = Field(default_factory=list)
 

@@ -25,8 +25,10 @@ from prefect_psik import (
     JobCanceled,
     JobFailed,
     JobHandle,
+    JobResult,
     JobSpec,
     JobState,
+    MissingOutput,
     PsikBackend,
     ResourceSpec,
     SubmitRejected,
@@ -102,11 +104,13 @@ def rows_of(facility: Facility, handle: JobHandle) -> int:
 
 
 def test_a_job_runs_under_the_blocks_account_and_partition(facility: Facility, backend: PsikBackend) -> None:
-    result = run_job(backend, script("id -un; pwd", outputs=["*.txt"], files={"in.txt": "größe"}))
+    result = run_job(
+        backend, script("id -un; pwd; cat in.txt > out.txt", outputs=["out.txt"], files={"in.txt": "größe"})
+    )
     user, directory = result.stdout.split()
     assert user == facility.user
     assert directory == f"{result.handle.path}/work"
-    assert result.outputs == {"in.txt": "größe".encode()}
+    assert result.outputs == {"out.txt": "größe".encode()}
     assert result.queue_seconds is not None
     row = account_of(facility, result.handle.native_id, "Account,Partition,Timelimit,JobName")
     assert row == "proj1|debug|00:05:00|test"
@@ -434,3 +438,16 @@ def test_the_files_of_a_job_are_its_owners_alone(backend: PsikBackend) -> None:
     assert oct(job.stat().st_mode & 0o777) == "0o700"
     for private in ("spec.json", "prefect/job.json", "status.csv"):
         assert oct((job / private).stat().st_mode & 0o777) == "0o600"
+
+
+def test_what_a_failed_run_left_on_slurm_is_no_result_of_the_next(backend: PsikBackend) -> None:
+    text = '[ "$jobndx" = 1 ] && { for n in 1 2 3; do echo $n > $n.tiff; done; exit 1; }; echo 4 > 4.tiff'
+
+    @flow
+    def recon() -> JobResult:
+        spec = script(text, expect=[{"path": "*.tiff", "count": 4}], outputs=["4.tiff"])
+        return run_job(backend, spec, retry_on={"script"}, max_runs=2)
+
+    with pytest.raises(MissingOutput) as caught:
+        recon()
+    assert "1 of 4 match *.tiff, and 3 more that will not do; 1.tiff was written at" in str(caught.value)

@@ -146,11 +146,15 @@ StorageLoc=slurm_acct
 
 
 def mariadb_conf(site: Site) -> str:
-    """Return the database server's option file: loopback only, little memory, no durability."""
+    """Return the database server's option file: loopback only, little memory, no durability.
+
+    Of a `tmpdir` that several share, each removes the others' files when it starts.
+    """
     home = site.root / "mariadb"
     return f"""\
 [mariadbd]
 datadir={home}/data
+tmpdir={home}
 socket={home}/socket
 pid-file={home}/pid
 bind-address=127.0.0.1

@@ -334,14 +334,16 @@ def test_a_tree_as_deep_as_the_file_system_takes(tmp_path: Path) -> None:
     base = a_job(tmp_path, expect=["**/end", "absent/**"], outputs=["**"])
     here = os.getcwd()
     os.chdir(base / "work")
-    for _ in range(1500):
-        os.mkdir("deep")
-        os.chdir("deep")
-    os.close(os.open("deepest", os.O_CREAT))
-    os.chdir(here)
-    found = checked(tmp_path)
-    brought = fetched(tmp_path)
-    subprocess.run(["rm", "-rf", base / "work" / "deep"], check=True)  # pytest's own way has its limits
+    try:
+        for _ in range(1500):
+            os.mkdir("deep")
+            os.chdir("deep")
+        os.close(os.open("deepest", os.O_CREAT))
+        os.chdir(here)
+        found, brought = checked(tmp_path), fetched(tmp_path)
+    finally:
+        os.chdir(here)
+        subprocess.run(["rm", "-rf", base / "work" / "deep"], check=True)  # pytest's own cleaning fails on it
     assert found[0].startswith("nothing matches **/end; deep/deep/deep")
     assert "cannot be read (File name too long)" in found[0]
     assert found[1] == "nothing matches absent/**"
