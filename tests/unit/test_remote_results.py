@@ -237,7 +237,7 @@ def test_without_a_mark_of_the_launcher_the_submission_counts(tmp_path: Path) ->
         ("a[*]b", ["a*b", "axb"], 1),
         ("a[?]", ["a?", "ab"], 1),
         ("*[1]", ["x[1]", "x1"], 1),
-        ("what?", ["what?", "whats"], 1),
+        ("what?", ["what?", "whatx"], 1),
         ("*", [".hidden", "shown"], 1),
         (".*", [".hidden", "shown"], 1),
         ("**", [".zgroup", "0/.zarray", "0/0/0", ".deep/x"], 4),
