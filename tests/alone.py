@@ -6,14 +6,16 @@ included, stays their descendant, since orphans become their children and not th
 ends, the keeper kills what is left of it. When the keeper or the first process is killed, the other one does.
 Mounts are made in a name space of their own, where this user can make any, and end with its last process.
 
-Only Linux has subreapers. Elsewhere the command just has a Prefect home of its own.
+The temporary directories of tests are of this run alone, too: pytest removes those of earlier runs, which fails on
+what a test that was killed may have left, such as a tree that is too deep.
+
+Only Linux has subreapers. Elsewhere the command just has these directories of its own.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -38,10 +40,23 @@ def main(command: Sequence[str]) -> int:
     home = tempfile.mkdtemp(prefix="prefect-home-")
     try:
         if not sys.platform.startswith("linux"):
-            return subprocess.run(command, env={**os.environ, "PREFECT_HOME": home}, check=False).returncode
+            return subprocess.run(command, env=_environment(home), check=False).returncode
         return _run(command, home)
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        _remove(home)
+
+
+def _environment(home: str) -> dict[str, str]:
+    """Return the environment of the command, and make the directories that are in it."""
+    places = {"PREFECT_HOME": f"{home}/prefect", "PYTEST_DEBUG_TEMPROOT": f"{home}/tmp"}
+    for place in places.values():
+        os.makedirs(place, mode=0o700, exist_ok=True)
+    return {**os.environ, **places}
+
+
+def _remove(home: str) -> None:
+    """Remove a directory however deep it is; Python's own way is recursive before 3.13."""
+    subprocess.run(["rm", "-rf", home], stderr=subprocess.DEVNULL, check=False)
 
 
 def _run(command: Sequence[str], home: str) -> int:
@@ -66,7 +81,7 @@ def _keep(command: Sequence[str], home: str, signals: set[signal.Signals], paren
     code = _wait(child, -child, signals, lambda: os.getppid() == parent, _COMMAND_SECONDS)
     if left := _end_descendants():
         print(f"Left by {command[0]}, and killed: {', '.join(sorted(left))}.", file=sys.stderr, flush=True)
-    shutil.rmtree(home, ignore_errors=True)
+    _remove(home)
     return code
 
 
@@ -82,7 +97,7 @@ def _start(command: Sequence[str], home: str, signals: set[signal.Signals]) -> i
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, *signals})
         try:
-            os.execvpe(command[0], list(command), {**os.environ, "PREFECT_HOME": home})
+            os.execvpe(command[0], list(command), _environment(home))
         except OSError as err:
             print(f"{command[0]}: {err.strerror}", file=sys.stderr, flush=True)
             os._exit(127)
