@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.chaos.driver import Driver
 from tests.chaos.faults import Field
+from tests.chaos.plan import PART
 from tests.chaos.score import ENDED, Evidence, SlurmJob
 from tests.chaos.truth import read_told
 
@@ -42,6 +43,8 @@ def gather(field: Field, driver: Driver, deadline: float) -> Evidence:
         faults=field.faults,
         intended=_intended(field.prefix),
         helped=_helped(field.prefix, {str(life.id) for life in lives}),
+        parts=_parts(field.prefix),
+        losses=field.losses,
         records=_records(field.prefix),
     )
 
@@ -72,6 +75,14 @@ def _helped(prefix: Path, flow_runs: set[str]) -> dict[str, str]:
                 by = "the command line" if owner.get("flow_run") in flow_runs else "flows/reconcile.py"
                 found[names.get(entry["stamp"], "?")] = by
     return found
+
+
+def _parts(prefix: Path) -> dict[str, dict[str, str]]:
+    """The files of jobs that write several, by the name of the job."""
+    return {
+        name: {path.name: path.read_text().strip() for path in (prefix / stamp / "work").glob(PART.format("*"))}
+        for stamp, name in _names(prefix).items()
+    }
 
 
 def _records(prefix: Path) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import struct
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -14,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tests.chaos.data import STEP_SECONDS, Ring, work
 from tests.chaos.services import Services, kill
 from tests.chaos.truth import Fault
 from tests.testbed.facility import Facility
@@ -37,6 +39,7 @@ class Field:
         prefix: The directory of psik's jobs.
         flow_runs: Ids of the flow runs that go on.
         faults: Those that happened.
+        losses: What faults that move and prune data have found missing or spoilt, as sentences.
     """
 
     facility: Facility
@@ -44,6 +47,7 @@ class Field:
     prefix: Path
     flow_runs: set[str] = field(default_factory=set)
     faults: list[Fault] = field(default_factory=list)
+    losses: list[str] = field(default_factory=list)
     _turns: dict[str, threading.Lock] = field(default_factory=dict)
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
@@ -258,3 +262,28 @@ def _node(field: Field, dice: Random) -> Steps:
 def _disk(field: Field, dice: Random) -> Steps:
     with filled(field.prefix):
         yield dice.uniform(2, 10)
+
+
+# -------------------------------------------------------------------------------------------------- data
+
+
+def _on_data(what: tuple[str, ...], *, writes: bool) -> Act:
+    """Processes that work on the same directories, crosswise or in a ring; one of them may be killed."""
+
+    def act(field: Field, dice: Random) -> Steps:
+        top = Path(tempfile.mkdtemp(prefix="data-", dir=field.services.place))
+        ring = Ring(top, dice.choice((2, 2, 3)))
+        for turn in range(2):  # the second finds what the first one's dead have left
+            started = ring.start(what, field.services.environment)
+            victim = dice.randrange(len(started)) if turn == 0 and dice.random() < 0.5 else None
+            for number, _ in enumerate(work(started, victim, dice.uniform(1, 8))):
+                if writes:
+                    ring.write(dice, 1000 * turn + number)
+                yield STEP_SECONDS
+        field.losses += ring.losses()
+
+    return act
+
+
+_kind("prunes crosswise", "data")(_on_data(("prune",), writes=False))
+_kind("writer beside prunes and transfers", "data")(_on_data(("prune", "move"), writes=True))

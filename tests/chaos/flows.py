@@ -53,14 +53,13 @@ def place() -> Path:
 
 
 def _spec(job: Job) -> JobSpec:
-    promised = {"output": {"outputs": [OUTPUT]}, "missing": {"expect": [OUTPUT]}}.get(job.end, {})
     return JobSpec.model_validate(
         {
             "name": job.name,
             "script": job.script(place() / "lines"),
             "environment": {JOB_VARIABLE: job.name},
             "resources": SMALL,
-            **promised,
+            **job.promise(),
         }
     )
 

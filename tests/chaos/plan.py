@@ -21,7 +21,9 @@ FLOWS = {
     "split": (5, 12),
 }
 #: How a job ends: well, well with a small output file, with an exit code, or without the file that it promised.
-ENDS = ("well", "well", "output", "output", "code", "missing")
+#: Or it writes PARTS files, all of them or dying half-way; a later run of that one writes the other half alone, so
+#: that half of what is there is old.
+ENDS = ("well", "output", "output", "parts", "parts", "torn", "code", "missing")
 #: One flow run in so many is cancelled.
 CANCELLED_PART = 5
 #: Of these, so many are cancelled before a job of theirs is sure to run.
@@ -31,6 +33,10 @@ LONG_SECONDS = 280
 #: The work directory's file that `output` writes and `missing` does not.
 OUTPUT = "result.txt"
 WRITE_FAILED = 74
+#: The files that `parts` and `torn` write, each with the name of the job, its native id and a number.
+PARTS = 12
+PART = "part-{}"
+TORN_CODE = 7
 
 _SCRIPT = """\
 #!/bin/bash
@@ -55,14 +61,41 @@ class Job:
 
     def script(self, lines: Path) -> str:
         """Bash that tells `lines` when it begins and when it ends, and how."""
-        write = f'echo "{self.name} $SLURM_JOB_ID" > {OUTPUT} || code={WRITE_FAILED}'
         return _SCRIPT.format(
             name=self.name,
             lines=lines,
             seconds=self.seconds,
             code=self.code,
-            output=write if self.end == "output" else ":",
+            output={"output": self._write(OUTPUT, ""), "parts": self._parts("1", PARTS), "torn": self._torn()}.get(
+                self.end, ":"
+            ),
         )
+
+    def _write(self, name: str, more: str) -> str:
+        return f'echo "{self.name} $SLURM_JOB_ID{more}" > {name} || code={WRITE_FAILED}'
+
+    def _parts(self, first: str, last: int) -> str:
+        return f"for n in $(seq {first} {last}); do {self._write(PART.format('$n'), ' $n')}; sleep 0.1; done"
+
+    def _torn(self) -> str:
+        half = PARTS // 2
+        first = f"{self._parts('1', half)}; [ $code = 0 ] && code={TORN_CODE}"
+        return f"if [ $jobndx = 1 ]; then {first}; else {self._parts(str(half + 1), PARTS)}; fi"
+
+    def promise(self) -> dict[str, Any]:
+        """Return what its spec names as results."""
+        parts = {"expect": [{"path": PART.format("*"), "count": PARTS}]}
+        promised: dict[str, dict[str, Any]] = {
+            "output": {"outputs": [OUTPUT]},
+            "missing": {"expect": [OUTPUT]},
+            "parts": parts,
+            "torn": parts,
+        }
+        return promised.get(self.end, {})
+
+    def parts_of(self, native_id: str) -> dict[str, str]:
+        """Return the files that a run of `parts` leaves, with their contents."""
+        return {PART.format(n): f"{self.name} {native_id} {n}" for n in range(1, PARTS + 1)}
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ class Evidence:
         faults: Those that happened.
         intended: How many runs of a job were to be submitted, by its name.
         helped: Who canceled a job that its own flow run did not cancel, by its name.
+        parts: What lies in the directory of each job, by its name: files of several and their contents.
+        losses: Files that are nowhere, and changed bytes, of the faults that move and prune data.
         records: What the facility wrote of each job, by its name, for whoever looks into a problem.
     """
 
@@ -93,6 +95,8 @@ class Evidence:
     faults: Sequence[Fault] = ()
     intended: Mapping[str, int] = field(default_factory=dict)
     helped: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    losses: Sequence[str] = ()
     records: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
@@ -105,6 +109,8 @@ class Score:
         lost: Nothing became of it, and nobody was told.
         twice: Ran twice.
         wrong: Told otherwise than it was.
+        incomplete: Told as completed without all its files, or with bytes that its last run did not write.
+        data: Files that existed and are nowhere, or whose bytes nobody wrote.
         late: Told too long after its end.
         running: Runs on although its flow run was cancelled.
         not_freed: Canceled too late.
@@ -125,6 +131,8 @@ class Score:
     lost: int = 0
     twice: int = 0
     wrong: int = 0
+    incomplete: int = 0
+    data: int = 0
     late: int = 0
     running: int = 0
     not_freed: int = 0
@@ -152,6 +160,8 @@ ZERO = {
     "twice": "run twice",
     "doubled": "submitted twice without a reason",
     "wrong": "wrong outcomes",
+    "incomplete": "green without all files of its last run",
+    "data": "files lost or spoilt",
     "late": f"told more than {TOLD_SECONDS / 60:.0f} min late",
     "running": "running although cancelled",
     "not_freed": "cancels that did not free the node",
@@ -183,11 +193,14 @@ def score(evidence: Evidence) -> Score:
             else:
                 _count(found, "lost", job.name, _lost(job, ended, evidence))
                 _count(found, "wrong", job.name, _wrong(job, ended, evidence))
+                _count(found, "incomplete", job.name, _incomplete(job, evidence))
                 found.known_lost += any(told.cause in UNKNOWN for told in evidence.told.get(job.name, ())[-1:])
                 stall = _stall(job, evidence)
                 found.stall = max(found.stall, stall)
                 late = f"told {stall:.0f} s after its end" if stall > TOLD_SECONDS else None
                 _count(found, "late", job.name, late)
+    for loss in evidence.losses:
+        _count(found, "data", "data", loss)
     return found
 
 
@@ -266,7 +279,7 @@ def _twice(job: Job, evidence: Evidence) -> str | None:
 
 
 def _failed(job: Job, run: Run) -> bool:
-    return run.code != 0 or job.end == "missing"
+    return run.code != 0 or job.end in ("missing", "torn")
 
 
 def _lost(job: Job, ended: Ended, evidence: Evidence) -> str | None:
@@ -318,7 +331,16 @@ def _right(job: Job, run: Run) -> tuple[str, str | None, int | None]:
     """State, cause and exit code of a run that ended by itself."""
     if run.code:
         return "failed", "script", run.code
-    return ("failed", "missing_output", 0) if job.end == "missing" else ("completed", None, 0)
+    return ("failed", "missing_output", 0) if job.end in ("missing", "torn") else ("completed", None, 0)
+
+
+def _incomplete(job: Job, evidence: Evidence) -> str | None:
+    """A job that was told as completed has all its files, with the bytes of the run that completed it."""
+    told = evidence.told.get(job.name, ())[-1:]
+    if job.end not in ("parts", "torn") or not told or told[0].state != "completed":
+        return None
+    there, right = evidence.parts.get(job.name, {}), job.parts_of(told[0].native_id or "")
+    return None if there == right else f"{told[0]} was told, and there are {dict(there)}"
 
 
 def _slurm_jobs(job: Job, evidence: Evidence) -> list[SlurmJob]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
 
+from tests.chaos.data import TREE, Ring
 from tests.chaos.faults import KINDS
 from tests.chaos.plan import FLOWS, JOBS_PER_FAULT, Job, Scenario, rounds, scenarios
 from tests.chaos.report import lacking
@@ -304,3 +308,53 @@ def test_a_short_run_has_ten_kinds_and_the_plan_comes_from_the_seed() -> None:
         assert sum(len(scenario.jobs) for scenario in plan) >= 12 * JOBS_PER_FAULT
         assert {scenario.flow for scenario in plan} == set(FLOWS)
         assert any(scenario.cancel_after for scenario in plan)
+
+
+@pytest.mark.parametrize("end", ["parts", "torn"])
+def test_a_green_job_without_all_files_of_its_last_run_is_counted(end: str) -> None:
+    job = replace(JOB, end=end)
+    whole = job.parts_of("7")
+    right = [] if end == "parts" else ["wrong"]  # one that writes half of them is never to be told as completed
+    assert list(counts(with_job(job, parts={"s0-0": whole}))) == right
+    spoilt: list[dict[str, str]] = [
+        {},
+        dict(list(whole.items())[1:]),
+        {**whole, "part-1": ""},
+        {**whole, "part-1": job.parts_of("6")["part-1"]},
+        {**whole, "part-13": "s0-0 7 13"},
+    ]
+    assert all(counts(with_job(job, parts={"s0-0": parts}))["incomplete"] == 1 for parts in spoilt)
+    told = replace(TOLD, state="failed", cause="missing_output", exit_code=0)
+    assert "incomplete" not in counts(with_job(job, told={"s0-0": [told]}))
+
+
+def test_files_that_are_nowhere_are_counted() -> None:
+    assert counts(replace(GOOD, losses=["3.h5 is in none of 2 directories"])) == {"data": 1}
+
+
+def test_a_ring_knows_what_is_nowhere_and_what_nobody_wrote(tmp_path: Path) -> None:
+    ring = Ring(tmp_path, 3)
+    for number in range(200):
+        ring.write(Random(number), number)
+    (ring.places[0] / TREE / "1.h5").unlink()
+    assert list(ring.losses()) == []
+    for place in ring.places:
+        (place / TREE / "2.h5").unlink()
+    (ring.places[1] / TREE / "3.h5").write_text("half")
+    gone, spoilt = ring.losses()
+    assert gone == "2.h5 is in none of 3 directories that pruned each other"
+    assert spoilt == "place-1/3.h5 has bytes that nobody wrote: 'half'"
+
+
+@pytest.mark.parametrize(("end", "runs"), [("parts", [12]), ("torn", [6, 6])])
+def test_scripts_of_several_files_write_what_the_score_wants(tmp_path: Path, end: str, runs: list[int]) -> None:
+    job = Job("s0-0", 0, end)
+    for number, files in enumerate(runs, start=1):
+        environment = {**os.environ, "SLURM_JOB_ID": f"{number}", "jobndx": f"{number}"}
+        script = job.script(tmp_path / "lines")
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == (7 if end == "torn" and number == 1 else 0)
+        written = [path for path in tmp_path.glob("part-*") if path.read_text().split()[1] == str(number)]
+        assert len(written) == files
+    found = {path.name: path.read_text().strip() for path in tmp_path.glob("part-*")}
+    assert (found == job.parts_of(f"{len(runs)}")) is (end == "parts")
