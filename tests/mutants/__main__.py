@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,9 +32,11 @@ PACKAGE = "prefect_psik"
 SAMPLE = 500
 LEAST = 0.85
 #: Modules, and the tests in tests/unit that know them: without facility and server, in little time.
-REMOTE = ("remote", "remote_hostile", "remote_jobs", "remote_local", "remote_status", "site")
+REMOTE = ("remote", "remote_hostile", "remote_jobs", "remote_local", "remote_results", "remote_status", "site")
 TESTS: dict[str, tuple[str, ...]] = {
     "outcome": ("outcome", "slurm_outcome"),
+    "results": ("lifecycle", "outcome", "remote_results"),
+    "expected": ("expected", "jobspec"),
     "slurm_outcome": ("outcome", "slurm_outcome"),
     "identity": ("identity",),
     "transfer_once": ("transfer", "transfer_once"),
@@ -61,6 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := [name for name in options.modules if name not in TESTS]:
         sys.exit(f"No module here is called {unknown[0]!r}. There are: {', '.join(TESTS)}.")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the copy is removed all the same
     modules = options.modules or list(TESTS)
     mutants = [mutant for name in modules for mutant in _mutants(name)]
     if not options.all and len(mutants) > SAMPLE:
@@ -88,6 +92,7 @@ def _tests(modules: list[str]) -> list[str]:
 
 def _tried(mutants: list[Mutant], tests: list[str], console: Console) -> Iterator[tuple[Mutant, bool]]:
     """Each mutant, and whether a test noticed it."""
+    begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         copy = Path(place, "copy")
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
@@ -115,6 +120,10 @@ def _tried(mutants: list[Mutant], tests: list[str], console: Console) -> Iterato
                     for n, line in enumerate(answers):
                         answer = json.loads(line)
                         status.update(f"{n + 1} of {len(mutants)}")
+                        if not console.is_terminal and (n + 1) % 100 == 0:
+                            console.print(
+                                f"{n + 1} of {len(mutants)} after {(time.monotonic() - begin) / 60:.1f} min"
+                            )
                         yield mutants[answer["mutant"]], answer["noticed"]
             except BaseException:
                 tried.terminate()
