@@ -75,7 +75,7 @@ def _expectable(entry: str | Expected) -> str | Expected:
     path = _path_of(entry)
     if not path.strip("/") or path.rstrip("/").rsplit("/", 1)[-1] in (".", "..") or CONTROL.search(path):
         raise ValueError(
-            f"{path!r} is no path or glob of a file: it must end in a name, without control characters"
+            f"{path!r} is not a path or glob: it must end in a file name and have no control characters"
         )
     check_length(path)
     return entry
@@ -93,7 +93,7 @@ def listed(value: Any) -> Any:
     if not isinstance(value, list | tuple):
         return value
     if len(value) > MAX_ENTRIES:
-        raise ValueError(f"these are {len(value):,} entries, over the limit of {MAX_ENTRIES:,}: use globs")
+        raise ValueError(f"{len(value):,} entries are over the limit of {MAX_ENTRIES:,}: use globs")
     found: list[Any] = []
     for one in value:
         found += _by_path(one) if isinstance(one, Mapping) and not isinstance(one.get("path"), str) else [one]

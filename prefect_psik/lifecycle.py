@@ -176,8 +176,8 @@ def _unbrought(answer: dict[str, Any], asked: list[str]) -> dict[str, str]:
     if answer.get("missing"):
         return dict.fromkeys(asked, "its directory was removed before its outputs were fetched")
     if answer["trouble"]:
-        return dict.fromkeys(asked[:1], f"its outputs were not all found, since {answer['trouble']}: name fewer")
-    return {path: f"nothing matches {path} any more" for path in asked if not answer["matched"].get(path)}
+        return dict.fromkeys(asked[:1], f"collecting its outputs stopped because {answer['trouble']}: list fewer")
+    return {path: f"{path} no longer matches anything" for path in asked if not answer["matched"].get(path)}
 
 
 async def _usage(channel: Channel, status: JobStatus) -> Usage:

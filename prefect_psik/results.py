@@ -30,7 +30,7 @@ def _unmet(report: Mapping[str, Any]) -> str | None:
     if count is None and good >= at_least:
         return None
     if report["trouble"]:
-        return f"{path} was not looked at to its end, since {report['trouble']}: name less"
+        return f"the search for {path} stopped because {report['trouble']}: name a narrower path"
     if count is not None and good == matches == count:
         return None
     wrong = [described(one) for one in report["wrong"]]
@@ -40,8 +40,8 @@ def _unmet(report: Mapping[str, Any]) -> str | None:
     if matches == 1 and wanted == 1 and wrong:
         return wrong[0]
     if matches > wanted and good == matches:
-        return f"{matches} match {path}, and not {wanted}"
-    besides = f", and {matches - good} more that will not do" if matches > good else ""
+        return f"{matches} match {path} instead of {wanted}"
+    besides = f" ({matches - good} more do not count)" if matches > good else ""
     return "; ".join([f"{good} of {wanted} match {path}{besides}", *wrong])
 
 
@@ -56,11 +56,11 @@ def described(wrong: Mapping[str, Any]) -> str:
     name = wrong["name"]
     match wrong["why"]:
         case "dangling":
-            return f"{name} is a link to {wrong['target']}, which is not there"
+            return f"{name} is a link to {wrong['target']}, which does not exist"
         case "outside":
-            return f"{name} leads to {wrong['target']}, outside of the job's directory"
+            return f"{name} points to {wrong['target']}, outside the job's directory"
         case "special":
-            return f"{name} is a {wrong['kind']}, and no file"
+            return f"{name} is a {wrong['kind']}, not a file"
         case "hollow":
             return f"{name} is an empty directory"
         case "small" if wrong["size"] == 0:
@@ -70,12 +70,12 @@ def described(wrong: Mapping[str, Any]) -> str:
         case "old":
             return (
                 f"{name} was written at {_clock(wrong['written'])}, before this run began at "
-                f"{_clock(wrong['begun'])} (where that is meant, write fresh: job or fresh: any)"
+                f"{_clock(wrong['begun'])} (if that is intended, set fresh: job or fresh: any)"
             )
         case "size":
             return f"{name} has {wrong['size']:,} bytes, too many to come back here"
         case "name":
-            return f"{name} is the name of two files, in writing, so the second one cannot come back"
+            return f"{name} stands for two files with names that are not UTF-8; only the first came back"
         case _:
             return f"{name} cannot be read ({wrong.get('text', wrong['why'])})"
 
@@ -93,7 +93,9 @@ def brought(answer: Mapping[str, Any], asked: Sequence[str], place: str) -> dict
     """
     if set(answer["sizes"]) != set(answer["files"]):
         lost = sorted(set(answer["sizes"]).symmetric_difference(answer["files"]))
-        raise RemoteCodeError(f"The answer of {place} announces other output files than it holds: {lost[:_TOLD]}.")
+        raise RemoteCodeError(
+            f"The answer of {place} announces different output files than it holds: {lost[:_TOLD]}."
+        )
     files = {}
     for name, text in answer["files"].items():
         if not _is_asked_for(name, asked):

@@ -260,7 +260,7 @@ class Poller:
                 self._tell([watch], Update(trouble=str(err)))
                 await asyncio.sleep(CHECK_PAUSE_SECONDS)
             except BaseException as err:  # a wait that nobody serves any more must end
-                defect = RemoteCodeError(f"Looking at the results of {watch.handle} failed: {err!r}.")
+                defect = RemoteCodeError(f"Checking the results of {watch.handle} failed: {err!r}.")
                 self._tell([watch], defect)
                 raise
             else:

@@ -47,9 +47,9 @@ class _Walk:
     def _pay(self) -> None:
         self.entries += 1
         if self.entries > WALK_ENTRIES:
-            raise TooMuch(f"more than {WALK_ENTRIES:,} files and directories lie there")
+            raise TooMuch(f"there are more than {WALK_ENTRIES:,} files and directories")
         if self.entries % 256 == 0 and time.monotonic() > self.end:
-            raise TooMuch(f"looking at {self.entries:,} files and directories took more than {WALK_SECONDS:.0f} s")
+            raise TooMuch(f"checking {self.entries:,} files and directories took more than {WALK_SECONDS:.0f} s")
 
 
 def _matching(directory: str, name: str, walk: _Walk) -> Iterator[str]:

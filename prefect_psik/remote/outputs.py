@@ -25,7 +25,7 @@ LOOK_CALL_SECONDS = 30.0
 FOUND_SECONDS = 30.0
 #: What the clock of another file system may be behind that of the prefix.
 SKEW_SECONDS = 10.0
-#: Matches that will not do and are described, for each entry.
+#: Matches that do not count and are described, for each entry.
 DESCRIBED = 3
 
 
@@ -126,7 +126,7 @@ def _mark(base: str, jobndx: int) -> os.stat_result | None:
 
 
 def _report(place: _Place, wanted: dict[str, Any], walk: _Walk) -> dict[str, Any]:
-    """Count the matches of an entry, and describe those that will not do; without a count, enough are enough."""
+    """Count the matches of an entry, and describe those that do not count; stop when there are enough."""
     report = {key: wanted[key] for key in ("path", "count", "at_least")} | {
         "matches": 0,
         "good": 0,

@@ -98,9 +98,9 @@ def test_a_link_an_empty_directory_and_a_name_in_brackets(prefix: Path) -> None:
     with pytest.raises(MissingOutput) as caught:
         run_job(backend_at(prefix), bash(script, expect=names))
     for text in (
-        "a.h5 is a link to /x/y, which is not there",
+        "a.h5 is a link to /x/y, which does not exist",
         "b.h5 is an empty directory",
-        "c.h5 is a FIFO, and no file",
+        "c.h5 is a FIFO, not a file",
         "nothing matches scan[1].h5",
     ):
         assert text in str(caught.value)
@@ -126,8 +126,8 @@ def test_what_does_not_come_back_is_told_in_the_log_and_on_the_card(prefix: Path
     assert state.result() == {"small": b"s\n"}
     says = [
         "The output big has 5,000,000 bytes, too many to come back here",
-        "The output link leads to /etc/hostname, outside of the job's directory",
-        "The output pipe is a FIFO, and no file",
+        "The output link points to /etc/hostname, outside the job's directory",
+        "The output pipe is a FIFO, not a file",
     ]
     with get_client(sync_client=True) as api:
         run = state.state_details.flow_run_id

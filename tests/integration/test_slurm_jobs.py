@@ -450,4 +450,4 @@ def test_what_a_failed_run_left_on_slurm_is_no_result_of_the_next(backend: PsikB
 
     with pytest.raises(MissingOutput) as caught:
         recon()
-    assert "1 of 4 match *.tiff, and 3 more that will not do; 1.tiff was written at" in str(caught.value)
+    assert "1 of 4 match *.tiff (3 more do not count); 1.tiff was written at" in str(caught.value)

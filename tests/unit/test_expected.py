@@ -22,7 +22,7 @@ from prefect_psik import Expected, JobSpec, SpecError
         ({"expect": {"a": "many"}}, "is neither a path with a count"),
         ({"expect": {"a": True}}, "True is no number"),
         ({"expect": [7]}, "is neither a path nor a mapping"),
-        ({"expect": ["a", ".."]}, "is no path or glob of a file"),
+        ({"expect": ["a", ".."]}, "is not a path or glob"),
         ({"outputs": ["../a"]}, "must be a plain path"),
         ({"expect": [f"{n}" for n in range(1001)]}, "over the limit of 1,000: use globs"),
     ],

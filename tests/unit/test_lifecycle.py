@@ -227,9 +227,9 @@ async def test_small_outputs_come_back_and_large_ones_are_named() -> None:
 @pytest.mark.parametrize(
     ("fetched", "says"),
     [
-        ({"matched": {}, "sizes": {}, "files": {}}, "nothing matches a any more"),
+        ({"matched": {}, "sizes": {}, "files": {}}, "a no longer matches anything"),
         ({"missing": True}, "its directory was removed before its outputs were fetched"),
-        ({"trouble": "it took more than 20 s"}, "its outputs were not all found, since it took more than 20 s"),
+        ({"trouble": "it took more than 20 s"}, "collecting its outputs stopped because it took more than 20 s"),
     ],
 )
 async def test_outputs_that_went_before_they_were_fetched_fail_the_job(fetched: dict[str, Any], says: str) -> None:
@@ -241,8 +241,8 @@ async def test_outputs_that_went_before_they_were_fetched_fail_the_job(fetched: 
 @pytest.mark.parametrize(
     ("fetched", "says"),
     [
-        ({"files": {}}, "announces other output files than it holds"),
-        ({"sizes": {}}, "announces other output files than it holds"),
+        ({"files": {}}, "announces different output files than it holds"),
+        ({"sizes": {}}, "announces different output files than it holds"),
         ({"sizes": {"a": 4}}, "holds 3 bytes of a, and announces 4"),
         ({"files": {"a": "no base64!"}}, "in bytes that do not decode"),
         ({"files": {"a": None}}, "in bytes that do not decode"),

@@ -86,10 +86,10 @@ def make(kind: str, path: Path) -> None:
         ("link to a file", None),
         ("filled directory", None),
         ("empty", "r.h5 is empty"),
-        ("dangling", "r.h5 is a link to /x/y, which is not there"),
-        ("FIFO", "r.h5 is a FIFO, and no file"),
-        ("socket", "r.h5 is a socket, and no file"),
-        ("device", "r.h5 is a device, and no file"),
+        ("dangling", "r.h5 is a link to /x/y, which does not exist"),
+        ("FIFO", "r.h5 is a FIFO, not a file"),
+        ("socket", "r.h5 is a socket, not a file"),
+        ("device", "r.h5 is a device, not a file"),
         ("empty directory", "r.h5 is an empty directory"),
         ("nothing", "nothing matches r.h5"),
     ],
@@ -115,7 +115,7 @@ def test_a_glob_does_not_find_the_jobs_directory_itself(tmp_path: Path, path: st
     [
         ({"rec/*.tiff": 3}, 3, None),
         ({"rec/*.tiff": 2160}, 3, "3 of 2160 match rec/*.tiff"),
-        ({"rec/*.tiff": 2}, 3, "3 match rec/*.tiff, and not 2"),
+        ({"rec/*.tiff": 2}, 3, "3 match rec/*.tiff instead of 2"),
         ({"path": "rec/*.tiff", "at_least": 3}, 4, None),
         ({"path": "rec/*.tiff", "at_least": 4}, 3, "3 of 4 match rec/*.tiff"),
         ({"path": "rec/*.tiff", "count": 3, "min_bytes": 1}, 3, None),
@@ -136,8 +136,8 @@ def test_one_that_is_empty_is_told_beside_the_count(tmp_path: Path) -> None:
         make(kind, base / "work" / "rec" / f"{name}.h5")
     make("empty", base / "work" / "done")
     assert checked(tmp_path) == [
-        "1 of 3 match rec/*.h5, and 2 more that will not do; rec/b.h5 is empty; "
-        "rec/c.h5 is a link to /x/y, which is not there"
+        "1 of 3 match rec/*.h5 (2 more do not count); rec/b.h5 is empty; "
+        "rec/c.h5 is a link to /x/y, which does not exist"
     ]
 
 
@@ -187,7 +187,7 @@ def test_what_was_written_before_is_no_result_of_this_run(
     found = checked(tmp_path)
     told = [text for text in found if text.startswith("result.txt was written at 20")]
     assert bool(told) is (says or old > 1000)
-    assert all("(where that is meant, write fresh: job or fresh: any)" in text for text in told)
+    assert all("(if that is intended, set fresh: job or fresh: any)" in text for text in told)
     left = fetched(tmp_path)
     assert [one["why"] for one in left["left"]] == (["old"] if old > 1000 else [])
     assert list(left["files"]) == ([] if old > 1000 else ["result.txt"])
@@ -315,10 +315,11 @@ def test_a_tree_that_is_too_large_ends_in_a_sentence(tmp_path: Path, monkeypatch
     for number in range(120):
         make("file", base / "work" / str(number % 3) / f"{number}.tiff")
     assert checked(tmp_path)[0] == (
-        "**/*.h5 was not looked at to its end, since more than 100 files and directories lie there: name less"
+        "the search for **/*.h5 stopped because there are more than 100 files and directories: "
+        "name a narrower path"
     )
     found = fetched(tmp_path)
-    assert found["trouble"] == "more than 100 files and directories lie there"
+    assert found["trouble"] == "there are more than 100 files and directories"
 
 
 def test_a_walk_that_takes_too_long_ends_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,7 +328,7 @@ def test_a_walk_that_takes_too_long_ends_in_a_sentence(tmp_path: Path, monkeypat
     for number in range(300):
         make("file", base / "work" / f"{number}.tiff")
     [text] = checked(tmp_path)
-    assert "looking at 256 files and directories took more than -1 s" in text
+    assert "checking 256 files and directories took more than -1 s" in text
 
 
 def test_a_tree_as_deep_as_the_file_system_takes(tmp_path: Path) -> None:
