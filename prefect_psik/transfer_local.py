@@ -89,18 +89,20 @@ class _Copy(_Task):
                 else:
                     self._transfer(source, Path(destination))
         except _Stopped as stopped:
-            self._note(state=TransferState.failed, is_ok=False, cause=stopped.cause, detail=str(stopped))
+            self._fail(stopped.cause, str(stopped))
         except IrregularFile as err:
-            self._note(state=TransferState.failed, is_ok=False, cause=TransferCause.other, detail=str(err))
+            self._fail(TransferCause.other, str(err))
         except OSError as err:
-            cause = _CAUSES.get(err.errno or 0, TransferCause.other)
-            detail = f"{shown(err.filename)}: {err.strerror}" if err.filename else str(err)
-            self._note(state=TransferState.failed, is_ok=False, cause=cause, detail=detail)
+            where = f"{shown(err.filename)}: " if err.filename else ""
+            self._fail(_CAUSES.get(err.errno or 0, TransferCause.other), f"{where}{err.strerror or err}")
         else:
             self._note(state=TransferState.succeeded)
         finally:
             if not self.status.state.is_final:  # a defect ended the thread: whoever waits must learn of it
-                self._note(state=TransferState.failed, is_ok=False, cause=TransferCause.other, detail="a defect")
+                self._fail(TransferCause.other, "a defect")
+
+    def _fail(self, cause: TransferCause, detail: str) -> None:
+        self._note(state=TransferState.failed, nice_status=None, is_ok=False, cause=cause, detail=detail)
 
     def _note(self, **changes: object) -> None:
         spent = max(time.monotonic() - self._began, 1e-3)
@@ -142,7 +144,8 @@ class _Copy(_Task):
                 self._leave_out(entry.source, err.kind)
 
     def _make_directory(self, target: Path) -> None:
-        if resolved(target, self.order.destination_base) is None:
+        # What is above was looked at before: the item's own path at the beginning, then one level after the other.
+        if target.is_symlink() and resolved(target, self.order.destination_base) is None:
             raise _Stopped(TransferCause.other, f"{shown(target)} leads out of the base path by a link")
         target.mkdir(parents=True, exist_ok=True)
         remove_left_parts(target)

@@ -1,4 +1,4 @@
-"""Run the benches named on the command line, or all: `python -m tests.bench [imports] [local] [facility]`.
+"""Run the benches named on the command line, or all: `python -m tests.bench imports local copies facility`.
 
 With `BENCH_QUICK=1` they take fewer jobs and repeats: a look whether they work, no figures to quote. A bench is a
 module with `bench(console)`, entered in the table below.
@@ -12,11 +12,12 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from tests.bench import facility, imports, local
+from tests.bench import copies, facility, imports, local
 
 BENCHES: dict[str, Callable[[Console], None]] = {
     "imports": imports.bench,
     "local": local.bench,
+    "copies": copies.bench,
     "facility": facility.bench,
 }
 
