@@ -64,9 +64,9 @@ class _Stopped(Exception):
 
 
 class _Task:
-    """A task: how it stands, and what it has brought to the destination."""
+    """A task: how it stands, and in the end the names of what it has brought; None: there are too many."""
 
-    def __init__(self, status: TransferStatus, names: set[bytes]) -> None:
+    def __init__(self, status: TransferStatus, names: bytes | None = None) -> None:
         self.status = status
         self.names = names
         self.stop = threading.Event()
@@ -76,8 +76,9 @@ class _Copy(_Task):
     """A task that is done in a thread, which does not keep the interpreter from ending."""
 
     def __init__(self, order: Order) -> None:
-        super().__init__(TransferStatus(state=TransferState.active, nice_status="OK"), set())
+        super().__init__(TransferStatus(state=TransferState.active, nice_status="OK"))
         self.order = order
+        self._seen: set[bytes] = set()
         self._began = time.monotonic()
         threading.Thread(target=self._run, name="prefect-psik-copy", daemon=True).start()
 
@@ -96,8 +97,10 @@ class _Copy(_Task):
             where = f"{shown(err.filename)}: " if err.filename else ""
             self._fail(_CAUSES.get(err.errno or 0, TransferCause.other), f"{where}{err.strerror or err}")
         else:
+            self.names = b"".join(sorted(self._seen)) if len(self._seen) <= MOST_NAMES else None
             self._note(state=TransferState.succeeded)
         finally:
+            self._seen.clear()
             if not self.status.state.is_final:  # a defect ended the thread: whoever waits must learn of it
                 self._fail(TransferCause.other, "a defect")
 
@@ -164,8 +167,8 @@ class _Copy(_Task):
         else:
             size = self._copy(source, target)
             self._note(files=self.status.files + 1, files_transferred=self.status.files_transferred + 1)
-        if len(self.names) <= MOST_NAMES:
-            self.names.add(_name(str(target), size))
+        if len(self._seen) <= MOST_NAMES:
+            self._seen.add(_name(str(target), size))
 
     def _is_same(self, source: Path, target: Path) -> bool:
         if not target.is_file():
@@ -240,20 +243,21 @@ class LocalCarrier:
     async def holds(self, task_id: str, files: Mapping[str, int]) -> bool:
         """See `Carrier`."""
         names = _task(task_id).names
-        return len(names) <= MOST_NAMES and names <= {_name(path, size) for path, size in files.items()}
+        if names is None:
+            return False
+        there = {_name(path, size) for path, size in files.items()}
+        return all(names[begin : begin + _NAME_BYTES] in there for begin in range(0, len(names), _NAME_BYTES))
 
     async def arrival(self, task_id: str) -> Arrival | None:
         """See `Carrier`."""
         task = _task(task_id)
-        if task.status.state is not TransferState.succeeded or len(task.names) > MOST_NAMES:
+        if task.names is None:
             return None
-        return Arrival(status=task.status, names=base64.b64encode(b"".join(sorted(task.names))).decode())
+        return Arrival(status=task.status, names=base64.b64encode(task.names).decode())
 
     async def recall(self, task_id: str, arrival: Arrival) -> None:
         """See `Carrier`."""
-        text = base64.b64decode(arrival.names)
-        names = {text[begin : begin + _NAME_BYTES] for begin in range(0, len(text), _NAME_BYTES)}
-        _tasks.setdefault(task_id, _Task(arrival.status, names))
+        _tasks.setdefault(task_id, _Task(arrival.status, base64.b64decode(arrival.names)))
 
     async def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
         """See `Carrier`."""
