@@ -243,7 +243,11 @@ class GlobusCollection(Block):
     collection_id: UUID | None = Field(
         default=None, title="Collection", description="UUID of the collection. Empty: a directory of this machine."
     )
-    base_path: str = Field(default="/", title="Base path", description="Directory of the collection to work in.")
+    base_path: str = Field(
+        default="/",
+        title="Base path",
+        description="Directory of the collection to work in; on this machine an absolute path.",
+    )
     posix_root: str = Field(
         default="/",
         title="POSIX root",
@@ -262,13 +266,19 @@ class GlobusCollection(Block):
         """The collection's path of a path below `base_path`.
 
         Raises:
-            SpecError: The path would leave `base_path`.
+            SpecError: The path would leave `base_path`, or the `base_path` of this machine is not absolute.
         """
         if path.startswith("/") or ".." in path.split("/") or re.search(r"[\x00-\x1f]", path):
             raise SpecError(
                 f"{path!r} must be a relative path below {self.base_path!r}, without '..' or control characters."
             )
         if self.collection_id is None:
+            if not self.base_path.startswith("/"):
+                name = f"The collection {self.document_name}" if self.document_name else "A collection"
+                raise SpecError(
+                    f"{name} of this machine has the base_path {self.base_path!r}, which means another directory "
+                    "in each process. Write an absolute path, without '~' and variables."
+                )
             return posixpath.join(self.base_path, path)
         # As Transfer itself writes paths: what it names must be found among what was submitted.
         return posixpath.join(posixpath.normpath("/" + self.base_path.lstrip("/")), path)

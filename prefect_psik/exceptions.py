@@ -72,6 +72,7 @@ class TransferCause(StrEnum):
     quota = "quota"
     away = "away"
     checksum = "checksum"
+    changed = "changed"
     deadline = "deadline"
     canceled = "canceled"
     consent = "consent"

@@ -33,9 +33,9 @@ def submit_transfer(
 ) -> TransferHandle:
     """Submit a transfer once, and return at once.
 
-    A retry of the task or flow, also after a crash, gets the same transfer back while it is under way, and begins
-    one that has ended anew: what is there already is not moved again. Two directories of this machine are copied
-    by this process.
+    A retry of the task or flow, also after a crash, gets the same transfer back while it is under way, or when it
+    succeeded and the destination still has its files, by names and sizes. Otherwise it begins one from scratch:
+    what is there already is not moved again. Two directories of this machine are copied by this process.
 
     Args:
         source: A `globus-collection` block or its name.
@@ -47,7 +47,9 @@ def submit_transfer(
         on_cancel: `leave`: a cancel of the flow run leaves it alone.
 
     Raises:
-        SpecError: A path leaves its collection, or the two cannot be combined.
+        SpecError: A path leaves its collection, two items have one destination, or the two cannot be combined. On
+            this machine, also: a directory would go into itself, an item is no file or directory, or a link leads
+            out of the base path. Nothing was changed.
         ConsentRequired: A consent is missing; says who can give it.
         TransferError: Globus refused it, or cannot be reached.
     """
@@ -87,7 +89,8 @@ def wait_for_transfer(
         The result of a transfer that succeeded, with verified checksums.
 
     Raises:
-        TransferError: It failed, it cannot work (no permission, no such file, no room), or it is too late.
+        TransferError: It failed, it cannot work (no permission, no such file, no room), a file of this machine
+            changed each time it was read, or it is too late.
         FlowRunCancelling: The flow run is being cancelled.
     """
     refuse_running_loop("await_for_transfer")

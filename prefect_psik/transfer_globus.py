@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 from uuid import UUID
@@ -15,7 +16,7 @@ from globus_sdk.transport import RetryConfig
 
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import ConsentRequired, FacilityError, TransferCause, TransferError
-from prefect_psik.transfer_models import FileEntry, Order, TransferState, TransferStatus
+from prefect_psik.transfer_models import Arrival, FileEntry, Order, TransferState, TransferStatus
 from prefect_psik.transport.threads import in_daemon_thread
 
 T = TypeVar("T")
@@ -102,6 +103,28 @@ class GlobusCarrier:
                 str(row["source_path"]) for row in client.paginated.task_successful_transfers(task_id).items()
             }
         )
+
+    async def holds(self, task_id: str, files: Mapping[str, int]) -> bool:
+        """See `Carrier`. Globus tells the names of the files that it moved, and the sum of their sizes."""
+        status = await self.look(task_id)
+        moved = await self._call(
+            lambda client: {
+                posixpath.normpath(str(row["destination_path"]))
+                for row in client.paginated.task_successful_transfers(task_id).items()
+            }
+        )
+        if not moved <= files.keys():
+            return False
+        size = sum(files[path] for path in moved)
+        # What was sent again after a fault may be counted twice.
+        return size <= status.bytes_transferred if status.faults else size == status.bytes_transferred
+
+    async def arrival(self, task_id: str) -> Arrival | None:
+        """See `Carrier`. Globus keeps its tasks itself."""
+        return None
+
+    async def recall(self, task_id: str, arrival: Arrival) -> None:
+        """See `Carrier`."""
 
     async def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
         """See `Carrier`."""

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from prefect_psik.exceptions import TransferCause, TransferError
-from prefect_psik.transfer_models import FileEntry, Order, TransferState, TransferStatus
+from prefect_psik.transfer_file import (
+    Changed,
+    ChecksumMismatch,
+    IrregularFile,
+    copy_file,
+    remove_left_parts,
+    shown,
+    state_digest,
+)
+from prefect_psik.transfer_file import digest as digest
+from prefect_psik.transfer_models import Arrival, FileEntry, LeftOut, Order, TransferState, TransferStatus
+from prefect_psik.transfer_tree import Entry, refuse, resolved, walk
+from prefect_psik.transport.threads import in_daemon_thread
 
 LOCAL = "local"
-#: A file is written under a name of this end, in its directory, until it is whole and verified.
-PART = ".prefect-psik-part"
-#: A part that nobody holds is one of a copy that was killed, unless it is so new that it is not held yet.
-PART_SECONDS = 60.0
-_CHUNK_BYTES = 8 * 1024**2
+#: Of what is left out so many paths are named, for each reason.
+MOST_PATHS = 5
+#: A copy of more files is not known again by its names.
+MOST_NAMES = 10_000
+_NAME_BYTES = 6
 _CAUSES = {
     errno.ENOENT: TransferCause.not_found,
     errno.EACCES: TransferCause.permission_denied,
@@ -38,8 +51,8 @@ _CAUSES = {
     errno.ENOTCONN: TransferCause.away,
 }
 
-#: Tasks that this process has begun.
-_tasks: dict[str, _Copy] = {}
+#: Tasks that this process has begun, or knows again.
+_tasks: dict[str, _Task] = {}
 
 
 class _Stopped(Exception):
@@ -50,14 +63,22 @@ class _Stopped(Exception):
         self.cause = cause
 
 
-class _Copy:
-    """One task, done in a thread that does not keep the interpreter from ending."""
+class _Task:
+    """A task: how it stands, and in the end the names of what it has brought; None: there are too many."""
+
+    def __init__(self, status: TransferStatus, names: bytes | None = None) -> None:
+        self.status = status
+        self.names = names
+        self.stop = threading.Event()
+
+
+class _Copy(_Task):
+    """A task that is done in a thread, which does not keep the interpreter from ending."""
 
     def __init__(self, order: Order) -> None:
+        super().__init__(TransferStatus(state=TransferState.active, nice_status="OK"))
         self.order = order
-        self.stop = threading.Event()
-        self.status = TransferStatus(state=TransferState.active, nice_status="OK")
-        self._cleaned: Path | None = None
+        self._seen: set[bytes] = set()
         self._began = time.monotonic()
         threading.Thread(target=self._run, name="prefect-psik-copy", daemon=True).start()
 
@@ -67,17 +88,24 @@ class _Copy:
                 if self.order.destination is None:
                     self._delete(Path(source))
                 else:
-                    self._transfer(Path(source), Path(destination))
+                    self._transfer(source, Path(destination))
         except _Stopped as stopped:
-            self._note(state=TransferState.failed, is_ok=False, cause=stopped.cause, detail=str(stopped))
+            self._fail(stopped.cause, str(stopped))
+        except IrregularFile as err:
+            self._fail(TransferCause.other, str(err))
         except OSError as err:
-            cause = _CAUSES.get(err.errno or 0, TransferCause.other)
-            self._note(state=TransferState.failed, is_ok=False, cause=cause, detail=str(err))
+            where = f"{shown(err.filename)}: " if err.filename else ""
+            self._fail(_CAUSES.get(err.errno or 0, TransferCause.other), f"{where}{err.strerror or err}")
         else:
+            self.names = b"".join(sorted(self._seen)) if len(self._seen) <= MOST_NAMES else None
             self._note(state=TransferState.succeeded)
         finally:
+            self._seen.clear()
             if not self.status.state.is_final:  # a defect ended the thread: whoever waits must learn of it
-                self._note(state=TransferState.failed, is_ok=False, cause=TransferCause.other, detail="a defect")
+                self._fail(TransferCause.other, "a defect")
+
+    def _fail(self, cause: TransferCause, detail: str) -> None:
+        self._note(state=TransferState.failed, nice_status=None, is_ok=False, cause=cause, detail=detail)
 
     def _note(self, **changes: object) -> None:
         spent = max(time.monotonic() - self._began, 1e-3)
@@ -90,63 +118,99 @@ class _Copy:
         if self.order.deadline is not None and time.time() > self.order.deadline:
             raise _Stopped(TransferCause.deadline, "the deadline is reached")
 
-    def _transfer(self, source: Path, destination: Path) -> None:
-        pairs = tree(source, destination) if source.is_dir() else iter([(source, destination)])
-        for origin, target in pairs:
+    def _step(self, size: int) -> None:
+        self._check()
+        if size:
+            self._note(bytes_transferred=self.status.bytes_transferred + size)
+
+    def _transfer(self, source: str, target: Path) -> None:
+        origin = resolved(source, self.order.source_base)
+        if origin is None:
+            raise _Stopped(TransferCause.other, f"{shown(source)} leads out of the base path by a link")
+        if not origin.is_dir():
+            self._make_directory(target.parent)
+            self._file(origin, target)
+            return
+        for entry in walk(origin, target, self.order.source_base):
             self._check()
-            self._note(files=self.status.files + 1)
-            if self._is_same(origin, target):
-                self._note(files_skipped=self.status.files_skipped + 1)
-                continue
-            self._copy(origin, target)
-            self._note(files_transferred=self.status.files_transferred + 1)
+            self._take(entry)
+
+    def _take(self, entry: Entry) -> None:
+        if entry.is_directory:
+            self._make_directory(entry.target)
+        elif entry.left_out is not None:
+            self._leave_out(entry.source, entry.left_out)
+        else:
+            try:
+                self._file(entry.source, entry.target)
+            except IrregularFile as err:  # something else has taken its place
+                self._leave_out(entry.source, err.kind)
+
+    def _make_directory(self, target: Path) -> None:
+        # What is above was looked at before: the item's own path at the beginning, then one level after the other.
+        if target.is_symlink() and resolved(target, self.order.destination_base) is None:
+            raise _Stopped(TransferCause.other, f"{shown(target)} leads out of the base path by a link")
+        target.mkdir(parents=True, exist_ok=True)
+        remove_left_parts(target)
+
+    def _leave_out(self, path: Path, reason: str) -> None:
+        known = {one.reason: one for one in self.status.left_out}
+        before = known.get(reason, LeftOut(reason=reason, count=0))
+        paths = before.paths if len(before.paths) >= MOST_PATHS else [*before.paths, shown(path)]
+        known[reason] = LeftOut(reason=reason, count=before.count + 1, paths=paths)
+        self._note(left_out=list(known.values()))
+
+    def _file(self, source: Path, target: Path) -> None:
+        if self._is_same(source, target):
+            self._note(files=self.status.files + 1, files_skipped=self.status.files_skipped + 1)
+            size = target.stat().st_size
+        else:
+            size = self._copy(source, target)
+            self._note(files=self.status.files + 1, files_transferred=self.status.files_transferred + 1)
+        if len(self._seen) <= MOST_NAMES:
+            self._seen.add(_name(str(target), size))
 
     def _is_same(self, source: Path, target: Path) -> bool:
         if not target.is_file():
             return False
-        one, other, level = source.stat(), target.stat(), self.order.sync
+        one, other, level = source.lstat(), target.stat(), self.order.sync
         if os.path.samestat(one, other):
-            raise _Stopped(TransferCause.other, f"{source} and {target} are the same file")
+            raise _Stopped(TransferCause.other, f"{shown(source)} and {shown(target)} are the same file")
         if level == "exists":
             return True
-        if one.st_size != other.st_size:
+        if target.is_symlink() or one.st_size != other.st_size:  # a link is no copy
             return False
         if level == "mtime":
-            return one.st_mtime <= other.st_mtime
-        return level == "size" or digest(source) == digest(target)
+            return one.st_mtime_ns <= other.st_mtime_ns
+        if level == "size":
+            return True
+        there = digest(target, self._check_only)
+        return there == state_digest(source, self._check_only)
 
-    def _copy(self, source: Path, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.parent != self._cleaned:
-            self._cleaned = target.parent
-            remove_left_parts(target.parent)
-        # A name of its own: another process may copy the same file at the same time.
-        part = target.with_name(f".{uuid.uuid4().hex}{PART}")
-        hashed = hashlib.sha256()
+    def _check_only(self, _size: int) -> None:
+        self._check()
+
+    def _copy(self, source: Path, target: Path) -> int:
+        """Copy a file, once more if it changed meanwhile."""
+        before = self.status
         try:
-            with source.open("rb") as reader, part.open("xb") as writer:
-                with contextlib.suppress(OSError):  # where files cannot be held, left parts stay
-                    fcntl.flock(writer, fcntl.LOCK_EX)
-                while chunk := reader.read(_CHUNK_BYTES):
-                    self._check()
-                    hashed.update(chunk)
-                    writer.write(chunk)
-                    self._note(bytes_transferred=self.status.bytes_transferred + len(chunk))
-                writer.flush()
-                os.fsync(writer.fileno())
-                if digest(part) != hashed.hexdigest():
-                    raise _Stopped(TransferCause.checksum, f"{part} does not have the checksum of {source}")
-                shutil.copystat(source, part)
-                part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(Changed):
+                return copy_file(source, target, self._step)
+            self._note(bytes_transferred=before.bytes_transferred, faults=before.faults + 1)
+            return copy_file(source, target, self._step)
+        except Changed:
+            raise _Stopped(TransferCause.changed, f"{shown(source)} changed while it was read, twice") from None
+        except ChecksumMismatch:
+            raise _Stopped(
+                TransferCause.checksum, f"what was written for {shown(target)} is not what was read"
+            ) from None
 
     def _delete(self, path: Path) -> None:
         self._check()
         self._note(files=self.status.files + 1)
         if path.is_dir() and not path.is_symlink():
             if not self.order.recursive:
-                raise _Stopped(TransferCause.other, f"{path} is a directory, and recursive is off")
+                raise _Stopped(TransferCause.other, f"{shown(path)} is a directory, and recursive is off")
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -161,6 +225,8 @@ class LocalCarrier:
 
     async def submit(self, order: Order, submission_id: str) -> tuple[str, bool]:
         """See `Carrier`."""
+        if submission_id not in _tasks:
+            await in_daemon_thread(partial(refuse, order))
         created = submission_id not in _tasks
         if created:
             _tasks[submission_id] = _Copy(order)
@@ -173,6 +239,25 @@ class LocalCarrier:
     async def cancel(self, task_id: str) -> None:
         """See `Carrier`."""
         _task(task_id).stop.set()
+
+    async def holds(self, task_id: str, files: Mapping[str, int]) -> bool:
+        """See `Carrier`."""
+        names = _task(task_id).names
+        if names is None:
+            return False
+        there = {_name(path, size) for path, size in files.items()}
+        return all(names[begin : begin + _NAME_BYTES] in there for begin in range(0, len(names), _NAME_BYTES))
+
+    async def arrival(self, task_id: str) -> Arrival | None:
+        """See `Carrier`."""
+        task = _task(task_id)
+        if task.names is None:
+            return None
+        return Arrival(status=task.status, names=base64.b64encode(task.names).decode())
+
+    async def recall(self, task_id: str, arrival: Arrival) -> None:
+        """See `Carrier`."""
+        _tasks.setdefault(task_id, _Task(arrival.status, base64.b64decode(arrival.names)))
 
     async def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
         """See `Carrier`."""
@@ -192,7 +277,7 @@ class LocalCarrier:
             ) from err
 
 
-def _task(task_id: str) -> _Copy:
+def _task(task_id: str) -> _Task:
     if task_id not in _tasks:
         raise TransferError(
             f"The process that made the copy {task_id} has ended, and the copy with it. Run it again: files that "
@@ -201,36 +286,19 @@ def _task(task_id: str) -> _Copy:
     return _tasks[task_id]
 
 
+def _name(path: str, size: int) -> bytes:
+    return hashlib.blake2b(os.fsencode(path) + f"\0{size}".encode(), digest_size=_NAME_BYTES).digest()
+
+
 def _entries(directory: Path) -> list[FileEntry]:
-    return [_entry(Path(path)) for path in sorted(directory.iterdir())]
+    entries = []
+    for path in sorted(directory.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # deleted since
+            entries.append(_entry(path))
+    return entries
 
 
 def _entry(path: Path) -> FileEntry:
     found = path.lstat()
     kind = "link" if path.is_symlink() else "directory" if path.is_dir() else "file" if path.is_file() else "other"
     return FileEntry(path=str(path), kind=kind, size=found.st_size, modified=found.st_mtime)
-
-
-def tree(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the files of a directory tree beside where they go, one directory in memory; links are left out."""
-    with os.scandir(source) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.is_dir(follow_symlinks=False):
-                yield from tree(source / entry.name, target / entry.name)
-            elif entry.is_file(follow_symlinks=False) and not entry.name.endswith(PART):
-                yield source / entry.name, target / entry.name
-
-
-def remove_left_parts(directory: Path) -> None:
-    """Delete what killed copies left in a directory: parts that no process holds."""
-    for part in directory.glob(f".*{PART}"):
-        with contextlib.suppress(OSError), part.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file.fileno()).st_mtime < time.time() - PART_SECONDS:
-                part.unlink()
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

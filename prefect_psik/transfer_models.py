@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol
@@ -51,6 +51,18 @@ class TransferHandle(_Stored):
         return f"transfer {self.task_id} ({self.source} -> {self.destination})"
 
 
+class LeftOut(_Stored):
+    """What a copy on this machine left out for one reason."""
+
+    reason: str = Field(description="Such as `link`, `FIFO`, `socket`, `device`.")
+    count: int
+    paths: list[str] = Field(default_factory=list, description="Some of them.")
+
+    def __str__(self) -> str:
+        more = ", …" if self.count > len(self.paths) else ""
+        return f"{self.count} × {self.reason} ({', '.join(self.paths)}{more})"
+
+
 class TransferStatus(_Stored):
     """One look at a transfer."""
 
@@ -65,6 +77,7 @@ class TransferStatus(_Stored):
     bytes_transferred: int = 0
     bytes_per_second: int = 0
     faults: int = Field(default=0, description="Errors that were answered with another try.")
+    left_out: list[LeftOut] = Field(default_factory=list, description="What is not copied, on this machine.")
 
     @property
     def progress(self) -> float:
@@ -75,7 +88,10 @@ class TransferStatus(_Stored):
 
 
 class TransferResult(_Stored):
-    """A transfer that succeeded: all files are at the destination, and their checksums are verified."""
+    """A transfer that succeeded: all files are at the destination, and their checksums are verified.
+
+    Links, and what is no file, are left out. Of a copy on this machine `left_out` says how many, and why.
+    """
 
     handle: TransferHandle
     files: int
@@ -84,6 +100,14 @@ class TransferResult(_Stored):
     bytes_transferred: int
     bytes_per_second: int
     faults: int
+    left_out: list[LeftOut] = Field(default_factory=list, description="What was not copied, on this machine.")
+
+
+class Arrival(_Stored):
+    """How a copy on this machine ended, kept so that another process knows it again."""
+
+    status: TransferStatus
+    names: str = Field(description="Short hashes of each path at the destination with its size, as base64.")
 
 
 class FileEntry(_Stored):
@@ -109,6 +133,8 @@ class Order:
         deadline: Unix time at which the carrier itself gives up.
         sync: How files are compared that are there already.
         recursive: Whether directories may be deleted.
+        source_base: The base path of the source; on this machine no link leads out of it.
+        destination_base: Likewise.
     """
 
     source: str
@@ -118,6 +144,8 @@ class Order:
     deadline: float | None = None
     sync: SyncLevel = "checksum"
     recursive: bool = False
+    source_base: str = "/"
+    destination_base: str = "/"
 
 
 class Carrier(Protocol):
@@ -130,13 +158,26 @@ class Carrier(Protocol):
         """Get an id for a submission: however often it is submitted, there is one task."""
 
     async def submit(self, order: Order, submission_id: str) -> tuple[str, bool]:
-        """Begin a task, or find the one that this submission id began; returns its id, and whether it is new."""
+        """Begin a task, or find the one that this submission id began; returns its id, and whether it is new.
+
+        Raises:
+            SpecError: The order cannot be carried out as it is; nothing was changed.
+        """
 
     async def look(self, task_id: str) -> TransferStatus:
         """Look at a task once."""
 
     async def cancel(self, task_id: str) -> None:
         """Ask a task to stop; one that has ended keeps its end."""
+
+    async def holds(self, task_id: str, files: Mapping[str, int]) -> bool:
+        """Whether files of these paths and sizes include all that a succeeded task is known to have moved."""
+
+    async def arrival(self, task_id: str) -> Arrival | None:
+        """What must be kept of a succeeded task to know it again in another process; None: nothing."""
+
+    async def recall(self, task_id: str, arrival: Arrival) -> None:
+        """Know a task again that succeeded in another process."""
 
     def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
         """The entries below a path, or the one file that it names; a directory at a time is held in memory."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+import logging
+import posixpath
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
@@ -17,9 +19,11 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_e
 from prefect_psik.batches import REPEAT_SECONDS, is_transient
 from prefect_psik.exceptions import TransferCause, TransferError
 from prefect_psik.marks import set_label
-from prefect_psik.transfer_models import Carrier, Order, TransferState
+from prefect_psik.transfer_models import Arrival, Carrier, Order, TransferState
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 #: Destinations that are listed before a transfer that succeeded is believed to stand; with more it is begun anew.
 MOST_LOOKS = 20
@@ -37,6 +41,8 @@ class Kept(BaseModel):
     task_id: str | None = None
     collection: str | None = None
     cancel: bool = True
+    #: Of a copy on this machine that succeeded: nobody else remembers it.
+    arrival: Arrival | None = None
 
 
 @dataclass(frozen=True)
@@ -61,19 +67,23 @@ class Keeping:
 async def submit_once(carrier: Carrier, order: Order, keeping: Keeping) -> tuple[str, bool]:
     """Begin a transfer, or find the one that an earlier try of this submission began.
 
-    For a newer attempt one that failed is begun anew, and so is one whose destination has lost files since. One
-    that succeeded and is still there stands: its source may have been pruned.
+    A newer attempt begins one from scratch that failed, or whose files are not all at the destination any more, by
+    names and sizes. One that succeeded and is still there stands: its source may have been pruned.
 
     Returns:
         The id of the task, and whether it is a new one.
     """
     kept = await _read(keeping)
     if kept is not None:
+        if kept.arrival is not None:
+            await carrier.recall(kept.submission_id, kept.arrival)
         task_id, created = await _submit(carrier, order, keeping, kept)
         status = await repeated(lambda: carrier.look(task_id))
         if not status.state.is_final or list(keeping.attempt) <= kept.attempt:
             return task_id, created
-        if status.state is TransferState.succeeded and await _is_still_there(carrier, order, status.files):
+        if status.state is TransferState.succeeded and await _is_still_there(
+            carrier, order, task_id, status.files
+        ):
             return task_id, created
     kept = Kept(
         submission_id=await repeated(carrier.reserve),
@@ -85,24 +95,37 @@ async def submit_once(carrier: Carrier, order: Order, keeping: Keeping) -> tuple
     return await _submit(carrier, order, keeping, kept)
 
 
-async def _is_still_there(carrier: Carrier, order: Order, files: int) -> bool:
-    """Whether the destination holds as many files as were moved there."""
+async def _is_still_there(carrier: Carrier, order: Order, task_id: str, files: int) -> bool:
+    """Whether the destination holds what was moved there, by names and sizes, and what is at the source now."""
     if order.destination is None or not 0 < len(order.items) <= MOST_LOOKS:
         return False
-    found = 0
-    for _, path in order.items:
+    there: dict[str, int] = {}
+    for source, destination in order.items:
         try:
-            async for entry in carrier.list(order.destination, path, recursive=True):
-                found += entry.kind == "file"
+            there |= await _files_below(carrier, order.destination, destination, destination)
         except TransferError as err:
             if err.cause is not TransferCause.not_found:
                 raise
-    return 0 < files <= found
+        # What cannot be seen at the source any more says nothing about the destination.
+        with contextlib.suppress(TransferError):
+            here = await _files_below(carrier, order.source, source, destination)
+            if any(there.get(path) != size for path, size in here.items()):
+                return False
+    return 0 < files <= len(there) and await carrier.holds(task_id, there)
+
+
+async def _files_below(carrier: Carrier, collection: str, path: str, stands_for: str) -> dict[str, int]:
+    """The sizes of the files below a path, by what their paths are below another."""
+    return {
+        posixpath.normpath(posixpath.join(stands_for, posixpath.relpath(entry.path, path))): entry.size
+        async for entry in carrier.list(collection, path, recursive=True)
+        if entry.kind == "file"
+    }
 
 
 async def _submit(carrier: Carrier, order: Order, keeping: Keeping, kept: Kept) -> tuple[str, bool]:
     task_id, created = await repeated(lambda: carrier.submit(order, kept.submission_id))
-    if kept.task_id is None:
+    if kept.task_id is None and task_id != kept.submission_id:
         # Only for cancels from outside; the submission id alone finds the task again.
         with contextlib.suppress(TransferError):
             await _write(keeping, kept.model_copy(update={"task_id": task_id}))
@@ -123,15 +146,35 @@ async def repeated(call: Callable[[], Awaitable[T]]) -> T:
     return found
 
 
+async def keep_arrival(carrier: Carrier, task_id: str, flow_runs: Sequence[str]) -> None:
+    """Keep at the flow run how a transfer ended that nobody else remembers: it is found again after a crash.
+
+    Where it cannot be kept, the transfer has succeeded all the same; a retry in another process copies again.
+    """
+    if not flow_runs or (arrival := await carrier.arrival(task_id)) is None:
+        return
+    try:
+        for key, kept in transfers_of(await _labels(flow_runs[0])).items():
+            if kept.submission_id == task_id and kept.arrival is None:
+                text = kept.model_copy(update={"arrival": arrival}).model_dump_json()
+                await set_label(flow_runs[0], LABEL + key, text)
+    except (PrefectException, httpx.HTTPError, OSError) as err:
+        _logger.warning("The end of transfer %s is not kept at flow run %s: %s", task_id, flow_runs[0], err)
+
+
 async def _read(keeping: Keeping) -> Kept | None:
     if keeping.key is None or not keeping.flow_runs:
         return None
     try:
-        async with get_client() as client:
-            labels = (await client.read_flow_run(UUID(keeping.flow_runs[0]))).labels
+        labels = await _labels(keeping.flow_runs[0])
     except (PrefectException, httpx.HTTPError, OSError) as err:
         raise _not_kept(err) from err
     return transfers_of(labels).get(keeping.key)
+
+
+async def _labels(flow_run: str) -> Mapping[str, Any]:
+    async with get_client() as client:
+        return (await client.read_flow_run(UUID(flow_run))).labels
 
 
 async def _write(keeping: Keeping, kept: Kept) -> None:

@@ -65,7 +65,8 @@ class TransferReporter:
         if told == self._told and time.monotonic() < self._at + LINE_SECONDS:
             return False
         self._told, self._at = told, time.monotonic()
-        tell = self.logger.info if status.is_ok else self.logger.warning
+        is_whole = status.is_ok and not (status.state.is_final and status.left_out)
+        tell = self.logger.info if is_whole else self.logger.warning
         tell("%s: %s", self.handle, describe(status))
         return True
 
@@ -74,15 +75,16 @@ class TransferReporter:
 
 
 def describe(status: TransferStatus) -> str:
-    """A status in one line: state, what holds it up, files, bytes, rate, faults."""
+    """A status in one line: state, what holds it up, files, bytes, rate, faults, what was left out."""
     held = (
         "" if status.nice_status in (None, "OK") else f" ({status.nice_status}: {status.detail or 'no details'})"
     )
     skipped = f", {status.files_skipped} were there" if status.files_skipped else ""
     faults = f", {status.faults} faults" if status.faults else ""
+    left_out = f", left out: {', '.join(map(str, status.left_out))}" if status.left_out else ""
     return (
         f"{status.state.value}{held}, {status.files_transferred} of {status.files} files moved{skipped}, "
-        f"{amount(status.bytes_transferred)}, {amount(status.bytes_per_second)}/s{faults}"
+        f"{amount(status.bytes_transferred)}, {amount(status.bytes_per_second)}/s{faults}{left_out}"
     )
 
 

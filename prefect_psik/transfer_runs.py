@@ -63,7 +63,8 @@ class Shipment:
         """Check what is to be moved.
 
         Raises:
-            SpecError: A path leaves its collection, there are no items, or the two cannot be combined.
+            SpecError: A path leaves its collection, there are no items, two have one destination, or the two
+                collections cannot be combined.
         """
         if (source.collection_id is None) != (destination.collection_id is None):
             raise SpecError(
@@ -72,6 +73,7 @@ class Shipment:
             )
         pairs = [(items, items)] if isinstance(items, str) else items
         paths = [(source.path(one), destination.path(other)) for one, other in pairs]
+        _refuse_meeting(paths, destination)
         return cls._of(source, destination, paths, sync=sync, deadline=deadline, on_cancel=on_cancel)
 
     @classmethod
@@ -111,7 +113,7 @@ class Shipment:
             raise SpecError("There is nothing to transfer or delete: give at least one path.")
         if deadline is not None and deadline <= timedelta(0):
             raise SpecError(f"The deadline is {deadline}: give a time from now, such as timedelta(hours=2).")
-        login = destination if destination and not source.credentials and destination.credentials else source
+        login = destination if destination and not _has_login(source) and _has_login(destination) else source
         flow_runs = enclosing_flow_runs()
         order = Order(
             source=id_of(source),
@@ -121,9 +123,11 @@ class Shipment:
             deadline=time.time() + deadline.total_seconds() if deadline else None,
             sync=sync,
             recursive=recursive,
+            source_base=_base_of(source),
+            destination_base=_base_of(destination) if destination else "/",
         )
         caller = current_caller()
-        keyed = flow_runs and caller.scope and not caller.detached and source.collection_id is not None
+        keyed = flow_runs and caller.scope and not caller.detached
         keeping = Keeping(
             key=key_of(caller.scope or "", _digest(order), caller) if keyed else None,
             flow_runs=tuple(flow_runs),
@@ -261,6 +265,27 @@ def id_of(collection: GlobusCollection) -> str:
 def name_of(collection: GlobusCollection) -> str:
     """What a person calls a collection: its block's name, its UUID, or its directory."""
     return collection.document_name or str(collection.collection_id or collection.base_path)
+
+
+def _has_login(collection: GlobusCollection) -> bool:
+    # Prefect's forms store a login with empty fields where nobody filled any in.
+    return collection.credentials is not None and not collection.credentials.is_empty
+
+
+def _base_of(collection: GlobusCollection) -> str:
+    return collection.base_path if collection.collection_id is None else "/"
+
+
+def _refuse_meeting(items: list[tuple[str, str]], destination: GlobusCollection) -> None:
+    sources: dict[str, str] = {}
+    for source, path in items:
+        path = posixpath.normpath(path)
+        if path in sources:
+            raise SpecError(
+                f"{sources[path]!r} and {source!r} would both go to {path!r} of {name_of(destination)}. Nothing "
+                "was moved. Give each item a destination of its own."
+            )
+        sources[path] = source
 
 
 def _digest(order: Order) -> str:

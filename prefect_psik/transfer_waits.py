@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefect_psik import cancellation
@@ -20,13 +21,15 @@ from prefect_psik.transfer_models import (
     TransferStatus,
     TransferUpdate,
 )
-from prefect_psik.transfer_once import repeated
+from prefect_psik.transfer_once import keep_arrival, repeated
 from prefect_psik.transfer_progress import TransferReporter
 from prefect_psik.waiting import alinger, aresult, linger, result
 from prefect_psik.watches import Subscription
 
 #: What no wait mends: a transfer that shows it at two looks is given up.
 HOPELESS = frozenset({TransferCause.permission_denied, TransferCause.not_found, TransferCause.quota})
+#: Causes that may be over when a task is retried.
+PASSING = frozenset({TransferCause.away, TransferCause.changed})
 #: The pause between two looks is this part of the time waited, between these seconds.
 PAUSE_PART = 0.05
 PAUSES_SECONDS = (0.5, 10.0)
@@ -40,6 +43,7 @@ _NEXT_STEPS = {
     TransferCause.quota: "Make room at the destination, then retry.",
     TransferCause.away: "Retry when it is there again.",
     TransferCause.checksum: "Look at the storage of both ends, then retry.",
+    TransferCause.changed: "Retry when nothing writes to it any more.",
     TransferCause.deadline: "Give it a longer deadline, or look at what held it up, then retry.",
     TransferCause.canceled: "If you did not cancel it, ask who did.",
 }
@@ -92,7 +96,7 @@ async def _begin_wait(
     carrier: Carrier, handle: TransferHandle, on_cancel: OnCancel, flow_runs: list[str]
 ) -> TransferWait:
     subscription: Subscription[TransferUpdate] = Subscription()
-    looking = asyncio.create_task(follow(carrier, handle, subscription))
+    looking = asyncio.create_task(follow(carrier, handle, subscription, flow_runs))
 
     def leave() -> None:
         looking.cancel()
@@ -110,10 +114,22 @@ async def _begin_wait(
     return waiting
 
 
-async def follow(carrier: Carrier, handle: TransferHandle, subscription: Subscription[TransferUpdate]) -> None:
-    """Look at a transfer until it is final; what no wait mends, and what is too late, is canceled."""
+async def follow(
+    carrier: Carrier,
+    handle: TransferHandle,
+    subscription: Subscription[TransferUpdate],
+    flow_runs: Sequence[str] = (),
+) -> None:
+    """Look at a transfer until it is final; what no wait mends, and what is too late, is canceled.
+
+    Args:
+        carrier: What moves the data.
+        handle: Of the transfer.
+        subscription: Gets the news.
+        flow_runs: Those that wait, root first: what must be kept of a transfer that succeeded is kept there.
+    """
     try:
-        await _follow(carrier, handle, subscription)
+        await _follow(carrier, handle, subscription, flow_runs)
     except TransferError as err:
         subscription.put(err)
     except BaseException as err:  # a wait that nobody serves any more must end
@@ -121,7 +137,9 @@ async def follow(carrier: Carrier, handle: TransferHandle, subscription: Subscri
         raise
 
 
-async def _follow(carrier: Carrier, handle: TransferHandle, subscription: Subscription[TransferUpdate]) -> None:
+async def _follow(
+    carrier: Carrier, handle: TransferHandle, subscription: Subscription[TransferUpdate], flow_runs: Sequence[str]
+) -> None:
     began, hopeless = time.monotonic(), 0
     given_up: TransferCause | None = None
     floor, ceiling = LOCAL_PAUSES_SECONDS if handle.is_local else PAUSES_SECONDS
@@ -131,6 +149,8 @@ async def _follow(carrier: Carrier, handle: TransferHandle, subscription: Subscr
             status = await carrier.look(handle.task_id)
             if given_up is not None and status.state is TransferState.failed:
                 status = status.model_copy(update={"cause": given_up})
+            if status.state is TransferState.succeeded:
+                await keep_arrival(carrier, handle.task_id, flow_runs)
             subscription.put(TransferUpdate(status=status))
             if status.state.is_final:
                 return
@@ -166,6 +186,7 @@ def succeeded(handle: TransferHandle, status: TransferStatus | None) -> Transfer
         bytes_transferred=status.bytes_transferred,
         bytes_per_second=status.bytes_per_second,
         faults=status.faults,
+        left_out=status.left_out,
     )
 
 
@@ -175,10 +196,11 @@ def error_of(handle: TransferHandle, status: TransferStatus | None) -> TransferE
     words = f"{status.nice_status or ''} {status.detail or ''}".strip() if status else ""
     faults = f", after {status.faults} faults" if status and status.faults else ""
     done = f"{status.files_transferred} of {status.files} files were moved" if status else "nothing is known of it"
+    otherwise = "Correct that, then retry." if handle.is_local else "Read its events in the web app of Globus."
     return TransferError(
         f"The {handle} failed ({cause.value}{faults}): {words or 'no reason is given'}; {done}. "
-        f"{_NEXT_STEPS.get(cause, 'Read its events in the web app of Globus.')}",
-        transient=cause is TransferCause.away,
+        f"{_NEXT_STEPS.get(cause, otherwise)}",
+        transient=cause in PASSING,
         cause=cause,
     )
 

@@ -12,12 +12,13 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from tests.bench import facility, imports, local, results
+from tests.bench import copies, facility, imports, local, results
 
 BENCHES: dict[str, Callable[[Console], None]] = {
     "imports": imports.bench,
     "local": local.bench,
     "results": results.bench,
+    "copies": copies.bench,
     "facility": facility.bench,
 }
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import uuid
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import Artifact, State
 
 from prefect_psik import (
     ConsentRequired,
@@ -21,6 +22,7 @@ from prefect_psik import (
     SyncCallError,
     TransferCause,
     TransferError,
+    TransferResult,
     TransferState,
     TransferStatus,
     acancel_transfer,
@@ -32,13 +34,15 @@ from prefect_psik import (
     list_files,
     run_transfer,
     submit_transfer,
+    transfer_local,
+    transfer_waits,
     wait_for_transfer,
 )
 from prefect_psik.credentials import transfer_login
+from prefect_psik.transfer_file import PART
 from prefect_psik.transfer_globus import GlobusCarrier
-from prefect_psik.transfer_local import PART, LocalCarrier
+from prefect_psik.transfer_local import LocalCarrier
 from prefect_psik.transfer_models import Order
-from tests.integration.local import wait_until
 from tests.integration.transfer_places import Place, emulated, local
 from tests.testbed.globus import Globus
 
@@ -299,30 +303,70 @@ def test_a_retry_gets_the_same_transfer_and_a_newer_attempt_begins_a_failed_one_
     assert away.files() == {"raw": b"content"}
 
 
-@pytest.mark.parametrize("gone", ["nothing", "at the destination", "at the source"])
-def test_a_newer_attempt_moves_again_what_is_gone_since(globus: Globus, gone: str) -> None:
-    home, away = _pair(globus)
-    home.write("raw")
-    before, seen = len(globus.transfers()), []
+def _lose(place: Place, what: str) -> None:
+    if what == "deleted":
+        (place.root / "raw").unlink()
+    elif what == "replaced by another":
+        (place.root / "raw").rename(place.root / "other")
+    elif what == "cut":
+        place.write("raw", b"half")
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("crash", [False, True])
+@pytest.mark.parametrize("lost", ["nothing", "deleted", "replaced by another", "cut"])
+def test_a_newer_attempt_moves_again_what_the_destination_lost_since(
+    places: tuple[Place, Place], monkeypatch: pytest.MonkeyPatch, lost: str, crash: bool, pruned: bool
+) -> None:
+    """One that is still there, by names and sizes, stands, though its source is pruned and its process gone."""
+    home, away = places
+    home.write("raw", b"content")
+    seen: list[TransferResult] = []
 
     @flow(retries=1)
     def moves() -> None:
-        seen.append(run_transfer(home.block, away.block, "raw"))
+        seen.append(run_transfer(home.block, away.block, [("raw", "raw")]))
         if len(seen) == 1:
-            if gone == "at the destination":
-                (away.root / "raw").unlink()
-            if gone == "at the source":
+            _lose(away, lost)
+            away.write("later", b"not of this transfer")
+            if pruned:
                 (home.root / "raw").unlink()
+            if crash:
+                monkeypatch.setattr(transfer_local, "_tasks", {})
             raise RuntimeError("after the transfer")
 
+    if pruned and lost != "nothing":
+        monkeypatch.setattr(transfer_waits, "PAUSES_SECONDS", (0.1, 0.1))
+        with pytest.raises(TransferError) as caught:
+            moves()
+        assert caught.value.cause is TransferCause.not_found
+        return
     moves()
-    assert away.files() == {"raw": b"content"}
-    assert len(globus.transfers()) == before + (2 if gone == "at the destination" else 1)
+    assert away.files()["raw"] == b"content"
+    again = seen[0].handle.task_id != seen[1].handle.task_id
+    assert again == (lost != "nothing")
     assert seen[1].files_transferred == 1
 
 
-def test_a_newer_attempt_deletes_again(globus: Globus) -> None:
-    home, _ = _pair(globus)
+def test_a_newer_attempt_moves_again_what_the_source_has_since(places: tuple[Place, Place]) -> None:
+    home, away = places
+    home.write("rec/1", b"one")
+    tries = []
+
+    @flow(retries=1)
+    def moves() -> None:
+        run_transfer(home.block, away.block, "rec")
+        tries.append(away.files())
+        if len(tries) == 1:
+            home.write("rec/2", b"two")
+            raise RuntimeError("after the transfer")
+
+    moves()
+    assert tries == [{"rec/1": b"one"}, {"rec/1": b"one", "rec/2": b"two"}]
+
+
+def test_a_newer_attempt_deletes_again(places: tuple[Place, Place]) -> None:
+    home, _ = places
     home.write("raw")
     tries = []
 
@@ -338,20 +382,30 @@ def test_a_newer_attempt_deletes_again(globus: Globus) -> None:
     assert tries == [{}, {}]
 
 
-def test_intended_twins_are_two(globus: Globus) -> None:
-    home, away = _pair(globus)
+def test_intended_twins_are_two(places: tuple[Place, Place]) -> None:
+    home, away = places
     home.write("raw", b"old")
-    before = len(globus.transfers())
+
+    @flow
+    def moves() -> set[str]:
+        first = run_transfer(home.block, away.block, "raw")
+        home.write("raw", b"new")
+        return {first.handle.task_id, run_transfer(home.block, away.block, "raw").handle.task_id}
+
+    assert len(moves()) == 2
+    assert away.files() == {"raw": b"new"}
+
+
+def test_a_retry_of_the_task_begins_a_copy_that_failed_anew(tmp_path: Path) -> None:
+    home, away = local(tmp_path / "home"), local(tmp_path / "away")
 
     @flow
     def moves() -> None:
-        run_transfer(home.block, away.block, "raw")
-        home.write("raw", b"new")
-        run_transfer(home.block, away.block, "raw")
+        moving = run_transfer.with_options(retries=1, retry_condition_fn=lambda *_: bool(home.write("raw")))
+        moving(home.block, away.block, "raw")
 
     moves()
-    assert away.files() == {"raw": b"new"}
-    assert len(globus.transfers()) == before + 2
+    assert away.files() == {"raw": b"content"}
 
 
 async def test_progress_is_an_artifact(globus: Globus) -> None:
@@ -362,16 +416,55 @@ async def test_progress_is_an_artifact(globus: Globus) -> None:
     async def moves() -> None:
         await arun_transfer(home.block, away.block, "raw")
 
-    state = await moves(return_state=True)
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+    artifact = await _artifact(await moves(return_state=True))
+    assert artifact.type == "progress"
+    assert artifact.data == 100.0
+    assert "succeeded, 1 of 1 files moved, 5 B" in str(artifact.description)
 
+
+async def test_what_was_left_out_is_a_warning_and_on_the_card(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home, away = local(tmp_path / "home"), local(tmp_path / "away")
+    home.write("rec/1")
+    (home.root / "rec" / "link").symlink_to("1")
+    os.mkfifo(home.root / "rec" / "fifo")
+
+    @flow
+    async def moves() -> TransferResult:
+        return await arun_transfer(home.block, away.block, "rec")
+
+    state = await moves(return_state=True)
+    found = await state.result()  # type: ignore[misc]
+    assert [(one.reason, one.count) for one in found.left_out] == [("FIFO", 1), ("link", 1)]
+    words = f"left out: 1 × FIFO ({home.root}/rec/fifo), 1 × link ({home.root}/rec/link)"
+    assert words in str((await _artifact(state)).description)
+    [warning] = [record for record in caplog.records if words in record.message]
+    assert warning.levelname == "WARNING"
+
+
+async def _artifact(state: State[Any]) -> Artifact:
     assert state.state_details.flow_run_id is not None
     wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
     async with get_client() as client:
         [artifact] = await client.read_artifacts(artifact_filter=wanted)
-    assert artifact.type == "progress"
-    assert artifact.data == 100.0
-    assert "succeeded, 1 of 1 files moved, 5 B" in str(artifact.description)
+    return artifact
+
+
+def test_an_empty_login_is_none_so_that_the_other_ends_is_used(
+    globus: Globus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect's forms store `credentials: {}` where nobody filled anything in."""
+    home, away = _pair(globus)
+    home.write("raw", b"raw")
+    client_id, secret = globus.login("client")
+    monkeypatch.delenv("GLOBUS_COMPUTE_CLIENT_ID")
+    monkeypatch.delenv("GLOBUS_COMPUTE_CLIENT_SECRET")
+    login = {"client_id": client_id, "client_secret": secret}
+    stored = [block.block.model_dump() for block in (home, away)]
+    source = GlobusCollection.model_validate(stored[0] | {"credentials": {}})
+    run_transfer(source, GlobusCollection.model_validate(stored[1] | {"credentials": login}), "raw")
+    assert away.files() == {"raw": b"raw"}
 
 
 def test_a_directory_and_a_collection_cannot_be_combined(globus: Globus, tmp_path: Path) -> None:
@@ -385,37 +478,32 @@ def test_a_copy_that_broke_off_leaves_no_half_file_and_is_taken_up(tmp_path: Pat
     for number in range(20):
         home.write(f"rec/{number:02}", os.urandom(1000))
     away.write("rec/00", home.files("rec")["00"])
-    away.write(f"rec/.01{PART}", b"half", age=3600)
+    away.write(f"rec/.{uuid.uuid4().hex}{PART}", b"half", age=3600)
     found = run_transfer(home.block, away.block, "rec")
     assert (found.files_transferred, found.files_skipped) == (19, 1)
     assert away.files() == home.files()
 
 
 def test_two_copies_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is verified, and not yet renamed, when the other begins to write."""
-    (tmp_path / "whole").write_bytes(b"whole")
-    os.mkfifo(tmp_path / "late")
+    """One is verified, and not yet renamed, when the other is made from its beginning to its end."""
     target, carrier = tmp_path / "target", LocalCarrier()
-    copystat = shutil.copystat
-    writers: list[BinaryIO] = []
+    for name in ("early", "late"):
+        (tmp_path / name).write_text(name)
+    utime, seen = os.utime, []
 
-    def meanwhile(source: Path, part: Path) -> None:
-        if not writers:
-            asyncio.run(_copy(carrier, tmp_path / "late", target))
-            writers.append((tmp_path / "late").open("wb"))  # returns when the other reads
-            writers[0].write(b"la")
-            writers[0].flush()
-            wait_until(lambda: len(list(tmp_path.glob(f"*{PART}"))) == 2)
-        copystat(source, part)
+    def meanwhile(*args: Any, **options: Any) -> None:
+        utime(*args, **options)
+        if not seen:
+            seen.append(len(list(tmp_path.glob(f".*{PART}"))))
+            other = asyncio.run(_copy(carrier, tmp_path / "late", target))
+            assert asyncio.run(_ended(carrier, other)).files_transferred == 1
+            seen.append(target.read_text())
 
-    monkeypatch.setattr(shutil, "copystat", meanwhile)
-    whole = asyncio.run(_copy(carrier, tmp_path / "whole", target))
+    monkeypatch.setattr(os, "utime", meanwhile)
+    whole = asyncio.run(_copy(carrier, tmp_path / "early", target))
     assert asyncio.run(_ended(carrier, whole)).files_transferred == 1
-    assert target.read_bytes() == b"whole"
-    writers[0].write(b"te")
-    writers[0].close()
-    wait_until(lambda: target.read_bytes() == b"late")
-    assert list(tmp_path.glob(f"*{PART}")) == []
+    assert (seen, target.read_text()) == ([1, "late"], "early")
+    assert list(tmp_path.glob(f".*{PART}")) == []
 
 
 async def _copy(carrier: LocalCarrier, source: Path, target: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +70,22 @@ def test_a_killed_flow_finds_its_transfer_again(
     wait_until(lambda: _tasks(globus, before) == ["FAILED"])
     wait_until(lambda: server.state(run).is_final())
     assert server.state(run).type is StateType.CANCELLED
+
+
+def test_a_killed_flow_finds_its_copy_on_this_machine_again_though_its_source_is_gone(
+    server: Services, slow: tuple[Place, Place], tmp_path: Path
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "raw").write_bytes(b"raw")
+    run = server.run_deployment("dies/served", root=str(tmp_path))
+    wait_until(lambda: (tmp_path / "died").exists(), 240)
+    server.end_children()
+    assert not (tmp_path / "home" / "raw").exists()
+    _serve(server, *slow)
+    server.retry(run)
+    wait_until(lambda: any("found again" in line for line in server.logs(run)), 240)
+    wait_until(lambda: server.state(run).is_completed(), 120)
+    assert (tmp_path / "away" / "raw").read_bytes() == b"raw"
 
 
 @pytest.mark.parametrize("flow", ["moves", "submits"], ids=["waiting", "by the hook"])

@@ -21,6 +21,7 @@ from prefect_psik import (
     TransferCause,
     TransferError,
     TransferHandle,
+    TransferResult,
     TransferState,
     prune_plan,
     transfer_runs,
@@ -82,6 +83,12 @@ def test_only_succeeded_is_success(state: TransferState) -> None:
     with pytest.raises(TransferError):
         waits.succeeded(HANDLE, None)
     assert waits.succeeded(HANDLE, TransferStatus(state=TransferState.succeeded, files=2)).files == 2
+
+
+def test_a_result_that_an_older_release_stored_is_read() -> None:
+    stored = {"handle": HANDLE.model_dump(), "files": 2, "files_transferred": 1, "files_skipped": 1}
+    stored |= {"bytes_transferred": 3, "bytes_per_second": 3, "faults": 0}
+    assert TransferResult.model_validate(stored).left_out == []
 
 
 class Service:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from prefect_psik import TransferCause, TransferError, TransferState, transfer_once
-from prefect_psik.transfer_models import FileEntry, Order, TransferStatus
-from prefect_psik.transfer_once import Keeping, Kept, repeated, submit_once, transfers_of
+from prefect_psik.transfer_models import Arrival, FileEntry, Order, TransferStatus
+from prefect_psik.transfer_once import Keeping, Kept, keep_arrival, repeated, submit_once, transfers_of
 
 ROOT, CHILD = str(uuid.uuid4()), str(uuid.uuid4())
 ORDER = Order("here", "there", [("a", "a"), ("b", "b")])
@@ -31,8 +31,12 @@ class Service:
     """Transfer as these tests need it: tasks, what became of them, and what is at the destination."""
 
     status: TransferStatus = field(default_factory=lambda: DONE)
-    there: dict[str, list[str]] = field(default_factory=lambda: {"a": ["file"], "b": ["file"]})
+    there: dict[str, int | str] = field(default_factory=lambda: {"a": 1, "b": 2})
+    here: dict[str, int | str] = field(default_factory=dict)
+    moved: dict[str, int] | None = None
     tasks: dict[str, str] = field(default_factory=dict)
+    recalled: list[Arrival] = field(default_factory=list)
+    ended: Arrival | None = None
 
     async def reserve(self) -> str:
         return f"submission {len(self.tasks)}"
@@ -44,14 +48,26 @@ class Service:
     async def look(self, task_id: str) -> TransferStatus:
         return self.status
 
+    async def holds(self, task_id: str, files: Mapping[str, int]) -> bool:
+        return self.moved is None or self.moved.items() <= files.items()
+
+    async def arrival(self, task_id: str) -> Arrival | None:
+        return self.ended
+
+    async def recall(self, task_id: str, arrival: Arrival) -> None:
+        self.recalled.append(arrival)
+
     async def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
-        assert collection == "there"
-        if path not in self.there:
+        """Files by their sizes, other entries by their kinds."""
+        files = self.there if collection == "there" else self.here
+        found = {name: size for name, size in files.items() if name == path or name.startswith(f"{path}/")}
+        if not found:
             raise TransferError("It is not there.", cause=TransferCause.not_found)
-        for kind in self.there[path] if recursive else self.there[path][:1]:
-            if kind == "denied":
+        for name, size in found.items():
+            if size == "denied":
                 raise TransferError("You may not.", cause=TransferCause.permission_denied)
-            yield FileEntry.model_validate({"path": path, "kind": kind})
+            entry = {"kind": "file", "size": size} if isinstance(size, int) else {"kind": size, "size": 7}
+            yield FileEntry.model_validate({"path": name, **entry})
 
 
 @pytest.fixture
@@ -105,27 +121,81 @@ async def test_the_same_attempt_gets_the_same_task_whatever_became_of_it(
     assert len(service.tasks) == 1
 
 
+ONE = TransferStatus(state=TransferState.succeeded, files=1)
+
+
 @pytest.mark.parametrize(
-    ("status", "there", "anew"),
+    ("status", "there", "here", "anew"),
     [
-        (FAILED, {"a": ["file"], "b": ["file"]}, True),
-        (TransferStatus(state=TransferState.active), {}, False),
-        (DONE, {"a": ["file"], "b": ["file"]}, False),
-        (DONE, {"a": ["directory", "file", "file"]}, False),
-        (DONE, {"a": ["file"]}, True),
-        (DONE, {"a": ["directory", "file"]}, True),
-        (TransferStatus(state=TransferState.succeeded, files=1), {"a": ["file"]}, False),
-        (TransferStatus(state=TransferState.succeeded, files=0), {"a": ["file"]}, True),
+        (FAILED, {"a": 1, "b": 2}, {}, True),
+        (TransferStatus(state=TransferState.active), {}, {}, False),
+        (DONE, {"a": 1, "b": 2}, {}, False),
+        (DONE, {"a": "directory", "a/1": 1, "a/2": 1}, {}, False),
+        (DONE, {"a": 1}, {}, True),
+        (DONE, {"a": "directory", "a/1": 1}, {}, True),
+        (DONE, {"a": 1, "b": "link"}, {}, True),
+        (ONE, {"a": 1}, {}, False),
+        (TransferStatus(state=TransferState.succeeded, files=0), {"a": 1}, {}, True),
+        # What is at the source now must be at the destination, by name and size.
+        (DONE, {"a": 1, "b": 2}, {"a": 1, "b": 2}, False),
+        (DONE, {"a": 1, "b": 2}, {"b": 2}, False),
+        (DONE, {"a": 1, "b": 2}, {"a": 1, "b": 3}, True),
+        (DONE, {"a/1": 1, "a/2": 2}, {"a/1": 1, "a/3": 2}, True),
+        (DONE, {"a/1": 1, "a/2": 2, "a/later": 3}, {"a/1": 1, "a/2": 2}, False),
+        (DONE, {"a": 1, "b": 2}, {"a": "denied"}, False),
     ],
 )
 async def test_a_newer_attempt_begins_anew_what_failed_or_is_not_whole_any_more(
-    labels: dict[str, dict[str, Any]], status: TransferStatus, there: dict[str, list[str]], anew: bool
+    labels: dict[str, dict[str, Any]],
+    status: TransferStatus,
+    there: dict[str, int | str],
+    here: dict[str, int | str],
+    anew: bool,
 ) -> None:
-    service = Service(status, there)
+    service = Service(status, there, here)
     await _submit(service, FIRST)
     assert await _submit(service, SECOND) == (("task 1", True) if anew else ("task 0", False))
     assert await _submit(service, SECOND) == (f"task {int(anew)}", False)
     assert Kept.model_validate_json(labels[ROOT]["psik.transfer.k"]).attempt == [1, 2 if anew else 1]
+
+
+@pytest.mark.parametrize(
+    ("moved", "anew"), [({"a": 1, "b": 2}, False), ({"a": 1, "b": 3}, True), ({"c": 1}, True)]
+)
+async def test_a_newer_attempt_begins_anew_what_was_replaced_since(
+    labels: dict[str, dict[str, Any]], moved: dict[str, int], anew: bool
+) -> None:
+    service = Service(moved=moved)
+    await _submit(service, FIRST)
+    assert await _submit(service, SECOND) == (("task 1", True) if anew else ("task 0", False))
+
+
+async def test_where_files_go_is_compared_and_not_where_they_came_from(labels: dict[str, dict[str, Any]]) -> None:
+    order = replace(ORDER, items=[("from/a", "to/b"), ("one", "two")])
+    service = Service(there={"to/b/1": 1, "two": 2}, here={"from/a/1": 1, "one": 2})
+    await _submit(service, FIRST, order)
+    assert await _submit(service, SECOND, order) == ("task 0", False)
+    service.there["two"] = 3
+    assert await _submit(service, SECOND, order) == ("task 1", True)
+
+
+async def test_how_a_copy_ended_is_kept_for_the_process_after_this_one(labels: dict[str, dict[str, Any]]) -> None:
+    service = Service(ended=Arrival(status=DONE, names="YWJj"))
+    await _submit(service, FIRST)
+    await keep_arrival(service, "submission 0", [ROOT, CHILD])  # type: ignore[arg-type]
+    assert Kept.model_validate_json(labels[ROOT]["psik.transfer.k"]).arrival == service.ended
+    await _submit(service, SECOND)
+    assert service.recalled == [service.ended]
+
+
+@pytest.mark.parametrize("flow_runs", [[], [str(uuid.uuid4())]])
+async def test_a_copy_succeeds_where_its_end_cannot_be_kept(
+    labels: dict[str, dict[str, Any]], flow_runs: list[str]
+) -> None:
+    service = Service(ended=Arrival(status=DONE, names=""))
+    await _submit(service, FIRST)
+    await keep_arrival(service, "submission 0", flow_runs)  # type: ignore[arg-type]
+    assert Kept.model_validate_json(labels[ROOT]["psik.transfer.k"]).arrival is None
 
 
 @pytest.mark.parametrize(
@@ -134,14 +204,14 @@ async def test_a_newer_attempt_begins_anew_what_failed_or_is_not_whole_any_more(
         (replace(ORDER, destination=None), True),
         (replace(ORDER, items=[]), True),
         (replace(ORDER, items=[("all", "all")]), False),
-        (replace(ORDER, items=[("a", "a")] * 20), False),
-        (replace(ORDER, items=[("a", "a")] * 21), True),
+        (replace(ORDER, items=[("all", "all")] * 20), False),
+        (replace(ORDER, items=[("all", "all")] * 21), True),
     ],
 )
 async def test_what_cannot_be_looked_at_is_begun_anew(
     labels: dict[str, dict[str, Any]], order: Order, anew: bool
 ) -> None:
-    service = Service(there={"a": ["file"], "all": ["file", "file"]})
+    service = Service(there={"a": 1, "all/1": 1, "all/2": 1})
     await _submit(service, FIRST, order)
     assert await _submit(service, SECOND, order) == (("task 1", True) if anew else ("task 0", False))
 
@@ -149,7 +219,7 @@ async def test_what_cannot_be_looked_at_is_begun_anew(
 async def test_a_destination_that_is_not_seen_is_not_taken_for_an_empty_one(
     labels: dict[str, dict[str, Any]],
 ) -> None:
-    service = Service(there={"a": ["denied"]})
+    service = Service(there={"a": "denied"})
     await _submit(service, FIRST)
     with pytest.raises(TransferError, match="may not"):
         await _submit(service, SECOND)
