@@ -9,11 +9,13 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Literal
 
 from prefect_psik.exceptions import TransferCause, TransferError
 from prefect_psik.transfer_models import FileEntry, Order, TransferState, TransferStatus
@@ -176,20 +178,32 @@ class LocalCarrier:
 
     async def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
         """See `Carrier`."""
-        waiting = [Path(path)]
+        waiting = [top := Path(path)]
         try:
             if not waiting[0].is_dir():
                 yield _entry(waiting.pop())
             while waiting:
-                for entry in await asyncio.to_thread(_entries, waiting.pop()):
+                here = waiting.pop()
+                for found, entry in await asyncio.to_thread(_entries, here, missing_ok=here is not top):
                     yield entry
                     if recursive and entry.kind == "directory":
-                        waiting.append(Path(entry.path))
+                        waiting.append(found)
         except OSError as err:
-            raise TransferError(
-                f"{err.filename or path} cannot be listed on this machine: {err.strerror}. Check the path.",
-                cause=_CAUSES.get(err.errno or 0, TransferCause.other),
-            ) from err
+            raise _refused(err, path, "listed") from err
+
+    async def make_directory(self, collection: str, path: str) -> None:
+        """See `Carrier`."""
+        try:
+            await asyncio.to_thread(Path(path).mkdir, exist_ok=True)
+        except OSError as err:
+            raise _refused(err, path, "made") from err
+
+
+def _refused(err: OSError, path: str, what: str) -> TransferError:
+    return TransferError(
+        f"{err.filename or path} cannot be {what} on this machine: {err.strerror}. Check the path.",
+        cause=_CAUSES.get(err.errno or 0, TransferCause.other),
+    )
 
 
 def _task(task_id: str) -> _Copy:
@@ -201,14 +215,39 @@ def _task(task_id: str) -> _Copy:
     return _tasks[task_id]
 
 
-def _entries(directory: Path) -> list[FileEntry]:
-    return [_entry(Path(path)) for path in sorted(directory.iterdir())]
+def _entries(directory: Path, *, missing_ok: bool) -> list[tuple[Path, FileEntry]]:
+    """Look at what a directory holds; what disappears meanwhile is left out."""
+    found = []
+    try:
+        paths = sorted(directory.iterdir())
+    except FileNotFoundError:
+        if not missing_ok:
+            raise
+        return []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path, _entry(path)))
+    return found
+
+
+_KINDS: dict[int, Literal["file", "directory", "link"]] = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "link",
+}
 
 
 def _entry(path: Path) -> FileEntry:
     found = path.lstat()
-    kind = "link" if path.is_symlink() else "directory" if path.is_dir() else "file" if path.is_file() else "other"
-    return FileEntry(path=str(path), kind=kind, size=found.st_size, modified=found.st_mtime)
+    name = str(path)
+    shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return FileEntry(
+        path=shown,
+        kind=_KINDS.get(stat.S_IFMT(found.st_mode), "other"),
+        size=found.st_size,
+        modified=found.st_mtime,
+        is_exact=shown == name,
+    )
 
 
 def tree(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
