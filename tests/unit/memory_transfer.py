@@ -40,7 +40,7 @@ class Transfer:
         return "any"
 
     async def submit(self, order: Order, submission_id: str) -> tuple[str, bool]:
-        await self.turn("submit")
+        await self.turn("move" if order.destination else "clear" if order.recursive else "delete")
         self.orders.append(order)
         moved = set()
         for source, destination in order.items:
