@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from prefect_psik.exceptions import TransferCause, TransferError
+from prefect_psik.transfer_delete import delete_tree
 from prefect_psik.transfer_models import FileEntry, Order, TransferState, TransferStatus
 
 LOCAL = "local"
@@ -25,6 +26,8 @@ LOCAL = "local"
 PART = ".prefect-psik-part"
 #: A part that nobody holds is one of a copy that was killed, unless it is so new that it is not held yet.
 PART_SECONDS = 60.0
+#: Entries that an error names.
+MOST_NAMES = 20
 _CHUNK_BYTES = 8 * 1024**2
 _CAUSES = {
     errno.ENOENT: TransferCause.not_found,
@@ -60,6 +63,7 @@ class _Copy:
         self.stop = threading.Event()
         self.status = TransferStatus(state=TransferState.active, nice_status="OK")
         self._cleaned: Path | None = None
+        self._left: list[OSError] = []
         self._began = time.monotonic()
         threading.Thread(target=self._run, name="prefect-psik-copy", daemon=True).start()
 
@@ -70,6 +74,8 @@ class _Copy:
                     self._delete(Path(source))
                 else:
                     self._transfer(Path(source), Path(destination))
+            if self._left:
+                raise _not_deleted(self._left)
         except _Stopped as stopped:
             self._note(state=TransferState.failed, is_ok=False, cause=stopped.cause, detail=str(stopped))
         except OSError as err:
@@ -145,13 +151,18 @@ class _Copy:
 
     def _delete(self, path: Path) -> None:
         self._check()
-        self._note(files=self.status.files + 1)
-        if path.is_dir() and not path.is_symlink():
-            if not self.order.recursive:
-                raise _Stopped(TransferCause.other, f"{path} is a directory, and recursive is off")
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink() and not self.order.recursive:
+            raise _Stopped(TransferCause.other, f"{path} is a directory, and recursive is off")
+        left = delete_tree(str(path))
+        self._left += left
+        self._note(files=self.status.files + (not left))
+
+
+def _not_deleted(left: list[OSError]) -> _Stopped:
+    named = "; ".join(f"{err.filename}: {err.strerror}" for err in left[:MOST_NAMES])
+    more = f"; and {len(left) - MOST_NAMES} more" if len(left) > MOST_NAMES else ""
+    cause = _CAUSES.get(left[0].errno or 0, TransferCause.other)
+    return _Stopped(cause, f"{len(left)} entries could not be deleted, all others are gone: {named}{more}")
 
 
 class LocalCarrier:

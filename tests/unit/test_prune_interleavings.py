@@ -178,7 +178,7 @@ class Service(Transfer):
 
     def serve(self) -> bool:
         """Delete one file; returns whether there was one to delete."""
-        for task_id, left in self._deletions.items():
+        for task_id, left in reversed(self._deletions.items()):  # tasks do not wait for earlier ones
             if left:
                 self._delete(self.orders[int(task_id)], left.popleft())
                 return True
