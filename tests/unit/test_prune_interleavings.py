@@ -240,6 +240,15 @@ def test_nothing_is_lost_at_globus_in_a_ring_of_which_each_pauses_once() -> None
     assert outcomes == {len(FILES), 2 * len(FILES)}
 
 
+def test_marks_stay_until_the_deletion_of_an_interrupted_prune_has_ended() -> None:
+    """Transfer goes on with a task that it was asked to stop, while the other prune does all that it may."""
+    for begun, served in itertools.product(range(10, 40), (4, 5)):  # as many as there are marks, and one more
+        order = [0] * begun + [-4] + [0] * 20 + [3] * served + [0] * 10 + [1] * 100
+        service, _ = at_globus(CROSSWISE, order, Service())
+        assert contents(service) == {file.encode() for file in FILES}, begun
+        assert not service.directories
+
+
 class Coarse(Service):
     """The same with six steps a prune: marks, look, proof, look, deletion, end."""
 
