@@ -141,9 +141,15 @@ class GlobusCarrier:
         await self._call(make)
 
     async def _page(self, collection: str, path: str, offset: int) -> dict[str, Any]:
-        return await self._call(
-            lambda client: dict(client.operation_ls(collection, path=path, limit=PAGE, offset=offset).data)
+        page = await self._call(
+            lambda client: client.operation_ls(collection, path=path, limit=PAGE, offset=offset).data
         )
+        if not isinstance(page, dict):
+            raise TransferError(
+                f"Globus's listing of {path!r} cannot be read; a name in it may not be UTF-8. Look for one there, "
+                "and rename it."
+            )
+        return page
 
     async def _call(self, work: Callable[[TransferClient], T]) -> T:
         """Do blocking work with the client; a consent that a client may give itself is given."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -236,6 +237,80 @@ def test_one_directory_under_two_collections_is_no_copy(globus: Globus) -> None:
     with pytest.raises(SpecError, match="the same directory"):
         prune(away.block, "rec", check=alias.block)
     assert away.files() == {"rec/1": b"content"}
+
+
+def test_a_subdirectory_that_two_collections_share_is_no_copy(globus: Globus) -> None:
+    """The rest is a real copy, and device and inode are what no collection shows."""
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for place in (away, home):
+        place.write("rec/1")
+    away.write("rec/sub/2")
+    shared = home.root / "rec/sub"
+    shared.mkdir()
+    command = ["mount", "--bind", str(away.root / "rec/sub"), str(shared)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
+    try:
+        with pytest.raises(SpecError, match=r"are the same directory: .* shows in the other, at rec/sub"):
+            prune(away.block, "rec", check=home.block)
+        assert marks_in(away) == marks_in(home) == []
+    finally:
+        subprocess.run(["umount", str(shared)], check=True)
+    assert set(away.files()) == {"rec/1", "rec/sub/2"}
+
+
+def test_two_prunes_crosswise_lose_nothing(places: tuple[Place, Place]) -> None:
+    names = [f"rec/{number}" for number in range(40)]
+    for place in places:
+        for name in names:
+            place.write(name)
+
+    def one(source: Place, check: Place) -> str:
+        try:
+            prune.fn(source.block, "rec", check=check.block)
+        except TransferError as err:
+            return "refused" if "Another prune" in str(err) and err.transient else str(err)
+        return "pruned"
+
+    with ThreadPoolExecutor() as threads:
+        ends = [threads.submit(one, *pair) for pair in (places, places[::-1])]
+        outcomes = sorted(end.result() for end in ends)
+    assert outcomes in (["pruned", "refused"], ["refused", "refused"])
+    left = [place.files() for place in places]
+    assert sorted(map(len, left)) == ([0, 40] if "pruned" in outcomes else [40, 40])
+    assert set().union(*left) == set(names)
+    assert [marks_in(place) for place in places] == [[], []]
+
+
+def test_one_odd_name_blocks_only_itself(places: tuple[Place, Place]) -> None:
+    names = (b"new\nline", b"esc\x1b[31m", b"tab\t/1", b"tab\t/2")
+    for place in places:
+        place.write("rec/good")
+        for name in names:
+            odd = Path(os.fsdecode(os.fsencode(place.root) + b"/rec/" + name))
+            odd.parent.mkdir(exist_ok=True)
+            shutil.copy2(place.root / "rec/good", odd)
+    with pytest.raises(PruneIncomplete, match="4 files") as caught:
+        prune(places[0].block, "rec", check=places[1].block)
+    for shown in (r"rec/new\nline", r"rec/esc\x1b[31m", r"rec/tab\t/1"):
+        assert f"\n- {shown}" in str(caught.value)
+    assert "\x1b" not in str(caught.value), "no name acts on a terminal"
+    left = {os.fsencode(path) for path in (places[0].root / "rec").rglob("*") if path.is_file()}
+    assert left == {os.fsencode(places[0].root) + b"/rec/" + name for name in names}
+
+
+def test_a_listing_of_globus_that_cannot_be_read_deletes_nothing(globus: Globus) -> None:
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for place in (away, home):
+        place.write("rec/good")
+    odd = os.fsencode(away.root) + b"/rec/scan\xe9"
+    Path(os.fsdecode(odd)).write_bytes(b"odd")
+    with pytest.raises(TransferError, match=r"listing of '.*/rec' cannot be read; a name in it may not be UTF-8"):
+        prune(away.block, "rec", check=home.block)
+    assert len(list((away.root / "rec").iterdir())) == 2
 
 
 def test_a_check_that_is_a_link_to_the_source_is_no_copy(places: tuple[Place, Place]) -> None:
