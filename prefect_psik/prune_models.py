@@ -21,6 +21,11 @@ class PruneVerdict(StrEnum):
     """The check is not proven to hold it: it stays."""
 
 
+#: Reasons to keep a file that was proven.
+CHANGED = "changed while it was compared"
+CHANGED_AT_CHECK = "changed at the check while it was compared"
+
+
 class _Stored(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
@@ -36,6 +41,13 @@ class PruneFile(_Stored):
     )
     verdict: PruneVerdict
     reason: str = Field(default="", description="Why it stays.")
+
+    @property
+    def shown(self) -> str:
+        """The path for logs and errors: what would act on a terminal is shown as an escape."""
+        return "".join(
+            sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in self.path
+        )
 
 
 class PruneReport(_Stored):

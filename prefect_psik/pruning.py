@@ -9,7 +9,6 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 from prefect import task
@@ -21,16 +20,19 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Scheduled
 
 from prefect_psik import cancellation
+from prefect_psik.blocks import GlobusCollection
 from prefect_psik.cancellation import INTERRUPTS, Watched
-from prefect_psik.exceptions import PruneIncomplete, ScheduleError, SpecError
+from prefect_psik.exceptions import PruneIncomplete, ScheduleError, SpecError, TransferError
 from prefect_psik.identity import current_caller, enclosing_flow_runs, key_of
 from prefect_psik.progress import artifact_key, in_run, run_logger
+from prefect_psik.prune_globus import STEP_SECONDS
+from prefect_psik.prune_marks import PREFIX
 from prefect_psik.prune_models import PruneReport, ScheduledPrune
-from prefect_psik.prune_plan import carry_out_plan, make_plan, refuse
+from prefect_psik.prune_plan import Prune, refuse
 from prefect_psik.resolve import CollectionLike, aload_collection, load_collection
 from prefect_psik.session import Session
 from prefect_psik.transfer_runs import name_of
-from prefect_psik.waiting import alinger, aresult, linger, refuse_running_loop, result
+from prefect_psik.waiting import INTERRUPT_SECONDS, alinger, aresult, linger, refuse_running_loop, result
 from prefect_psik.watches import Subscription
 
 T = TypeVar("T")
@@ -54,9 +56,12 @@ def prune(
     """Delete the files below a path that a check collection is proven to hold under the same path.
 
     Proven means: same name, same size, same checksum of the contents. For Globus collections the check's files
-    are copied beside themselves for that, so the check needs room for them while it lasts. The plan is shown in
-    a table artifact before anything is deleted. Directories stay. An interrupt, or a cancel of the flow run,
+    are copied beside themselves for that, so the check needs free space for them while it lasts. The plan is shown
+    in a table artifact before anything is deleted. Directories stay. An interrupt, or a cancel of the flow run,
     ends it; it may be run again at any time, also after a crash.
+
+    While it runs, both ends carry marks: directories named `.prefect-psik-prune-…` beside the files. They show
+    whether source and check are the same directory by two ways, and they keep a prune in the other direction away.
 
     Args:
         source: A `globus-collection` block or its name: where files are deleted.
@@ -69,21 +74,27 @@ def prune(
         The report; nothing unproven is in it, but for a dry run.
 
     Raises:
-        SpecError: There is no check, or it is the source itself.
-        PruneIncomplete: Some files stay since they are not proven; its `report` names each. The others are
-            deleted.
-        TransferError: The two could not be compared, or the deletion failed.
+        SpecError: There is no check, or it is the source itself, also where only a mark shows that.
+        PruneIncomplete: Some files stay, since they are not proven, have changed since, or could not be deleted;
+            its `report` names each. The others are deleted.
+        TransferError: The two could not be compared, or the deletion failed. It is `transient` where another prune
+            is in the way, which deletes here what this one relies on, or relies on what this one deletes.
     """
     refuse_running_loop("aprune")
     one = load_collection(source)
     other = refuse(one, load_collection(check) if check is not None else None, path)
-    what = f"prune of {name_of(one)}:{path}"
-    report = _run(what, lambda: make_plan(one, other, path, min_age, dry_run=dry_run))
-    _log_plan(report)
-    if in_run():
-        create_table_artifact(**_table(report))
-    if not dry_run:
-        report = _run(what, partial(carry_out_plan, one, other, report))
+    what, work = f"prune of {name_of(one)}:{path}", _prune_of(one, other, path, min_age, dry_run)
+    within = INTERRUPT_SECONDS
+    try:
+        report = _run(what, work.make_plan)
+        _log_plan(report)
+        if in_run():
+            create_table_artifact(**_table(report))
+        if not dry_run:
+            report = _run(what, work.carry_out)
+        within = STEP_SECONDS
+    finally:
+        _let_go(what, work, within)
     return _finished(report)
 
 
@@ -99,13 +110,18 @@ async def aprune(
     """Async twin of `prune`."""
     one = await aload_collection(source)
     other = refuse(one, await aload_collection(check) if check is not None else None, path)
-    what = f"prune of {name_of(one)}:{path}"
-    report = await _arun(what, lambda: make_plan(one, other, path, min_age, dry_run=dry_run))
-    _log_plan(report)
-    if in_run():
-        await acreate_table_artifact(**_table(report))
-    if not dry_run:
-        report = await _arun(what, partial(carry_out_plan, one, other, report))
+    what, work = f"prune of {name_of(one)}:{path}", _prune_of(one, other, path, min_age, dry_run)
+    within = INTERRUPT_SECONDS
+    try:
+        report = await _arun(what, work.make_plan)
+        _log_plan(report)
+        if in_run():
+            await acreate_table_artifact(**_table(report))
+        if not dry_run:
+            report = await _arun(what, work.carry_out)
+        within = STEP_SECONDS
+    finally:
+        await _alet_go(what, work, within)
     return _finished(report)
 
 
@@ -157,6 +173,13 @@ async def aschedule_prune(
     one, other = await aload_collection(source), await aload_collection(check) if check is not None else None
     wanted = _parameters(one, refuse(one, other, path), path)
     return await aresult(Session.current().run(_schedule(wanted, after, deployment, _key(wanted, deployment))))
+
+
+def _prune_of(
+    source: GlobusCollection, check: GlobusCollection, path: str, min_age: timedelta, dry_run: bool
+) -> Prune:
+    flow_run = next(iter(enclosing_flow_runs()), None)
+    return Prune(source, check, path, min_age, dry_run=dry_run, flow_run=flow_run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,19 +243,46 @@ async def _stop(begun: Future[_Step[T]]) -> None:
     await (await asyncio.wrap_future(begun)).stop()
 
 
+def _let_go(what: str, work: Prune, within: float) -> None:
+    """Have the marks of a prune removed, also when it was interrupted; what was deleted is deleted either way."""
+    try:
+        result(Session.current().run(work.let_go()), within)
+    except (TransferError, TimeoutError) as err:
+        _tell_left(what, err)
+
+
+async def _alet_go(what: str, work: Prune, within: float) -> None:
+    """Async twin of `_let_go`."""
+    try:
+        await aresult(Session.current().run(work.let_go()), within)
+    except (TransferError, TimeoutError) as err:
+        _tell_left(what, err)
+
+
+def _tell_left(what: str, err: TransferError | TimeoutError) -> None:
+    run_logger().warning(
+        "The %s left its marks, directories named %s…, which keep prunes in the other direction away for two days "
+        "or until you delete them: %s",
+        what,
+        PREFIX,
+        err or "their removal takes long, and may still succeed",
+    )
+
+
 def _log_plan(report: PruneReport) -> None:
     logger = run_logger()
     logger.info("%s%s", report, " (dry run)" if report.dry_run else "")
     for file in report.unproven[:MOST_NAMES]:
-        logger.warning("%s:%s stays: it %s", report.source, file.path, file.reason)
+        logger.warning("%s:%s stays: it %s", report.source, file.shown, file.reason)
 
 
 def _table(report: PruneReport) -> dict[str, Any]:
     # What stays comes first: a table of thousands of rows is cut.
     rows = sorted(report.files, key=lambda file: (not file.reason, file.path))
     return {
-        "table": [file.model_dump(mode="json", include={"path", "size", "verdict", "reason"}) for file in rows][
-            :MOST_ROWS
+        "table": [
+            {"path": file.shown, "size": file.size, "verdict": file.verdict.value, "reason": file.reason}
+            for file in rows[:MOST_ROWS]
         ],
         "key": artifact_key(f"prune-{report.source}-{report.path}"),
         "description": str(report),
@@ -245,11 +295,13 @@ def _finished(report: PruneReport) -> PruneReport:
     run_logger().info("%s", report)
     if not report.unproven:
         return report
-    named = "".join(f"\n- {file.path}: it {file.reason}" for file in report.unproven[:MOST_NAMES])
+    named = "".join(f"\n- {file.shown}: it {file.reason}" for file in report.unproven[:MOST_NAMES])
     more = len(report.unproven) - MOST_NAMES
     raise PruneIncomplete(
-        f"{len(report.unproven)} files of {report.source}:{report.path} stay, since {report.check} is not proven "
-        f"to hold them. Bring them there, then prune again.{named}" + (f"\n- and {more} more" if more > 0 else ""),
+        f"{len(report.unproven)} files of {report.source}:{report.path} stay: {report.check} is not proven to "
+        "hold them as they are now, or they could not be deleted. See to the reasons, then prune again."
+        + named
+        + (f"\n- and {more} more" if more > 0 else ""),
         report=report,
     )
 

@@ -136,7 +136,12 @@ class GlobusCarrier:
         while waiting:
             here, offset = waiting.pop(), 0
             while True:
-                page = await self._page(collection, here, offset)
+                try:
+                    page = await self._page(collection, here, offset)
+                except TransferError as err:
+                    if here == path or err.cause is not TransferCause.not_found:
+                        raise
+                    break  # it disappeared
                 for row in page["DATA"]:
                     entry = _entry(f"{here.rstrip('/')}/{row['name']}", row)
                     yield entry
@@ -146,10 +151,28 @@ class GlobusCarrier:
                 if not page["DATA"] or offset >= page["total"]:
                     break
 
+    async def make_directory(self, collection: str, path: str) -> None:
+        """See `Carrier`."""
+
+        def make(client: TransferClient) -> None:
+            try:
+                client.operation_mkdir(collection, path)
+            except GlobusAPIError as err:
+                if not (err.code or "").endswith(".Exists"):  # as when the answer to a first try was lost
+                    raise
+
+        await self._call(make)
+
     async def _page(self, collection: str, path: str, offset: int) -> dict[str, Any]:
-        return await self._call(
-            lambda client: dict(client.operation_ls(collection, path=path, limit=PAGE, offset=offset).data)
+        page = await self._call(
+            lambda client: client.operation_ls(collection, path=path, limit=PAGE, offset=offset).data
         )
+        if not isinstance(page, dict):
+            raise TransferError(
+                f"Globus's listing of {path!r} cannot be read; a name in it may not be UTF-8. Look for one there, "
+                "and rename it."
+            )
+        return page
 
     async def _call(self, work: Callable[[TransferClient], T]) -> T:
         """Do blocking work with the client; a consent that a client may give itself is given."""
@@ -232,12 +255,15 @@ def status_of(task: dict[str, Any]) -> TransferStatus:
 
 def _entry(path: str, row: dict[str, Any]) -> FileEntry:
     modified = row.get("last_modified")
+    shown = path.encode("utf-8", "backslashreplace").decode("utf-8")
+    # Of a link Globus tells the type of what it leads to.
+    kind = "link" if row.get("link_target") else _KINDS.get(str(row["type"]), "other")
     return FileEntry(
-        path=path,
-        # Of a link Globus tells the type of what it leads to.
-        kind="link" if row.get("link_target") else _KINDS.get(str(row["type"]), "other"),
+        path=shown,
+        kind=kind if shown == path else "other",  # nothing can be asked about a name that is not UTF-8
         size=row.get("size") or 0,
         modified=datetime.fromisoformat(modified).timestamp() if modified else None,
+        is_exact=shown == path,
     )
 
 

@@ -8,15 +8,17 @@ import contextlib
 import errno
 import hashlib
 import os
-import shutil
+import stat
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from prefect_psik.exceptions import TransferCause, TransferError
+from prefect_psik.transfer_delete import delete_tree
 from prefect_psik.transfer_file import (
     Changed,
     ChecksumMismatch,
@@ -36,6 +38,8 @@ LOCAL = "local"
 MOST_PATHS = 5
 #: A copy of more files is not known again by its names.
 MOST_NAMES = 10_000
+#: Entries that an error names.
+MOST_TOLD = 20
 _NAME_BYTES = 6
 _CAUSES = {
     errno.ENOENT: TransferCause.not_found,
@@ -79,6 +83,7 @@ class _Copy(_Task):
         super().__init__(TransferStatus(state=TransferState.active, nice_status="OK"))
         self.order = order
         self._seen: set[bytes] = set()
+        self._left: list[OSError] = []
         self._began = time.monotonic()
         threading.Thread(target=self._run, name="prefect-psik-copy", daemon=True).start()
 
@@ -89,6 +94,8 @@ class _Copy(_Task):
                     self._delete(Path(source))
                 else:
                     self._transfer(source, Path(destination))
+            if self._left:
+                raise _not_deleted(self._left)
         except _Stopped as stopped:
             self._fail(stopped.cause, str(stopped))
         except IrregularFile as err:
@@ -168,7 +175,7 @@ class _Copy(_Task):
             size = self._copy(source, target)
             self._note(files=self.status.files + 1, files_transferred=self.status.files_transferred + 1)
         if len(self._seen) <= MOST_NAMES:
-            self._seen.add(_name(str(target), size))
+            self._seen.add(_name(_listed(target), size))
 
     def _is_same(self, source: Path, target: Path) -> bool:
         if not target.is_file():
@@ -207,13 +214,18 @@ class _Copy(_Task):
 
     def _delete(self, path: Path) -> None:
         self._check()
-        self._note(files=self.status.files + 1)
-        if path.is_dir() and not path.is_symlink():
-            if not self.order.recursive:
-                raise _Stopped(TransferCause.other, f"{shown(path)} is a directory, and recursive is off")
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink() and not self.order.recursive:
+            raise _Stopped(TransferCause.other, f"{shown(path)} is a directory, and recursive is off")
+        left = delete_tree(str(path))
+        self._left += left
+        self._note(files=self.status.files + (not left))
+
+
+def _not_deleted(left: list[OSError]) -> _Stopped:
+    named = "; ".join(f"{shown(err.filename)}: {err.strerror}" for err in left[:MOST_TOLD])
+    more = f"; and {len(left) - MOST_TOLD} more" if len(left) > MOST_TOLD else ""
+    cause = _CAUSES.get(left[0].errno or 0, TransferCause.other)
+    return _Stopped(cause, f"{len(left)} entries could not be deleted, all others are gone: {named}{more}")
 
 
 class LocalCarrier:
@@ -261,20 +273,32 @@ class LocalCarrier:
 
     async def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
         """See `Carrier`."""
-        waiting = [Path(path)]
+        waiting = [top := Path(path)]
         try:
             if not waiting[0].is_dir():
                 yield _entry(waiting.pop())
             while waiting:
-                for entry in await asyncio.to_thread(_entries, waiting.pop()):
+                here = waiting.pop()
+                for found, entry in await asyncio.to_thread(_entries, here, missing_ok=here is not top):
                     yield entry
                     if recursive and entry.kind == "directory":
-                        waiting.append(Path(entry.path))
+                        waiting.append(found)
         except OSError as err:
-            raise TransferError(
-                f"{err.filename or path} cannot be listed on this machine: {err.strerror}. Check the path.",
-                cause=_CAUSES.get(err.errno or 0, TransferCause.other),
-            ) from err
+            raise _refused(err, path, "listed") from err
+
+    async def make_directory(self, collection: str, path: str) -> None:
+        """See `Carrier`."""
+        try:
+            await asyncio.to_thread(Path(path).mkdir, exist_ok=True)
+        except OSError as err:
+            raise _refused(err, path, "made") from err
+
+
+def _refused(err: OSError, path: str, what: str) -> TransferError:
+    return TransferError(
+        f"{err.filename or path} cannot be {what} on this machine: {err.strerror}. Check the path.",
+        cause=_CAUSES.get(err.errno or 0, TransferCause.other),
+    )
 
 
 def _task(task_id: str) -> _Task:
@@ -287,18 +311,43 @@ def _task(task_id: str) -> _Task:
 
 
 def _name(path: str, size: int) -> bytes:
-    return hashlib.blake2b(os.fsencode(path) + f"\0{size}".encode(), digest_size=_NAME_BYTES).digest()
+    return hashlib.blake2b(f"{path}\0{size}".encode(), digest_size=_NAME_BYTES).digest()
 
 
-def _entries(directory: Path) -> list[FileEntry]:
-    entries = []
-    for path in sorted(directory.iterdir()):
-        with contextlib.suppress(FileNotFoundError):  # deleted since
-            entries.append(_entry(path))
-    return entries
+def _entries(directory: Path, *, missing_ok: bool) -> list[tuple[Path, FileEntry]]:
+    """Look at what a directory holds; what disappears meanwhile is left out."""
+    found = []
+    try:
+        paths = sorted(directory.iterdir())
+    except FileNotFoundError:
+        if not missing_ok:
+            raise
+        return []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path, _entry(path)))
+    return found
+
+
+_KINDS: dict[int, Literal["file", "directory", "link"]] = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "link",
+}
+
+
+def _listed(path: Path) -> str:
+    """A path as lists have it: what is no text in it is written out."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _entry(path: Path) -> FileEntry:
     found = path.lstat()
-    kind = "link" if path.is_symlink() else "directory" if path.is_dir() else "file" if path.is_file() else "other"
-    return FileEntry(path=str(path), kind=kind, size=found.st_size, modified=found.st_mtime)
+    name, listed = str(path), _listed(path)
+    return FileEntry(
+        path=listed,
+        kind=_KINDS.get(stat.S_IFMT(found.st_mode), "other"),
+        size=found.st_size,
+        modified=found.st_mtime,
+        is_exact=listed == name,
+    )

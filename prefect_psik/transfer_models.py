@@ -119,6 +119,9 @@ class FileEntry(_Stored):
     modified: float | None = Field(
         default=None, description="Unix time of the last change, as the collection tells it; None: it does not."
     )
+    is_exact: bool = Field(
+        default=True, description="False: the name has bytes that are not UTF-8, which the path shows as escapes."
+    )
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,13 @@ class Carrier(Protocol):
         """Know a task again that succeeded in another process."""
 
     def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
-        """The entries below a path, or the one file that it names; a directory at a time is held in memory."""
+        """The entries below a path, or the one file that it names; a directory at a time is held in memory.
+
+        What disappears while it is listed is left out.
+        """
+
+    async def make_directory(self, collection: str, path: str) -> None:
+        """Make a directory whose parent exists; one that exists already is left as it is."""
 
 
 @dataclass

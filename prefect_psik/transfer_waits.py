@@ -212,10 +212,19 @@ async def begin(carrier: Carrier, order: Order) -> str:
     return task_id
 
 
-async def carry_out(carrier: Carrier, order: Order, source: str, destination: str) -> tuple[str, TransferResult]:
+async def carry_out(
+    carrier: Carrier, order: Order, source: str, destination: str, *, begun: asyncio.Future[str] | None = None
+) -> tuple[str, TransferResult]:
     """Do an order and wait for it, on the session's loop; for steps of something larger.
 
     Who cancels the coroutine cancels the carrier's task.
+
+    Args:
+        carrier: What does it.
+        order: What is to be done.
+        source: What it is done to, as a person would say it.
+        destination: Likewise.
+        begun: The order's task, for a caller that began it so as to know it whatever happens here.
 
     Returns:
         The task's id, and its result.
@@ -223,7 +232,8 @@ async def carry_out(carrier: Carrier, order: Order, source: str, destination: st
     Raises:
         TransferError: It did not succeed.
     """
-    begun = asyncio.ensure_future(begin(carrier, order))
+    if begun is None:
+        begun = asyncio.ensure_future(begin(carrier, order))
     try:
         task_id = await asyncio.shield(begun)
         handle = TransferHandle(task_id=task_id, source=source, destination=destination, deadline=order.deadline)
@@ -232,6 +242,12 @@ async def carry_out(carrier: Carrier, order: Order, source: str, destination: st
         task_id = await begun
         await repeated(lambda: carrier.cancel(task_id))
         raise
+
+
+async def until_final(carrier: Carrier, task_id: str) -> None:
+    """Wait until a task has ended, however it ends."""
+    while not (await repeated(lambda: carrier.look(task_id))).state.is_final:
+        await asyncio.sleep(PAUSES_SECONDS[0])
 
 
 async def _end_of(carrier: Carrier, handle: TransferHandle) -> TransferStatus | None:

@@ -7,6 +7,7 @@ import fcntl
 import getpass
 import json
 import os
+import shutil
 import time
 from typing import Any, Iterator
 
@@ -40,6 +41,25 @@ def _write_whole(path: str, data: bytes, mode: int = 0o600) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _remove_tree(path: str, limit: int = 20) -> list[str]:
+    """Delete a directory and all in it that can be deleted; returns some of what could not, with why."""
+    left: list[str] = []
+
+    def note(_function: Any, name: str, failure: Any) -> None:
+        err = failure[1]
+        if not isinstance(err, FileNotFoundError) and len(left) < limit:
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            left.append(f"{shown}: {getattr(err, 'strerror', None) or err}")
+
+    try:
+        shutil.rmtree(path, onerror=note)
+    except RecursionError:
+        left.append(f"{path}: its directories are nested too deeply")
+    if os.path.lexists(path) and not left:
+        left.append(f"{path}: somebody else writes there")
+    return left if os.path.lexists(path) else []
 
 
 def _append(path: str, line: str) -> None:

@@ -6,12 +6,19 @@ import contextlib
 import glob
 import os
 import re
-import shutil
 from typing import Any, Iterator
 
 from prefect_psik.remote.directory import _asked, _last_run, _native_id, _rows
 from prefect_psik.remote.facts import _facts, _Snapshot
-from prefect_psik.remote.files import _audit, _lock_file, _make_directory, _read_json, _try_lock, _write
+from prefect_psik.remote.files import (
+    _audit,
+    _lock_file,
+    _make_directory,
+    _read_json,
+    _remove_tree,
+    _try_lock,
+    _write,
+)
 from prefect_psik.remote.payload import STAMP, Trouble, _existing_prefix, _jobs
 
 LIST_LIMIT = 500
@@ -108,9 +115,12 @@ def remove(payload: dict[str, Any]) -> dict[str, Any]:
     """Remove job directories of jobs that have ended; one that may be alive stays.
 
     Returns:
-        `{"jobs": {stamp: {"removed": true} or {"kept": why}}}`.
+        `{"jobs": {stamp: {"removed": true} or {"kept": why}}}`; removed is only what is gone. What cannot be
+        deleted of a job stays in `.locks/removed.STAMP`, and every later call tries again.
     """
     prefix = _existing_prefix(payload)
+    for left in glob.glob(os.path.join(glob.escape(prefix), ".locks", "removed.*")):
+        _remove_tree(left)
     jobs = _jobs(payload)
     native_ids = [_native_id(os.path.join(prefix, job["stamp"]), job.get("jobndx") or 1) for job in jobs]
     snapshot = _Snapshot(prefix, native_ids)
@@ -135,15 +145,19 @@ def _remove_one(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[s
             return {"kept": "it has had another run since"}
         # Out of the way first: nobody sees half a job directory.
         away = os.path.join(prefix, ".locks", f"removed.{stamp}")
-        shutil.rmtree(away, ignore_errors=True)
-        os.rename(base, away)
-        shutil.rmtree(away, ignore_errors=True)
+        try:
+            os.rename(base, away)
+        except OSError as err:
+            return {"kept": f"it cannot be moved to {away}: {err.strerror}"}
+        left = _remove_tree(away)
         for path in _noted(prefix, stamp):
             with contextlib.suppress(OSError):
                 os.unlink(path)
                 os.rmdir(os.path.dirname(path))
         os.unlink(lock)
     _audit(prefix, "remove", job)
+    if left:
+        return {"kept": f"parts of it, now in {away}, cannot be deleted: {'; '.join(left)}"}
     return {"removed": True}
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,8 @@ from prefect_psik import (
     prune,
     schedule_prune,
 )
-from prefect_psik.prune_plan import ROOM, ROOM_SECONDS, SETTLED_SECONDS, carry_out_plan, make_plan
+from prefect_psik.prune_marks import LEASE_SECONDS, PREFIX, SKEW_SECONDS, Mark
+from prefect_psik.prune_plan import SETTLED_SECONDS, Prune
 from tests.integration.local import wait_until
 from tests.integration.transfer_places import Place, emulated, local
 from tests.testbed.globus import Globus
@@ -50,6 +54,11 @@ def places(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Place, Place
     globus: Globus = request.getfixturevalue("globus")
     base = uuid.uuid4().hex
     return emulated(globus, "scratch", f"{base} é"), emulated(globus, "home", base)
+
+
+def marks_in(place: Place) -> list[Path]:
+    """The directories that prunes made and have not removed."""
+    return sorted(place.root.rglob(f"{PREFIX}*"))
 
 
 def test_only_what_the_check_is_proven_to_hold_goes(places: tuple[Place, Place]) -> None:
@@ -142,13 +151,17 @@ def test_what_changes_after_the_proof_stays(places: tuple[Place, Place], end: st
         place.write("rec/2", b"proven")
     changing = away if end == "source" else home
 
-    async def work() -> PruneReport:
-        report = await make_plan(away.block, home.block, "rec", timedelta(0), dry_run=False)
-        assert len(report.having(PruneVerdict.delete)) == 2
-        changing.write("rec/2", b"PROVEN", age=0)  # a detector's file keeps its size
-        return await carry_out_plan(away.block, home.block, report)
+    async def whole() -> PruneReport:
+        work = Prune(away.block, home.block, "rec")
+        try:
+            report = await work.make_plan()
+            assert len(report.having(PruneVerdict.delete)) == 2
+            changing.write("rec/2", b"PROVEN", age=0)  # a detector's file keeps its size
+            return await work.carry_out()
+        finally:
+            await work.let_go()
 
-    report = asyncio.run(work())
+    report = asyncio.run(whole())
     assert [file.path for file in report.unproven] == ["rec/2"]
     assert "while it was compared" in report.unproven[0].reason
     assert set(away.files("rec")) == {"2"}
@@ -226,6 +239,80 @@ def test_one_directory_under_two_collections_is_no_copy(globus: Globus) -> None:
     assert away.files() == {"rec/1": b"content"}
 
 
+def test_a_subdirectory_that_two_collections_share_is_no_copy(globus: Globus) -> None:
+    """The rest is a real copy, and device and inode are what no collection shows."""
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for place in (away, home):
+        place.write("rec/1")
+    away.write("rec/sub/2")
+    shared = home.root / "rec/sub"
+    shared.mkdir()
+    command = ["mount", "--bind", str(away.root / "rec/sub"), str(shared)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
+    try:
+        with pytest.raises(SpecError, match=r"are the same directory: .* shows in the other, at rec/sub"):
+            prune(away.block, "rec", check=home.block)
+        assert marks_in(away) == marks_in(home) == []
+    finally:
+        subprocess.run(["umount", str(shared)], check=True)
+    assert set(away.files()) == {"rec/1", "rec/sub/2"}
+
+
+def test_two_prunes_crosswise_lose_nothing(places: tuple[Place, Place]) -> None:
+    names = [f"rec/{number}" for number in range(40)]
+    for place in places:
+        for name in names:
+            place.write(name)
+
+    def one(source: Place, check: Place) -> str:
+        try:
+            prune.fn(source.block, "rec", check=check.block)
+        except TransferError as err:
+            return "refused" if "Another prune" in str(err) and err.transient else str(err)
+        return "pruned"
+
+    with ThreadPoolExecutor() as threads:
+        ends = [threads.submit(one, *pair) for pair in (places, places[::-1])]
+        outcomes = sorted(end.result() for end in ends)
+    assert outcomes in (["pruned", "refused"], ["refused", "refused"])
+    left = [place.files() for place in places]
+    assert sorted(map(len, left)) == ([0, 40] if "pruned" in outcomes else [40, 40])
+    assert set().union(*left) == set(names)
+    assert [marks_in(place) for place in places] == [[], []]
+
+
+def test_one_odd_name_blocks_only_itself(places: tuple[Place, Place]) -> None:
+    names = (b"new\nline", b"esc\x1b[31m", b"tab\t/1", b"tab\t/2")
+    for place in places:
+        place.write("rec/good")
+        for name in names:
+            odd = Path(os.fsdecode(os.fsencode(place.root) + b"/rec/" + name))
+            odd.parent.mkdir(exist_ok=True)
+            shutil.copy2(place.root / "rec/good", odd)
+    with pytest.raises(PruneIncomplete, match="4 files") as caught:
+        prune(places[0].block, "rec", check=places[1].block)
+    for shown in (r"rec/new\nline", r"rec/esc\x1b[31m", r"rec/tab\t/1"):
+        assert f"\n- {shown}" in str(caught.value)
+    assert "\x1b" not in str(caught.value), "no name acts on a terminal"
+    left = {os.fsencode(path) for path in (places[0].root / "rec").rglob("*") if path.is_file()}
+    assert left == {os.fsencode(places[0].root) + b"/rec/" + name for name in names}
+
+
+def test_a_listing_of_globus_that_cannot_be_read_deletes_nothing(globus: Globus) -> None:
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for place in (away, home):
+        place.write("rec/good")
+    odd = os.fsencode(away.root) + b"/rec/scan\xe9"
+    Path(os.fsdecode(odd)).write_bytes(b"odd")
+    with pytest.raises(TransferError, match=r"listing of '.*/rec' cannot be read; a name in it may not be UTF-8"):
+        prune(away.block, "rec", check=home.block)
+    assert len(list((away.root / "rec").iterdir())) == 2
+
+
 def test_a_check_that_is_a_link_to_the_source_is_no_copy(places: tuple[Place, Place]) -> None:
     away, home = places
     away.write("rec/1")
@@ -246,8 +333,8 @@ def test_hard_links_on_this_machine_are_no_copy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "after"),
-    [("transfer", 0), ("transfer", 1), ("delete", 0), ("delete", 1)],
-    ids=["copying", "comparing", "cleaning", "deleting"],
+    [("transfer", 0), ("transfer", 1), ("delete", 0)],
+    ids=["copying", "comparing", "deleting"],
 )
 def test_refused_at_any_step_it_deletes_nothing_and_goes_on_the_next_time(
     globus: Globus, kind: str, after: int
@@ -265,9 +352,34 @@ def test_refused_at_any_step_it_deletes_nothing_and_goes_on_the_next_time(
     with pytest.raises(PruneIncomplete, match="rec/unique"):
         prune(away.block, "rec", check=home.block)
     assert away.files() == {"rec/unique": b"unique"}
-    left = {file for file in home.files() if ROOM in file}
-    assert not left or (kind, after) == ("delete", 0), "the room is cleaned, unless just that was refused"
-    assert set(home.files()) - left == {"rec/0", "rec/1", "rec/2"}
+    assert set(home.files()) == {"rec/0", "rec/1", "rec/2"}
+    assert marks_in(away) == marks_in(home) == []
+
+
+def test_marks_that_cannot_be_removed_are_told_and_hinder_no_prune_the_same_way(
+    globus: Globus, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = uuid.uuid4().hex
+    away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
+    for place in (away, home):
+        place.write("rec/1")
+    globus.order_fault("error", match="POST /v0.10/delete", after=1, status=403, code="Refused")
+    prune(away.block, "rec", check=home.block)
+    assert away.files() == {}
+    assert "left its marks" in caplog.text
+    assert (len(marks_in(home)), marks_in(away)) == (1, []), "one task was refused, for the marks at the check"
+    away.write("rec/1")
+    prune(away.block, "rec", check=home.block)
+    assert away.files() == {}
+    away.write("rec/1")
+    with pytest.raises(TransferError, match="Another prune relies on the copies") as caught:
+        prune(home.block, "rec", check=away.block)
+    assert caught.value.transient
+    [left] = marks_in(home)
+    assert str(left.relative_to(home.root)) in str(caught.value), "which directory to delete"
+    shutil.rmtree(left)
+    prune(home.block, "rec", check=away.block)
+    assert (away.files(), home.files()) == ({"rec/1": b"content"}, {})
 
 
 _KILLED = """
@@ -288,7 +400,7 @@ prunes(*sys.argv[1:])
 @pytest.mark.parametrize(
     ("end", "after", "tasks"),
     # Transfer looks at a file of the source twice to compare it, and at its place in the room once.
-    [("home", 0, 1), ("scratch", 0, 2), ("scratch", 2, 4)],
+    [("home", 0, 1), ("scratch", 0, 2), ("scratch", 2, 3)],
     ids=["copying", "comparing", "deleting"],
 )
 def test_killed_in_the_middle(globus: Globus, end: str, after: int, tasks: int) -> None:
@@ -305,16 +417,16 @@ def test_killed_in_the_middle(globus: Globus, end: str, after: int, tasks: int) 
     process = subprocess.Popen([sys.executable, "-c", _KILLED, *keys, f"/{base}"], env=env)
     try:
         wait_until(lambda: len(globus.transfers()) >= before + tasks, 300)
-        wait_until(lambda: ("rec/0" not in away.files()) == (tasks == 4))
+        wait_until(lambda: ("rec/0" not in away.files()) == (tasks == 3))
     finally:
         process.kill()
         process.wait()
     globus.clear_faults()
-    assert set(away.files("rec")) == ({"1", "2", "3"} if tasks == 4 else {"0", "1", "2", "3"})
+    assert set(away.files("rec")) == ({"1", "2", "3"} if tasks == 3 else {"0", "1", "2", "3"})
     with pytest.raises(PruneIncomplete, match="rec/2"):
         prune(away.block, "rec", check=home.block)
     assert away.files() == {"rec/2": b"same"}
-    assert {path: data for path, data in home.files("rec").items() if ROOM not in path} == {
+    assert {path: data for path, data in home.files("rec").items() if PREFIX not in path} == {
         "0": b"same",
         "1": b"same",
         "2": b"diff",
@@ -322,17 +434,19 @@ def test_killed_in_the_middle(globus: Globus, end: str, after: int, tasks: int) 
     }
 
 
-def test_rooms_of_killed_prunes_are_removed_when_they_are_old(globus: Globus) -> None:
+def test_what_killed_prunes_left_is_removed_when_their_time_is_over(globus: Globus) -> None:
     base = uuid.uuid4().hex
     away, home = emulated(globus, "scratch", base), emulated(globus, "home", base)
     for place in (away, home):
         place.write("rec/1")
-    for name, age in (("old", ROOM_SECONDS + 60), ("in use", 3600)):
-        room = home.write(f"rec/{ROOM}{name}/rec/1").parents[1]
-        os.utime(room, (time.time() - age,) * 2)
+    mark = Mark.of(None, by_globus=True)
+    old = replace(mark, since=mark.since - LEASE_SECONDS - SKEW_SECONDS - 60)
+    in_use = replace(mark, since=mark.since - LEASE_SECONDS + 60)
+    for kept in (old, in_use):
+        home.write(f"rec/{kept.name}/rec/1")
     prune(away.block, "rec", check=home.block)
-    assert set(home.files("rec")) == {"1", f"{ROOM}in use/rec/1"}
-    assert [path.name for path in (home.root / "rec").iterdir() if path.is_dir()] == [f"{ROOM}in use"]
+    assert set(home.files("rec")) == {"1", f"{in_use.name}/rec/1"}
+    assert marks_in(home) == [home.root / "rec" / in_use.name]
 
 
 async def test_two_prunes_in_one_directory_leave_each_others_rooms(globus: Globus) -> None:

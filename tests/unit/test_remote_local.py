@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +286,53 @@ def test_what_may_be_alive_or_is_worked_on_stays(slurm: Commands, tmp_path: Path
     with locked(tmp_path):
         assert removed(tmp_path) == {"kept": "somebody works on it"}
     assert (tmp_path / STAMP).is_dir()
+
+
+@pytest.fixture
+def immovable(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Makes a directory that not even root can remove: something is mounted there."""
+    mounted: list[Path] = []
+
+    def mount(path: Path) -> None:
+        path.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "psik-test", path], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+        mounted.append(path)
+
+    yield mount
+    for line in Path("/proc/mounts").read_text().splitlines():
+        device, place = line.split()[:2]
+        if device == "psik-test" and Path(place).is_relative_to(tmp_path):  # it may have been moved
+            subprocess.run(["umount", place], check=True)
+
+
+def test_removed_is_only_what_is_gone(tmp_path: Path, immovable: Callable[[Path], None]) -> None:
+    base = make_job(tmp_path, rows=ENDED)
+    other = make_job(tmp_path, "9", rows=ENDED)
+    (tmp_path / ".locks").mkdir()
+    (base / "work" / "stuck").parent.mkdir(exist_ok=True)
+    immovable(base / "work" / "stuck")
+    answer = removed(tmp_path)
+    away = tmp_path / ".locks" / f"removed.{STAMP}"
+    assert "removed" not in answer
+    assert f"{away}/work/stuck: Device or resource busy" in answer["kept"]
+    assert sorted(path.name for path in away.rglob("*")) == ["stuck", "work"], "all else is gone"
+    subprocess.run(["umount", away / "work" / "stuck"], check=True)
+    assert call(tmp_path, "remove", {"stamp": "9", "owner": OWNER})["jobs"]["9"] == {"removed": True}
+    assert not away.exists(), "what was left is tried again"
+    assert not other.exists()
+
+
+def test_a_job_that_cannot_be_moved_is_whole(
+    tmp_path: Path, immovable: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_job(tmp_path, rows=ENDED)
+    (tmp_path / ".locks").mkdir()
+    away = tmp_path / ".locks" / f"removed.{STAMP}"
+    immovable(away)
+    before = sorted(base.rglob("*"))
+    assert "cannot be moved" in removed(tmp_path)["kept"]
+    assert sorted(base.rglob("*")) == before

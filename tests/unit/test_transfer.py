@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from typing import Any
+from uuid import UUID
 
 import pytest
 import requests
@@ -17,16 +18,18 @@ from prefect_psik import (
     ConsentRequired,
     GlobusCollection,
     GlobusCredentials,
+    PruneVerdict,
     SpecError,
     TransferCause,
     TransferError,
     TransferHandle,
     TransferResult,
     TransferState,
-    prune_plan,
+    prune_globus,
     transfer_runs,
 )
 from prefect_psik import transfer_waits as waits
+from prefect_psik.prune_models import PruneFile
 from prefect_psik.transfer_globus import GlobusCarrier, collections_in, error_of, status_of
 from prefect_psik.transfer_models import Order, TransferStatus, TransferUpdate
 from prefect_psik.transfer_once import LABEL, Kept, transfers_of
@@ -181,11 +184,12 @@ async def test_files_that_were_not_submitted_under_that_name_prove_nothing(
             return {"/home/u/data/1"}
 
     service = Renaming(TransferStatus(state=TransferState.succeeded, files=1, files_transferred=1))
-    for name in ("carrier_of", "globus_carrier_of"):
-        monkeypatch.setattr(prune_plan, name, lambda _: service)
-    order = Order("one", "other", [("/~/data/1", "/room/1")])
+    monkeypatch.setattr(prune_globus, "globus_carrier_of", lambda _: service)
+    away = GlobusCollection(collection_id=UUID(int=1), base_path="/~/data")
+    work = prune_globus.GlobusPrune(away, away, time.time() + 60, "1", "room")
+    file = PruneFile(path="1", size=1, modified=1.0, verdict=PruneVerdict.delete)
     with pytest.raises(TransferError, match="'/home/u/data/1' as moved"):
-        await prune_plan._copy(GlobusCollection(), order, "away", "room")
+        await work.prove([file])
 
 
 def test_a_cancel_that_does_not_end_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
