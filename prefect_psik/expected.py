@@ -88,23 +88,29 @@ def _returnable(entry: str | Expected) -> str | Expected:
 
 def listed(value: Any) -> Any:
     """Read a list of entries in which, or instead of which, mappings stand from paths to counts or fields."""
-    if isinstance(value, Mapping):
+    if isinstance(value, str | Mapping | Expected):
         value = [value]
     if not isinstance(value, list | tuple):
         return value
-    if len(value) > MAX_ENTRIES:
-        raise ValueError(f"{len(value):,} entries are over the limit of {MAX_ENTRIES:,}: use globs")
     found: list[Any] = []
-    for one in value:
-        found += _by_path(one) if isinstance(one, Mapping) and not isinstance(one.get("path"), str) else [one]
+    for entry in value:
+        found += (
+            _by_path(entry) if isinstance(entry, Mapping) and not isinstance(entry.get("path"), str) else [entry]
+        )
+    if len(found) > MAX_ENTRIES:
+        raise ValueError(f"{len(found):,} entries are over the limit of {MAX_ENTRIES:,}: use globs")
     return found
 
 
 def _by_path(entries: Mapping[Any, Any]) -> list[Any]:
+    if not entries or Expected.model_fields.keys() & entries.keys():
+        raise ValueError(
+            f"{dict(entries)!r} has no path: write {{path: …, count: …}}, or the path itself with its count"
+        )
     found: list[Any] = []
     for path, asked in entries.items():
-        fields = {"count": asked} if isinstance(asked, int) else asked if asked is not None else {}
-        if not isinstance(path, str) or not isinstance(fields, Mapping):
+        fields = asked if isinstance(asked, Mapping) else {} if asked is None else {"count": asked}
+        if not isinstance(path, str) or "path" in fields:
             raise ValueError(
                 f"{path!r}: {asked!r} is neither a path with a count nor one with a mapping of fields"
             )

@@ -171,13 +171,15 @@ async def finish(channel: Channel, update: Update) -> JobResult:
     )
 
 
-def _unbrought(answer: dict[str, Any], asked: list[str]) -> dict[str, str]:
+def _unbrought(answer: dict[str, Any], asked: list[str]) -> list[tuple[str, str]]:
     """Outputs that could not be fetched at all, each with a sentence."""
     if answer.get("missing"):
-        return dict.fromkeys(asked, "its directory was removed before its outputs were fetched")
+        return [(path, "its directory was removed before its outputs were fetched") for path in asked]
     if answer["trouble"]:
-        return dict.fromkeys(asked[:1], f"collecting its outputs stopped because {answer['trouble']}: list fewer")
-    return {path: f"{path} no longer matches anything" for path in asked if not answer["matched"].get(path)}
+        return [
+            (path, f"collecting its outputs stopped because {answer['trouble']}: list fewer") for path in asked[:1]
+        ]
+    return [(path, f"{path} no longer matches anything") for path in asked if not answer["good"].get(path)]
 
 
 async def _usage(channel: Channel, status: JobStatus) -> Usage:

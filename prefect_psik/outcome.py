@@ -8,7 +8,7 @@ final; what stays unknowable is a failure that says so.
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prefect_psik.exceptions import FailureCause
@@ -236,16 +236,16 @@ def _from_psik(final: Row, facts: Mapping[str, Any], handle: JobHandle) -> JobSt
     return ended(handle, JobState.failed, FailureCause.script, text, exit_code=code)
 
 
-def lacking(status: JobStatus, missing: Mapping[str, str]) -> JobStatus:
+def lacking(status: JobStatus, missing: Sequence[tuple[str, str]]) -> JobStatus:
     """Turn a job that ended well into one that failed, for what is missing of its results.
 
     Args:
         status: Of the job.
         missing: Entries of `expect` and `outputs`, each with a sentence.
     """
-    text = f"its script ended well, but {in_words(list(missing.values()))}"
+    text = f"its script ended well, but {in_words([sentence for _, sentence in missing])}"
     changes = {"state": JobState.failed, "cause": FailureCause.missing_output, "message": text}
-    return status.model_copy(update={**changes, "missing": list(missing)})
+    return status.model_copy(update={**changes, "missing": [path for path, _ in missing]})
 
 
 def may_lack(status: JobStatus, facts: Mapping[str, Any]) -> bool:

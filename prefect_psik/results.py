@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from typing import Any
 
 from prefect_psik.exceptions import RemoteCodeError
@@ -15,13 +14,13 @@ from prefect_psik.exceptions import RemoteCodeError
 _TOLD = 5
 
 
-def unmet(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def unmet(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Entries of `expect` and `outputs` that a job did not meet, each with a sentence.
 
     Args:
         found: The reports of `remote.check`.
     """
-    return {report["path"]: text for report in found if (text := _unmet(report)) is not None}
+    return [(report["path"], text) for report in found if (text := _unmet(report)) is not None]
 
 
 def _unmet(report: Mapping[str, Any]) -> str | None:
@@ -31,13 +30,14 @@ def _unmet(report: Mapping[str, Any]) -> str | None:
         return None
     if report["trouble"]:
         return f"the search for {path} stopped because {report['trouble']}: name a narrower path"
-    if count is not None and good == matches == count:
+    if count is not None and good == matches == count and not report["unread"]:
         return None
     wrong = [described(one) for one in report["wrong"]]
     wanted = at_least if count is None else count
     if matches == 0 and wanted == 1:
-        return "; ".join([f"nothing matches {path}", *wrong])
-    if matches == 1 and wanted == 1 and wrong:
+        where = f" ({report['expanded']} at the facility)" if report["expanded"] != path else ""
+        return "; ".join([f"nothing matches {path}{where}", *wrong])
+    if matches == 1 and wanted == 1 and wrong and not report["unread"]:
         return wrong[0]
     if matches > wanted and good == matches:
         return f"{matches} match {path} instead of {wanted}"
@@ -53,31 +53,43 @@ def in_words(sentences: Sequence[str]) -> str:
 
 def described(wrong: Mapping[str, Any]) -> str:
     """Why a file is no result of this run, or does not come back."""
-    name = wrong["name"]
+    name = _shown(wrong["name"])
     match wrong["why"]:
         case "dangling":
-            return f"{name} is a link to {wrong['target']}, which does not exist"
+            return f"{name} is a link to {_shown(wrong['target'])}, which does not exist"
         case "outside":
-            return f"{name} points to {wrong['target']}, outside the job's directory"
+            return f"{name} points to {_shown(wrong['target'])}, outside the job's directory"
+        case "link":
+            return f"{name} is a link to a directory, which is followed only where it is named itself"
+        case "number":
+            return f"{name} is one of more than {wrong['most']:,} output files"
         case "special":
             return f"{name} is a {wrong['kind']}, not a file"
         case "hollow":
-            return f"{name} is an empty directory"
+            return f"{name} is a directory without a file in it"
         case "small" if wrong["size"] == 0:
             return f"{name} is empty"
         case "small":
-            return f"{name} has {wrong['size']:,} bytes, fewer than {wrong['min_bytes']:,}"
+            return f"{name} has {_bytes(wrong['size'])}, fewer than {wrong['min_bytes']:,}"
         case "old":
             return (
                 f"{name} was written at {_clock(wrong['written'])}, before this run began at "
                 f"{_clock(wrong['begun'])} (if that is intended, set fresh: job or fresh: any)"
             )
         case "size":
-            return f"{name} has {wrong['size']:,} bytes, too many to come back here"
+            return f"{name} has {_bytes(wrong['size'])}, too many to come back here"
         case "name":
             return f"{name} stands for two files with names that are not UTF-8; only the first came back"
         case _:
             return f"{name} cannot be read ({wrong.get('text', wrong['why'])})"
+
+
+def _shown(name: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
+
+
+def _bytes(size: int) -> str:
+    return f"{size:,} byte{'s' if size != 1 else ''}"
 
 
 def _clock(seconds: float) -> str:
@@ -91,14 +103,14 @@ def brought(answer: Mapping[str, Any], asked: Sequence[str], place: str) -> dict
         RemoteCodeError: It lacks a file that it announces, holds one that nobody asked for, or one whose
             bytes are not what it says.
     """
-    if set(answer["sizes"]) != set(answer["files"]):
+    if not set(answer["sizes"]) == set(answer["files"]) == set(answer["entries"]):
         lost = sorted(set(answer["sizes"]).symmetric_difference(answer["files"]))
         raise RemoteCodeError(
             f"The answer of {place} announces different output files than it holds: {lost[:_TOLD]}."
         )
-    files = {}
+    files, entries = {}, set(asked)
     for name, text in answer["files"].items():
-        if not _is_asked_for(name, asked):
+        if not _is_asked_for(name, answer["entries"][name], entries):
             raise RemoteCodeError(f"The answer of {place} holds {name!r}, which the job's outputs do not name.")
         try:
             files[name] = base64.b64decode(text, validate=True)
@@ -114,14 +126,12 @@ def brought(answer: Mapping[str, Any], asked: Sequence[str], place: str) -> dict
     return files
 
 
-def _is_asked_for(name: str, asked: Sequence[str]) -> bool:
-    """Whether an entry may bring a file of this name; `*` is taken for more here than at the facility."""
-    if name.startswith("/") or ".." in name.split("/"):
+def _is_asked_for(name: str, entry: str, asked: Container[str]) -> bool:
+    """Whether an entry may bring a file of this name; which names a glob matches is for the facility to say."""
+    if entry not in asked or name.startswith("/") or ".." in name.split("/"):
         return False
-    globs = {path.removeprefix("**/") for path in asked} | set(asked)
-    return any(name == glob or fnmatchcase(name, glob) or fnmatchcase(name, f"{glob}/*") for glob in globs) or any(
-        name.startswith(f"{path}/") for path in asked
-    )
+    is_glob = any(char in entry for char in "*?[$~")
+    return is_glob or name == entry or name.startswith(f"{entry}/")
 
 
 def left_behind(answer: Mapping[str, Any], directory: str) -> list[str]:

@@ -62,7 +62,9 @@ class Channel:
         if not may_lack(status, facts):
             return status
         answer = await self._later(self._checks, handle)
-        return judge(facts | {"found": answer.get("found")}, handle)
+        if answer.get("missing"):
+            return judge(facts | {"missing": True}, handle)
+        return judge(facts | {"found": answer["found"]}, handle)
 
     async def fetch(self, handle: JobHandle) -> dict[str, Any]:
         """Bring the job's small output files; see `remote.fetch`."""

@@ -19,7 +19,10 @@ def delete_tree(path: str) -> list[OSError]:
     def note(_function: Any, name: str, failure: Any) -> None:
         err = failure[1]
         if not isinstance(err, FileNotFoundError):  # somebody else deleted it
-            left.append(err if isinstance(err, OSError) else OSError(errno.EIO, str(err), name))
+            # Its own file name may be the last part of the path alone.
+            left.append(
+                OSError(getattr(err, "errno", None) or errno.EIO, getattr(err, "strerror", None) or str(err), name)
+            )
 
     try:
         if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114 - as rmtree sees it

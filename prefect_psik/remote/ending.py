@@ -53,9 +53,10 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
         if base in remaining:
             message = f"Job {stamp} has not ended yet: {remaining[base]}."
             answers[stamp] = {"error": Trouble("busy", message).answer}
-        elif not _has_end(base, jobndx) and (base in cancelled or base in runs["local"]):
+        elif base in cancelled or (base in runs["local"] and not _has_end(base, jobndx)):
             with contextlib.suppress(OSError):
-                _append(os.path.join(base, "status.csv"), f"{time.time()},{jobndx},canceled,")
+                if not _has_end(base, jobndx):  # psik may have been quicker
+                    _append(os.path.join(base, "status.csv"), f"{time.time()},{jobndx},canceled,")
                 _audit(prefix, "cancel", jobs[stamp], jobndx=jobndx)
     if any(base not in remaining and base not in cancelled for base in runs["slurm"]):
         # It ended by itself meanwhile: what Slurm said before that is of no use.

@@ -38,41 +38,58 @@ class _Walk:
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
-                    self._pay()
+                    self.pay()
                     found.append(entry)
         except OSError as err:
             self.unread.setdefault(directory, err.strerror or str(err))
         return sorted(found, key=lambda entry: entry.name)
 
-    def _pay(self) -> None:
+    def pay(self) -> None:
+        """Count one more file or directory that is looked at.
+
+        Raises:
+            TooMuch: The limits are reached.
+        """
         self.entries += 1
         if self.entries > WALK_ENTRIES:
             raise TooMuch(f"there are more than {WALK_ENTRIES:,} files and directories")
-        if self.entries % 256 == 0 and time.monotonic() > self.end:
+        if self.entries % 64 == 0 and time.monotonic() > self.end:
             raise TooMuch(f"checking {self.entries:,} files and directories took more than {WALK_SECONDS:.0f} s")
+
+
+def _expand(name: str) -> str:
+    """A name with the facility's own `~` and `$VARS`."""
+    return os.path.expanduser(os.path.expandvars(name))
 
 
 def _matching(directory: str, name: str, walk: _Walk) -> Iterator[str]:
     """Yield the paths that a name stands for: the one that exists as written, else what matches it as a glob.
 
     `*`, `?` and `[…]` match within one part of a path, and no dot at its beginning; `**` stands for any number
-    of directories, follows no links, and makes the others match dots, too. `[*]`, `[?]` and `[[]` quote.
+    of directories, follows no links, and makes the others match dots, too. `[*]`, `[?]` and `[[]` quote. Behind
+    a name that ends in a slash are only directories.
     """
-    written = os.path.join(directory, name)
-    if os.path.lexists(written):
-        yield written.rstrip("/") or "/"
-        return
-    path = os.path.expanduser(os.path.expandvars(name))
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    found = _expanded("/" if os.path.isabs(path) else directory, parts, walk)
-    yield from found if parts.count("**") < 2 else dict.fromkeys(found)  # two of them meet the same paths twice
+    for written in (name, _expand(name)):
+        path = os.path.join(directory, written)
+        if os.path.lexists(path):
+            yield path.rstrip("/") or "/"
+            return
+    parts = [part for part in _expand(name).split("/") if part not in ("", ".")]
+    for path in _expanded("/" if os.path.isabs(_expand(name)) else directory, parts, walk):
+        if not name.endswith("/") or os.path.isdir(path):
+            yield path
 
 
 def _expanded(top: str, parts: list[str], walk: _Walk) -> Iterator[str]:
-    dots = "**" in parts
+    parts = [part for number, part in enumerate(parts) if part != "**" or parts[number - 1 : number] != ["**"]]
+    dots, seen = "**" in parts, set()
     left = [(top, 0)]
     while left:
         path, number = left.pop()
+        if (path, number) in seen:  # several ** come to the same place in several ways
+            continue
+        if parts.count("**") > 1:
+            seen.add((path, number))
         if number == len(parts):
             yield path
             continue

@@ -8,23 +8,24 @@ import json
 import os
 import stat
 import time
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 from prefect_psik.remote.directory import _directory, _owner
 from prefect_psik.remote.files import _read_json, _write_whole
-from prefect_psik.remote.matches import TooMuch, _below, _matching, _Walk
+from prefect_psik.remote.matches import TooMuch, _below, _expand, _matching, _Walk
 from prefect_psik.remote.payload import DEFECTS, _defect, _jobs, _os_trouble, _prefix
 
 OUTPUT_BYTES = 3 * 1024 * 1024
 #: Files that one job brings back, and how many of the others are told by name.
 OUTPUT_FILES = 5000
 TOLD = 100
-#: A call that has looked for so long leaves its other jobs to the next one.
+#: A call that has looked for so long, or has so much to say, leaves its other jobs to the next one.
 LOOK_CALL_SECONDS = 30.0
+LOOK_CALL_BYTES = 3 * 1024 * 1024
 #: How long a look at the results stands for the next.
 FOUND_SECONDS = 30.0
 #: What the clock of another file system may be behind that of the prefix.
-SKEW_SECONDS = 10.0
+SKEW_SECONDS = 2.0
 #: Matches that do not count and are described, for each entry.
 DESCRIBED = 3
 
@@ -37,7 +38,8 @@ def check(payload: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `{"jobs": {stamp: {"found": [report]}, {"missing": true} or {"later": true}}}`, a report for each entry:
-        `{"path", "count", "at_least", "matches", "good", "wrong": [{"name", "why", ...}], "trouble"}`.
+        `{"path", "expanded", "count", "at_least", "matches", "good", "wrong": [{"name", "why", ...}], "unread":
+        directories, "trouble"}`.
     """
     return _for_each("check", payload, lambda base, jobndx, record: {"found": _found(base, jobndx, record)})
 
@@ -46,12 +48,12 @@ def _for_each(
     operation: str, payload: dict[str, Any], work: Callable[[str, int, dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
     """Answer for each job by itself; those for which a call has no time left come later."""
-    prefix, begin = _prefix(payload), time.monotonic()
+    prefix, begin, spent = _prefix(payload), time.monotonic(), 0
     answers: dict[str, Any] = {}
     for job in _jobs(payload):
         base = os.path.join(prefix, job["stamp"])
         try:
-            if time.monotonic() - begin > LOOK_CALL_SECONDS:
+            if time.monotonic() - begin > LOOK_CALL_SECONDS or spent > LOOK_CALL_BYTES:
                 answers[job["stamp"]] = {"later": True}
             elif (record := _read_json(os.path.join(base, "prefect", "job.json"))) is None:
                 answers[job["stamp"]] = {"missing": True}
@@ -61,19 +63,25 @@ def _for_each(
             answers[job["stamp"]] = {"error": _os_trouble(err).answer}
         except DEFECTS as err:
             answers[job["stamp"]] = {"error": _defect(operation, err).answer}
+        spent += len(json.dumps(answers[job["stamp"]]))
     return {"jobs": answers}
 
 
 def _found(base: str, jobndx: int, record: dict[str, Any]) -> list[dict[str, Any]]:
     """The reports on all entries. A look stands for a while; status tells the last one."""
     path = os.path.join(base, "prefect", f"found.{jobndx}")
-    known = _read_json(path) or {}
-    if not 0 <= time.time() - known.get("time", 0.0) < FOUND_SECONDS:
-        place, walk = _Place(base, record, jobndx), _Walk()
-        known = {"time": time.time(), "found": [_report(place, wanted, walk) for wanted in _wanted(record)]}
-        with contextlib.suppress(OSError):
-            _write_whole(path, json.dumps(known).encode())
-    return list(known["found"])
+    wanted, known = _wanted(record), _read_json(path) or {}
+    at, found = known.get("time"), known.get("found")
+    is_new = isinstance(at, float) and 0 <= time.time() - at < FOUND_SECONDS
+    if is_new and isinstance(found, list) and len(found) == len(wanted):
+        return found
+    place, walk = _Place(base, record, jobndx), _Walk()
+    found = [_report(place, entry, walk) for entry in wanted]
+    for report in [report for report in found if report["wrong"]][TOLD:]:
+        report["wrong"] = []
+    with contextlib.suppress(OSError):
+        _write_whole(path, json.dumps({"time": time.time(), "found": found}).encode())
+    return found
 
 
 def _wanted(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -92,14 +100,19 @@ class _Place:
     def __init__(self, base: str, record: dict[str, Any], jobndx: int) -> None:
         self.directory = _directory(base, record)
         self.top = os.path.realpath(self.directory)
-        self.begins = {"run": _mark(base, jobndx), "job": _mark(base, 1)}
+        # A job that Slurm starts again gets a new mark of the launcher, and keeps its run number.
+        started = f"process.{jobndx}.{_owner(base, jobndx)}"
+        self.begins = {
+            "run": _mark(base, started, f"intent.{jobndx}"),
+            "job": _mark(base, "intent.1", f"process.1.{_owner(base, 1)}"),
+        }
         self._inside: dict[str, bool] = {}
 
     def is_inside(self, path: str) -> bool:
         """Whether a path, links followed, is in the job's directory."""
         above = os.path.dirname(path)
         if os.path.islink(path):
-            return os.path.realpath(path).startswith(self.top + os.sep)
+            return (os.path.realpath(path) + os.sep).startswith(self.top + os.sep)
         if above not in self._inside:
             self._inside[above] = (os.path.realpath(above) + os.sep).startswith(self.top + os.sep)
         return self._inside[above]
@@ -117,9 +130,9 @@ class _Place:
         return os.fsencode(short).decode("utf-8", "backslashreplace")
 
 
-def _mark(base: str, jobndx: int) -> os.stat_result | None:
-    """What the launcher wrote when a run last started, by the file server's clock; else what preceded it."""
-    for name in (f"process.{jobndx}.{_owner(base, jobndx)}", f"intent.{jobndx}"):
+def _mark(base: str, *names: str) -> os.stat_result | None:
+    """The first of these files of ours that exists: its time is the file server's."""
+    for name in names:
         with contextlib.suppress(OSError):
             return os.stat(os.path.join(base, "prefect", name))
     return None
@@ -127,29 +140,36 @@ def _mark(base: str, jobndx: int) -> os.stat_result | None:
 
 def _report(place: _Place, wanted: dict[str, Any], walk: _Walk) -> dict[str, Any]:
     """Count the matches of an entry, and describe those that do not count; stop when there are enough."""
-    report = {key: wanted[key] for key in ("path", "count", "at_least")} | {
-        "matches": 0,
-        "good": 0,
-        "trouble": None,
-    }
+    matches, good, trouble = 0, 0, None
     wrong: list[dict[str, Any]] = []
     walk.unread = {}
     enough = float("inf") if wanted["count"] is not None else wanted["at_least"]
     try:
         for path in _matching(place.directory, wanted["path"], walk):
-            report["matches"] += 1
+            walk.pay()
+            matches += 1
             why = _wrong(place, path, wanted, walk)
             if why is None:
-                report["good"] += 1
+                good += 1
             elif len(wrong) < DESCRIBED:
                 wrong.append({"name": place.name(path), **why})
-            if report["good"] >= enough:
+            if good >= enough:
                 break
     except TooMuch as err:
-        report["trouble"] = str(err)
-    unread = [{"name": place.name(path), "why": "unread", "text": text} for path, text in walk.unread.items()]
-    report["wrong"] = wrong + unread[:DESCRIBED]
-    return report
+        trouble = str(err)
+    return {
+        **{key: wanted[key] for key in ("path", "count", "at_least")},
+        "expanded": _expand(wanted["path"]),
+        "matches": matches,
+        "good": good,
+        "unread": len(walk.unread),
+        "wrong": wrong + _unread(place, walk)[:DESCRIBED],
+        "trouble": trouble,
+    }
+
+
+def _unread(place: _Place, walk: _Walk) -> list[dict[str, Any]]:
+    return [{"name": place.name(path), "why": "unread", "text": text} for path, text in walk.unread.items()]
 
 
 def _wrong(place: _Place, path: str, wanted: dict[str, Any], walk: _Walk) -> dict[str, Any] | None:
@@ -164,7 +184,7 @@ def _wrong(place: _Place, path: str, wanted: dict[str, Any], walk: _Walk) -> dic
         return {"why": "outside", "target": _readable(os.path.realpath(path))}
     begun = place.begun(wanted["fresh"], found.st_dev)
     if stat.S_ISDIR(found.st_mode):
-        return _wrong_directory(path, begun, walk)
+        return _wrong_directory(path, wanted["min_bytes"], begun, walk)
     if not stat.S_ISREG(found.st_mode):
         return {"why": "special", "kind": _kind(found.st_mode)}
     if found.st_size < wanted["min_bytes"]:
@@ -172,24 +192,30 @@ def _wrong(place: _Place, path: str, wanted: dict[str, Any], walk: _Walk) -> dic
     return None if _written(found) >= begun else {"why": "old", "written": _written(found), "begun": begun}
 
 
-def _wrong_directory(path: str, begun: float, walk: _Walk) -> dict[str, Any] | None:
-    """A directory needs something in it, and something in it, or itself, written since."""
-    if not walk.listed(path):
-        return {"why": "unread", "text": walk.unread[path]} if path in walk.unread else {"why": "hollow"}
-    newest = _written(os.stat(path))
-    left = [path]
-    while left and newest < begun:
-        for entry in walk.listed(left.pop()):
-            with contextlib.suppress(OSError):
-                newest = max(newest, _written(entry.stat(follow_symlinks=False)))
-            if entry.is_dir(follow_symlinks=False):
-                left.append(entry.path)
-    return None if newest >= begun else {"why": "old", "written": newest, "begun": begun}
+def _wrong_directory(path: str, min_bytes: int, begun: float, walk: _Walk) -> dict[str, Any] | None:
+    """A directory needs a file in it, at any depth, that was written since; of any size, unless one is asked."""
+    newest = None
+    for entry in _below(path, walk):
+        with contextlib.suppress(OSError):
+            found = entry.stat()
+            if stat.S_ISREG(found.st_mode) and (min_bytes == 1 or found.st_size >= min_bytes):
+                newest = max(newest or 0.0, _written(found))
+                if newest >= begun:
+                    return None
+    if path in walk.unread:
+        return {"why": "unread", "text": walk.unread[path]}
+    return {"why": "hollow"} if newest is None else {"why": "old", "written": newest, "begun": begun}
 
 
 def _written(found: os.stat_result) -> float:
-    """`cp -p`, `rsync -a` and `tar` set an old time of modification; that of change is the server's own."""
-    return max(found.st_mtime, found.st_ctime)
+    """When a file was last written.
+
+    `cp -p`, `rsync -a` and `tar` set an old time of modification; that of change is the server's own. Nor is a
+    time of modification believed that lies in the future.
+    """
+    return (
+        found.st_ctime if found.st_mtime > found.st_ctime + SKEW_SECONDS else max(found.st_mtime, found.st_ctime)
+    )
 
 
 def _kind(mode: int) -> str:
@@ -208,69 +234,81 @@ def fetch(payload: dict[str, Any]) -> dict[str, Any]:
     """Bring back the small result files that the job's `outputs` name; a directory brings all that is in it.
 
     Returns:
-        `{"jobs": {stamp: {"matched": {entry: number}, "sizes": {name: bytes}, "files": {name: base64}, "left":
-        [{"name", "why", ...}], "more": number, "trouble": text}}}`: how many files each entry has, those that
-        come and their contents, some that do not come, and how many more of these there are. Names are paths
-        below the job's directory. A job for which this answer has no room is `{"later": true}`.
+        `{"jobs": {stamp: {"entries": {name: entry}, "sizes": {name: bytes}, "files": {name: base64}, "good":
+        {entry: number}, "left": [{"name", "why", ...}], "more": number, "trouble": text}}}`: which entry brings
+        a file, its size and contents; how many files of an entry count, come or not; some that do not come, and
+        how many more of these there are. Names are paths below the job's directory. A job for which this answer
+        has no room is `{"later": true}`.
     """
     budget = OUTPUT_BYTES
 
     def bring(base: str, jobndx: int, record: dict[str, Any]) -> dict[str, Any]:
         nonlocal budget
-        answer = _brought(_Place(base, record, jobndx), record, budget)
-        if budget < OUTPUT_BYTES and any(one["why"] == "size" for one in answer["left"]):
+        answer, spent, crowded = _brought(_Place(base, record, jobndx), record, budget)
+        if crowded and budget < OUTPUT_BYTES:
             return {"later": True}  # with an answer to itself it may have room
-        budget -= sum(size + 2 * len(name) for name, size in answer["sizes"].items())
+        budget -= spent
         return answer
 
     return _for_each("fetch", payload, bring)
 
 
-def _brought(place: _Place, record: dict[str, Any], budget: int) -> dict[str, Any]:
-    """The output files of a job, as far as the budget goes."""
+def _brought(place: _Place, record: dict[str, Any], budget: int) -> tuple[dict[str, Any], int, bool]:
+    """The output files of a job, what they take of the budget, and whether one of them did not fit into it."""
     met: dict[str, str] = {}
-    matched: dict[str, int] = {}
+    entries: dict[str, str] = {}
+    good: dict[str, int] = {}
     files: dict[str, str] = {}
     sizes: dict[str, int] = {}
     left: list[dict[str, Any]] = []
-    trouble = None
+    trouble, spent, walk = None, 0, _Walk()
     try:
-        for wanted, path, why in _output_files(place, record, _Walk()):
-            matched[wanted] = matched.get(wanted, 0) + 1
-            name = place.name(path)
+        for entry, path, why in _output_files(place, record, walk):
+            name, data = place.name(path), b""
             if met.get(name) == path:
                 continue
             if name in met:
                 why = {"why": "name"}
             met[name] = path
+            cost = 3 * len(json.dumps(name))  # it stands in the answer three times
+            if why is None and len(files) >= OUTPUT_FILES:
+                why = {"why": "number", "most": OUTPUT_FILES}
+            elif why is None:
+                data, why = _content(path, budget - spent - cost)
+            if why is None or why["why"] in ("name", "number", "size"):
+                good[entry] = good.get(entry, 0) + 1
             if why is None:
-                room = budget - 2 * len(name) if len(files) < OUTPUT_FILES else -1
-                data, why = _content(path, room)
-                if why is None:
-                    files[name], sizes[name] = base64.b64encode(data).decode(), len(data)
-                    budget -= len(data) + 2 * len(name)
-                    continue
-            left.append({"name": name, **why})
+                files[name], sizes[name], entries[name] = base64.b64encode(data).decode(), len(data), entry
+                spent += len(data) + cost
+            else:
+                left.append({"name": name, **why})
     except TooMuch as err:
         trouble = str(err)
-    more = max(0, len(left) - TOLD)
-    found = {"matched": matched, "sizes": sizes, "files": files, "left": left[:TOLD], "more": more}
-    return {**found, "trouble": trouble}
+    left += _unread(place, walk)
+    answer = {"entries": entries, "sizes": sizes, "files": files, "good": good, "trouble": trouble}
+    crowded = any(one["why"] == "size" for one in left)
+    return {**answer, "left": left[:TOLD], "more": max(0, len(left) - TOLD)}, spent, crowded
 
 
 def _output_files(
     place: _Place, record: dict[str, Any], walk: _Walk
 ) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
-    """Yield the files that `outputs` name: by which entry, where, and why one does not come."""
+    """Yield the files that `outputs` name: by which entry, where, and why one does not come.
+
+    A link to a directory is followed where it is named, not where it lies below a directory.
+    """
     for wanted in _wanted(record):
-        if wanted["brought"]:
-            wanted = {**wanted, "min_bytes": 0}
-            for path in _matching(place.directory, wanted["path"], walk):
-                if os.path.isdir(path) and place.is_inside(path):
-                    for entry in _below(path, walk):
-                        yield wanted["path"], entry.path, _wrong(place, entry.path, wanted, walk)
-                else:
-                    yield wanted["path"], path, _wrong(place, path, wanted, walk)
+        if not wanted["brought"]:
+            continue
+        entry, wanted = wanted["path"], {**wanted, "min_bytes": 0}
+        for path in _matching(place.directory, entry, walk):
+            below: Iterable[str] = [path]
+            if os.path.isdir(path) and place.is_inside(path) and not ("**" in entry and os.path.islink(path)):
+                below = (found.path for found in _below(path, walk))
+            for one in below:
+                walk.pay()
+                is_link = os.path.islink(one) and os.path.isdir(one)
+                yield entry, one, {"why": "link"} if is_link else _wrong(place, one, wanted, walk)
 
 
 def _content(path: str, most: int) -> tuple[bytes, dict[str, Any] | None]:

@@ -99,7 +99,7 @@ def test_a_link_an_empty_directory_and_a_name_in_brackets(prefix: Path) -> None:
         run_job(backend_at(prefix), bash(script, expect=names))
     for text in (
         "a.h5 is a link to /x/y, which does not exist",
-        "b.h5 is an empty directory",
+        "b.h5 is a directory without a file in it",
         "c.h5 is a FIFO, not a file",
         "nothing matches scan[1].h5",
     ):

@@ -78,8 +78,8 @@ class Facility:
     def _fetch(self, job: dict[str, Any]) -> dict[str, Any]:
         sizes = {name: len(data) for name, data in self.files.items()}
         files = {name: base64.b64encode(data).decode() for name, data in self.files.items()}
-        found = {"matched": dict.fromkeys(self.files, 1), "sizes": sizes, "files": files}
-        return {**found, "left": [], "more": 0, "trouble": None, **self.fetched}
+        found = {"entries": {name: name for name in files}, "good": dict.fromkeys(files, 1), "sizes": sizes}
+        return {**found, "files": files, "left": [], "more": 0, "trouble": None, **self.fetched}
 
     def _usage(self, job: dict[str, Any]) -> dict[str, Any]:
         return {"usage": self.usage, "wait": None}
@@ -227,7 +227,7 @@ async def test_small_outputs_come_back_and_large_ones_are_named() -> None:
 @pytest.mark.parametrize(
     ("fetched", "says"),
     [
-        ({"matched": {}, "sizes": {}, "files": {}}, "a no longer matches anything"),
+        ({"good": {}, "entries": {}, "sizes": {}, "files": {}}, "a no longer matches anything"),
         ({"missing": True}, "its directory was removed before its outputs were fetched"),
         ({"trouble": "it took more than 20 s"}, "collecting its outputs stopped because it took more than 20 s"),
     ],
@@ -246,8 +246,10 @@ async def test_outputs_that_went_before_they_were_fetched_fail_the_job(fetched: 
         ({"sizes": {"a": 4}}, "holds 3 bytes of a, and announces 4"),
         ({"files": {"a": "no base64!"}}, "in bytes that do not decode"),
         ({"files": {"a": None}}, "in bytes that do not decode"),
-        ({"sizes": {"b": 1}, "files": {"b": "eA=="}}, "which the job's outputs do not name"),
-        ({"sizes": {"../a": 1}, "files": {"../a": "eA=="}}, "which the job's outputs do not name"),
+        ({"sizes": {"b": 1}, "files": {"b": "eA=="}, "entries": {"b": "b"}}, "do not name"),
+        ({"sizes": {"b": 1}, "files": {"b": "eA=="}, "entries": {"b": "a"}}, "do not name"),
+        ({"sizes": {"../a": 1}, "files": {"../a": "eA=="}, "entries": {"../a": "a"}}, "do not name"),
+        ({"entries": {"b": "a"}}, "announces different output files than it holds"),
     ],
 )
 async def test_an_answer_that_is_not_what_was_asked_for_is_an_error(fetched: dict[str, Any], says: str) -> None:
