@@ -489,7 +489,8 @@ def test_two_copies_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.
     target, carrier = tmp_path / "target", LocalCarrier()
     for name in ("early", "late"):
         (tmp_path / name).write_text(name)
-    utime, seen = os.utime, []
+    utime = os.utime
+    seen: list[int | str] = []
 
     def meanwhile(*args: Any, **options: Any) -> None:
         utime(*args, **options)
