@@ -69,7 +69,8 @@ if _typing.TYPE_CHECKING:
         wait_for_start,
     )
     from prefect_psik.limits import WaitLimits
-    from prefect_psik.pruning import aprune, aschedule_prune, prune, schedule_prune
+    from prefect_psik.prune_schedule import aschedule_prune, schedule_prune
+    from prefect_psik.pruning import aprune, prune
     from prefect_psik.transfer import (
         acancel_transfer,
         adelete_files,
@@ -186,7 +187,8 @@ __all__ = [
 _LAZY = {name: "jobs" for name in __all__ if name.endswith(("_job", "_preflight", "_for_start"))}
 _LAZY |= dict.fromkeys(("aclean_jobs", "alist_jobs", "clean_jobs", "list_jobs"), "housekeeping")
 _LAZY |= {name: "transfer" for name in __all__ if name.endswith(("_transfer", "_files"))}
-_LAZY |= dict.fromkeys(("aprune", "aschedule_prune", "prune", "schedule_prune"), "pruning")
+_LAZY |= dict.fromkeys(("aprune", "prune"), "pruning")
+_LAZY |= dict.fromkeys(("aschedule_prune", "schedule_prune"), "prune_schedule")
 _LAZY |= {"WaitLimits": "limits", "cancel_psik_jobs": "hooks"}
 
 
