@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefect_psik.exceptions import SpecError
+from prefect_psik.prune_marks import PREFIX as PRUNE_MARK
 from prefect_psik.transfer_file import is_part, kind_of, shown
 from prefect_psik.transfer_models import Order
 
@@ -36,6 +37,8 @@ def resolved(path: str | Path, base: str) -> Path | None:
 def walk(source: Path, target: Path, base: str) -> Iterator[Entry]:
     """Yield what a directory holds, beside where it goes; one directory at a time is in memory.
 
+    Marks of prunes stay where they are.
+
     Args:
         source: A directory.
         target: Where it goes.
@@ -46,7 +49,9 @@ def walk(source: Path, target: Path, base: str) -> Iterator[Entry]:
         here, there = waiting.pop()
         yield Entry(here, there, is_directory=True)
         with os.scandir(here) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+            found = sorted(
+                (entry for entry in entries if not entry.name.startswith(PRUNE_MARK)), key=lambda entry: entry.name
+            )
         directories = []
         for entry in found:
             origin, goal = here / entry.name, there / entry.name

@@ -40,7 +40,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "slurm_outcome": ("outcome", "slurm_outcome"),
     "identity": ("identity",),
     "transfer_once": ("transfer", "transfer_once"),
-    "prune_plan": ("prune_plan", "transfer"),
+    "prune_plan": ("prune_plan", "prune_directories", "transfer"),
     "submissions": ("submissions",),
     "lifecycle": ("lifecycle", "models_exceptions"),
     **{f"remote/{path.stem}": REMOTE for path in sorted((ROOT / PACKAGE / "remote").glob("*.py"))},

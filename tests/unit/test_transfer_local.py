@@ -462,6 +462,14 @@ def test_a_link_at_the_destination_is_no_copy(ends: tuple[Path, Path]) -> None:
     assert not (away / "d" / "file").is_symlink()
 
 
+def test_marks_of_prunes_are_not_copied(ends: tuple[Path, Path]) -> None:
+    home, away = ends
+    for name in ("d/.prefect-psik-prune-check-1", "d/.prefect-psik-prune-source-2", "d/empty"):
+        (home / name).mkdir(parents=True)
+    _move(ends)
+    assert _below(away) == ["d", "d/empty", "d/file"]
+
+
 def test_empty_directories_are_made(ends: tuple[Path, Path]) -> None:
     home, away = ends
     (home / "d" / "empty" / "too").mkdir(parents=True)
