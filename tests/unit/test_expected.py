@@ -23,7 +23,7 @@ from prefect_psik import Expected, JobSpec, SpecError
         ({"expect": {"a": True}}, "True is no number"),
         ({"expect": [{}]}, "has no path"),
         ({"expect": [{"count": 3}]}, "has no path"),
-        ({"expect": {"paht": "a", "count": 3}}, "has no path"),
+        ({"expect": {"file": "a", "count": 3}}, "has no path"),
         ({"expect": [{"path": 2024, "count": 3}]}, "has no path"),
         ({"expect": [{"path": None, "count": 3}]}, "has no path"),
         ({"expect": {"a": {"path": "b"}}}, "is neither a path with a count"),
