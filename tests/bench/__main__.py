@@ -12,13 +12,14 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from tests.bench import copies, facility, imports, local, results
+from tests.bench import copies, facility, imports, local, prunes, results
 
 BENCHES: dict[str, Callable[[Console], None]] = {
     "imports": imports.bench,
     "local": local.bench,
     "results": results.bench,
     "copies": copies.bench,
+    "prunes": prunes.bench,
     "facility": facility.bench,
 }
 
