@@ -8,6 +8,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_psik.single import Single
+
 
 class PruneVerdict(StrEnum):
     """What becomes of a file at the source."""
@@ -21,7 +23,7 @@ class PruneVerdict(StrEnum):
     """The check is not proven to hold it: it stays."""
 
 
-class _Stored(BaseModel):
+class _Stored(Single, BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
