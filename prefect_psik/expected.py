@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from prefect_psik.input_files import check_inside, check_length
-from prefect_psik.typed import CONTROL, Count, Typed, explain
+from prefect_psik.typed import CONTROL, Count, Plain, Typed, explain, shown
 
 #: Entries of one list.
 MAX_ENTRIES = 1000
@@ -51,7 +51,9 @@ class Expected(Typed):
 def _entry(value: Any) -> Any:
     """Take a path, a mapping with `path`, or an entry; one that asks for nothing else is its path."""
     if not isinstance(value, str | Mapping | Expected):
-        raise ValueError(f"{value!r} is neither a path nor a mapping with path, count, at_least, min_bytes, fresh")
+        raise ValueError(
+            f"{shown(value)} is neither a path nor a mapping with path, count, at_least, min_bytes, fresh"
+        )
     if isinstance(value, Expected):
         found = value
     else:
@@ -103,10 +105,10 @@ def listed(value: Any) -> Any:
 def _by_path(entries: Mapping[Any, Any]) -> list[Any]:
     found: list[Any] = []
     for path, asked in entries.items():
-        fields = {"count": asked} if isinstance(asked, int) else asked if asked is not None else {}
+        fields = {"count": asked} if isinstance(asked, int | Plain) else asked if asked is not None else {}
         if not isinstance(path, str) or not isinstance(fields, Mapping):
             raise ValueError(
-                f"{path!r}: {asked!r} is neither a path with a count nor one with a mapping of fields"
+                f"{shown(path)}: {shown(asked)} is neither a path with a count nor one with a mapping of fields"
             )
         found.append({"path": path, **fields})
     return found
