@@ -15,9 +15,12 @@ from typing import Any
 import psutil
 import pytest
 from prefect import flow, task, unmapped
+from prefect.client.orchestration import get_client
+from prefect.deployments import arun_deployment
 from prefect.futures import wait
 
 from prefect_psik import (
+    BackendAttributes,
     FailureCause,
     JobCanceled,
     JobFailed,
@@ -27,6 +30,7 @@ from prefect_psik import (
     JobState,
     MissingOutput,
     PsikBackend,
+    ResourceSpec,
     SyncCallError,
     apoll_job,
     arun_job,
@@ -39,6 +43,7 @@ from prefect_psik import (
     wait_for_job,
     wait_for_start,
 )
+from prefect_psik.identity import Identity
 from tests.conftest import job_processes
 from tests.integration.local import backend_at, bash, job_directories, rows, runs, wait_until
 
@@ -337,3 +342,64 @@ def test_a_wait_for_the_start_ends_while_the_job_runs(prefix: Path) -> None:
     gate.touch()
     assert wait_for_job(handle).stdout == "ended\n"
     assert wait_for_start(handle).state is JobState.completed
+
+
+def test_map_takes_a_block_for_one_thing(prefix: Path) -> None:
+    @flow
+    def many() -> list[str]:
+        return [
+            result.stdout
+            for result in run_job.map(backend_at(prefix), [bash(f"echo {n}") for n in range(3)]).result()
+        ]
+
+    assert many() == ["0\n", "1\n", "2\n"]
+
+
+def test_map_takes_a_spec_for_one_thing(prefix: Path) -> None:
+    @flow
+    def twice() -> list[str]:
+        mapped = run_job.map(backend_at(prefix), bash('echo "$base"'), key=["first", "second"])
+        return [result.stdout for result in mapped.result()]
+
+    assert len(set(twice())) == 2
+
+
+def test_script_gets_its_arguments(prefix: Path) -> None:
+    spec = bash('printf "%s|" "$@"', arguments=["scan 7", "", "$HOME", 3])
+    assert run_job(backend_at(prefix), spec).stdout == "scan 7||$HOME|3|"
+
+
+def test_directives_are_ignored_on_this_machine_and_that_is_logged(
+    prefix: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    spec = JobSpec(name="headed", script="#!/bin/bash\n#SBATCH -N 2\n#SBATCH --array=0-9\necho done\n")
+    assert run_job(backend_at(prefix), spec).stdout == "done\n"
+    said = [record.getMessage() for record in caplog.records if "SBATCH" in record.getMessage()]
+    assert said == [
+        "job 'headed': script, line 2: #SBATCH -N 2 and 1 more: no effect on a local backend, which has no "
+        "scheduler"
+    ]
+
+
+async def test_spec_that_prefect_kept_as_a_parameter_is_the_same_job() -> None:
+    block = PsikBackend(
+        attributes=BackendAttributes(type="slurm"),
+        default_resources={"node_count": 4, "duration": 30, "memory": "8G"},
+    )
+
+    @flow
+    def with_spec(spec: JobSpec) -> None: ...
+
+    spec = bash("true").replace(resources=ResourceSpec(gpu_cores_per_process=1))
+    async with get_client() as client:
+        flow_id = await client.create_flow(with_spec)
+        await client.create_deployment(flow_id, "kept")
+        run = await arun_deployment("with-spec/kept", parameters={"spec": spec}, timeout=0)
+        kept = await client.read_flow_run(run.id)
+    found = with_spec.validate_parameters(kept.parameters)["spec"]
+    assert isinstance(found, JobSpec)
+    assert found is not spec
+    identity = Identity("k", "1")
+    assert block.submission(found, identity, {}) == block.submission(spec, identity, {})
+    assert block.submission(found, identity, {})["asked"] == {"duration": 30, "memory": "8G"}

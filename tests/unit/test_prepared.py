@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from prefect.utilities.collections import isiterable
+from pydantic import BaseModel
 
 import prefect_psik
 from prefect_psik import (
@@ -131,6 +132,8 @@ def test_jobs_short_option_replaces_the_blocks_long_one() -> None:
 )
 def test_model_is_one_thing_for_map(model: object) -> None:
     assert not isiterable(model)
+    assert isinstance(model, BaseModel)
+    assert dict(BaseModel.__iter__(model)) == dict(model)
 
 
 def test_no_public_model_is_taken_for_a_list() -> None:
