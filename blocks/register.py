@@ -29,7 +29,7 @@ from pydantic import BaseModel, ValidationError
 from prefect_psik import BackendAttributes, GlobusCollection, GlobusCredentials, PsikBackend, ResourceSpec
 from prefect_psik.resolve import load_backend
 from prefect_psik.spelling import plain_values, read_yaml
-from prefect_psik.typed import explain
+from prefect_psik.typed import explain, kind_of
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -84,7 +84,7 @@ def _expanded(value: Any, path: Path) -> Any:
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise BadFile(f"{what} holds {type(value).__name__}, not a mapping of fields.")
+        raise BadFile(f"{what} holds {kind_of(value)}, not a mapping of fields.")
     return value
 
 

@@ -31,7 +31,7 @@ from prefect_psik.launcher import launcher_script, normalize_script
 from prefect_psik.options import Options
 from prefect_psik.resources import ResourceSpec
 from prefect_psik.spelling import read_yaml
-from prefect_psik.typed import Typed, explain, plain_word
+from prefect_psik.typed import Typed, explain, kind_of, plain_word
 
 MAX_SCRIPT_BYTES = 1_000_000
 #: Of the script's arguments together, well below what Linux takes.
@@ -76,11 +76,11 @@ class JobSpec(Typed):
 
     name: str | None = Field(default=None, max_length=100, description="Job name, as the scheduler shows it.")
     script: str = Field(description="Text of the script; its first line may name the interpreter (#!).")
-    arguments: list[TextValue] = Field(default_factory=list, description="Arguments of the script: $1, $2, …")
     directory: str | None = Field(
         default=None,
         description="Directory to run in, absolute, $VARS expanded at the facility. None: a new one.",
     )
+    arguments: list[TextValue] = Field(default_factory=list, description="Arguments of the script: $1, $2, …")
     environment: dict[str, TextValue] = Field(
         default_factory=dict, description="Environment variables of the script."
     )
@@ -188,7 +188,7 @@ class JobSpec(Typed):
             raise SpecError(f"The job spec {path} is not YAML that can be read: {err}.") from None
         if not isinstance(document, dict):
             raise SpecError(
-                f"The job spec {path} holds {type(document).__name__}, not a mapping of fields such as "
+                f"The job spec {path} holds {kind_of(document)}, not a mapping of fields such as "
                 "'name:', 'script:' and 'backend:'."
             )
         if isinstance(names := document.get("files"), list):

@@ -13,7 +13,7 @@ from prefect_psik.sbatch import FLAGS, RESOURCE_OF, VALUED, long_name
 from prefect_psik.typed import Plain
 
 _BY_FIELD = {
-    option: f"give {field} in resources (in a block: in default_resources)"
+    option: f"give resources.{field} (in a block: default_resources)"
     for option, field in RESOURCE_OF.items()
     if option != "--mem"
 }
@@ -32,7 +32,7 @@ FORBIDDEN_OPTIONS: dict[str, str] = {
     "--output": "psik keeps the logs in the job's directory",
     "--quiet": "psik needs the id that sbatch prints",
     "--test-only": "it submits nothing; use preflight",
-    "--time": "give duration in resources: minutes, or Slurm's D-HH:MM:SS",
+    "--time": "give resources.duration: minutes, or Slurm's D-HH:MM:SS",
     "--usage": "it submits nothing",
     "--version": "it submits nothing",
     "--wait": "it would block the endpoint until the job ends; wait_for_job waits",
@@ -94,9 +94,9 @@ def check_value(name: str, value: Any) -> str:
         raise ValueError(f"the option {name} takes no value: write true")
     if isinstance(value, int | float) and value is not False:
         value = str(value)
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         raise ValueError(f"the option {name} {_not_text(name, value)}")
-    if not value.strip():
+    if not (value and value.strip()):
         raise ValueError(f"the option {name} has an empty value; for a flag without value write true")
     if _CONTROL.search(value) or value.startswith("-"):
         raise ValueError(f"the value {value!r} of option {name} begins with a dash or has control characters")
@@ -104,8 +104,6 @@ def check_value(name: str, value: Any) -> str:
 
 
 def _not_text(name: str, value: Any) -> str:
-    if value is None:
-        return "has no value; for a flag without value write true"
     if value is False:
         instead = ", and write exclusive_node_use: false in resources" if name == "--exclusive" else ""
         return f"is false: leave it out{instead}"

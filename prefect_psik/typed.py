@@ -100,6 +100,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}…{text[-19:]}"
 
 
+def kind_of(value: Any) -> str:
+    """The type of a value of a YAML file, as Python calls it."""
+    return "str" if isinstance(value, str) else type(value).__name__
+
+
 def explain(err: ValidationError) -> str:
     """Turn pydantic's report into one line: where, what, and what was given."""
     found = []

@@ -300,6 +300,16 @@ async def test_a_sync_task_on_a_running_loop_names_its_twin(prefix: Path) -> Non
     assert not job_directories(prefix)
 
 
+async def test_a_sync_flow_in_a_notebook_says_how_to_write_it(prefix: Path) -> None:
+    @flow
+    def cell() -> JobResult:
+        return run_job(backend_at(prefix), bash("true"))
+
+    with pytest.raises(SyncCallError, match=r"await arun_job.*async def.*call the flow with `await`.*notebook"):
+        cell()
+    assert not job_directories(prefix)
+
+
 def test_a_handle_is_found_again_as_text_from_another_process(prefix: Path) -> None:
     handle = submit_job(backend_at(prefix), bash("sleep 2; echo later"))
     code = "import sys; from prefect_psik import wait_for_job; print(wait_for_job.fn(sys.argv[1]).stdout)"

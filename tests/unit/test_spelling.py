@@ -63,8 +63,8 @@ def test_only_an_unquoted_true_is_a_flag(tmp_path: Path, text: str, option: str)
     [
         ("[END, FAIL]", "has a list as its value: write one text, as sbatch takes it: 'END,FAIL'"),
         ("false", "is false: leave it out"),
-        ("", "has no value"),
-        ("~", "has no value"),
+        ("", "has an empty value"),
+        ("~", "has an empty value"),
         ("{a: b}", "has a dict as its value"),
         ("!!timestamp 2026-11-27", "has a date or time as its value: write it as text, '2026-11-27'"),
     ],
