@@ -21,6 +21,7 @@ from prefect_psik.options import Options
 from prefect_psik.prepared import Prepared, prepare
 from prefect_psik.resources import ResourceSpec
 from prefect_psik.single import Single
+from prefect_psik.typed import Seconds
 
 if TYPE_CHECKING:
     from prefect_psik.identity import Identity
@@ -114,7 +115,7 @@ class PsikBackend(Single, Block):
     umask: str = Field(
         default="0027", pattern=r"^0?[0-7]{3}$", title="umask of jobs", description="0027: the group may read."
     )
-    poll_interval_seconds: float = Field(
+    poll_interval_seconds: Seconds = Field(
         default=10.0, gt=0, title="Longest pause between looks, seconds", description="Looks begin more often."
     )
     accept_jobs: bool = Field(default=True, title="Accept jobs", description="Off: drain this backend.")

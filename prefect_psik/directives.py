@@ -22,7 +22,7 @@ SLURM = "Slurm"
 _BEGINNINGS = {
     SLURM: re.compile(r"#SBATCH(?=[\s-]|$)"),
     "PBS": re.compile(r"#PBS(?=[\s-]|$)"),
-    "Flux": re.compile(r"#FLUX(?=[\s:]|$)|#\s*(?i:flux):"),
+    "Flux": re.compile(r"#FLUX(?=[\s:]|$)|#\s*(?i:flux):\s*-"),
     "LSF": re.compile(r"#BSUB(?=[\s-]|$)"),
     "DataWarp": re.compile(r"#DW(?=\s|$)"),
     "burst buffers": re.compile(r"#BB(?=\s|$)"),
@@ -130,6 +130,8 @@ def read_header(script: str, given: Mapping[str, Any]) -> Header:
             notes.append(_applied(option, target, values[target]))
     if "process_count" in values and "processes_per_node" in values:
         values["--ntasks-per-node"] = str(values.pop("processes_per_node"))
+    if values.get("exclusive_node_use") is False:
+        values["--oversubscribe"] = "--oversubscribe"
     return Header(values, notes)
 
 

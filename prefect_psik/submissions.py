@@ -51,9 +51,10 @@ class Submission:
             SpecError: The key is not usable, or a directive of the script cannot be honoured.
         """
         block.check_open()
+        notes = block.prepare(spec).notes
         caller = current_caller()
         identity = identify(spec, endpoint=block.endpoint, prefix=block.prefix, key=key, caller=caller)
-        _tell_directives(spec, block.prepare(spec).notes)
+        _tell_directives(spec, notes)
         return cls(block, spec, identity, rerun, on_cancel, enclosing_flow_runs())
 
     def begin(self, again: Again | None) -> Future[Submitted]:

@@ -52,6 +52,13 @@ def _minutes(value: Any) -> Any:
     return -(-total // 60)
 
 
+def _decimal(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        raise ValueError(f"write a number in plain digits (given: {shown(value)})")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_decimal)]
 Count = Annotated[int, BeforeValidator(_digits)]
 Minutes = Annotated[int, BeforeValidator(_minutes)]
 

@@ -108,6 +108,7 @@ def test_directive_with_a_field_sets_it(line: str, field: str, value: object) ->
         ("--gpus-per-task=a100:1", {"--gpus-per-task=a100:1"}),
         ("--exclusive=user", {"--exclusive=user"}),
         ("-G 4 -pdebug", {"--gpus=4", "--partition=debug"}),
+        ("-s", {"--oversubscribe"}),
         ("-HO", {"--hold", "--overcommit"}),
         ("--requeue", {"--requeue"}),
         ("--signal=B:USR1@30", {"--signal=B:USR1@30"}),
@@ -144,7 +145,7 @@ def test_directives_are_found_whatever_the_interpreter(interpreter: str) -> None
         "#!/bin/bash\n#SBATCHED -N 2\ntrue\n",
         "#!/bin/bash\ntrue\n#SBATCH -N 2\n#SBATCH --array=1-9\n#PBS -l nodes=2\n",
         "#!/usr/bin/env python3\nimport os\n#SBATCH -N 2\n",
-        "#!/bin/bash\n# flux is better, see #PBS\n#BBQ\ntrue\n",
+        "#!/bin/bash\n# flux is better, see #PBS\n# Flux: 1e12 photons a second\n#BBQ\ntrue\n",
     ],
 )
 def test_what_sbatch_would_not_read_is_no_directive(script: str) -> None:
