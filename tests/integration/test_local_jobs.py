@@ -29,6 +29,7 @@ from prefect_psik import (
     JobSpec,
     JobState,
     MissingOutput,
+    PreflightFailed,
     PsikBackend,
     ResourceSpec,
     SyncCallError,
@@ -39,6 +40,7 @@ from prefect_psik import (
     cancel_job,
     poll_job,
     run_job,
+    run_preflight,
     submit_job,
     wait_for_job,
     wait_for_start,
@@ -413,3 +415,14 @@ async def test_spec_that_prefect_kept_as_a_parameter_is_the_same_job() -> None:
     identity = Identity("k", "1")
     assert block.submission(found, identity, {}) == block.submission(spec, identity, {})
     assert block.submission(found, identity, {})["asked"] == {"duration": 30, "memory": "8G"}
+
+
+def test_preflight_has_a_row_for_the_directives_of_a_script(prefix: Path) -> None:
+    spec = JobSpec(script="#!/bin/bash\n#SBATCH --array=0-9\ntrue\n")
+    report = run_preflight(backend_at(prefix), spec)
+    assert [check.message for check in report.checks if check.name == "directives"] == [
+        "Script, line 2: #SBATCH --array=0-9: no effect on a local backend, which has no scheduler."
+    ]
+    slurm = backend_at(prefix).model_copy(update={"attributes": BackendAttributes(type="slurm")})
+    with pytest.raises(PreflightFailed, match="directives: Line 2 of the script, '#SBATCH --array=0-9'"):
+        run_preflight(slurm, spec)
