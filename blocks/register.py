@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-import yaml
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
@@ -29,7 +28,8 @@ from pydantic import BaseModel, ValidationError
 
 from prefect_psik import BackendAttributes, GlobusCollection, GlobusCredentials, PsikBackend, ResourceSpec
 from prefect_psik.resolve import load_backend
-from prefect_psik.typed import explain
+from prefect_psik.spelling import plain_values, read_yaml
+from prefect_psik.typed import explain, kind_of
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -49,11 +49,11 @@ def read_file(path: Path) -> tuple[list[tuple[str, Block]], dict[str, Any]]:
         BadFile: It cannot be used.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as err:
+        document = read_yaml(path)
+    except OSError as err:
         raise BadFile(f"Cannot read {path}: {err}.") from None
-    except yaml.YAMLError as err:
-        raise BadFile(f"{path} is not YAML: {err}.") from None
+    except ValueError as err:
+        raise BadFile(f"{path} is not YAML that can be read: {err}.") from None
     document = _expanded(_mapping(document, f"{path}"), path)
     _known(document, ["name", "backend", "collections", "variables"], f"{path}")
     if "name" not in document:
@@ -65,7 +65,7 @@ def read_file(path: Path) -> tuple[list[tuple[str, Block]], dict[str, Any]]:
         found.append(_block(PsikBackend, document["name"], document["backend"], path))
     collections = _mapping(document.get("collections") or {}, f"'collections' of {path}")
     found += [_block(GlobusCollection, name, fields, path) for name, fields in collections.items()]
-    return found, _mapping(document.get("variables") or {}, f"'variables' of {path}")
+    return found, plain_values(_mapping(document.get("variables") or {}, f"'variables' of {path}"))
 
 
 def _expanded(value: Any, path: Path) -> Any:
@@ -79,12 +79,12 @@ def _expanded(value: Any, path: Path) -> Any:
     for name in _REFERENCE.findall(value):
         if not os.environ.get(name):
             raise BadFile(f"The variable {name}, which {path} needs, is not set. Set it: export {name}=…")
-    return _REFERENCE.sub(lambda match: os.environ[match[1]], value)
+    return type(value)(_REFERENCE.sub(lambda match: os.environ[match[1]], value))
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise BadFile(f"{what} holds {type(value).__name__}, not a mapping of fields.")
+        raise BadFile(f"{what} holds {kind_of(value)}, not a mapping of fields.")
     return value
 
 
@@ -106,8 +106,10 @@ def _block(kind: type[B], name: Any, fields: Any, path: Path) -> tuple[str, B]:
             _known(_mapping(fields[nested], what), model.model_fields, what)
     if fields.get("credentials") is not None:
         fields["credentials"] = _credentials(fields["credentials"], where)
+    if "user_endpoint_config" in fields:  # for the endpoint's template, with values of any type
+        fields["user_endpoint_config"] = plain_values(fields["user_endpoint_config"])
     try:
-        return name, kind.model_validate(fields)
+        return str(name), kind.model_validate(fields)
     except ValidationError as err:
         raise BadFile(f"{where} is not usable: {explain(err)}.") from None
 

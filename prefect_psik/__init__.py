@@ -42,9 +42,10 @@ from prefect_psik.exceptions import (
     WalltimeExceeded,
 )
 from prefect_psik.expected import Expected
-from prefect_psik.jobspec import JobSpec, ResourceSpec
+from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import JobHandle, JobRecord, JobResult, JobState, JobStatus, PreflightReport, RemovedJob
 from prefect_psik.prune_models import PruneFile, PruneReport, PruneVerdict, ScheduledPrune
+from prefect_psik.resources import ResourceSpec
 from prefect_psik.retry import Growth
 from prefect_psik.transfer_models import FileEntry, TransferHandle, TransferResult, TransferState, TransferStatus
 

@@ -15,9 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import BackendClosed, SpecError
 from prefect_psik.expected import plain_entry
-from prefect_psik.jobspec import JobSpec, ResourceSpec
+from prefect_psik.jobspec import JobSpec
 from prefect_psik.launcher import normalize_script
 from prefect_psik.options import Options
+from prefect_psik.prepared import Prepared, prepare
+from prefect_psik.resources import ResourceSpec
+from prefect_psik.single import Single
+from prefect_psik.typed import Seconds
 
 if TYPE_CHECKING:
     from prefect_psik.identity import Identity
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
-class BackendAttributes(BaseModel):
+class BackendAttributes(Single, BaseModel):
     """How psik hands a job on at the facility, under psik's names."""
 
     model_config = ConfigDict(extra="ignore")
@@ -62,7 +66,7 @@ class DefaultResources(ResourceSpec):
     model_config = ConfigDict(extra="ignore")
 
 
-class PsikBackend(Block):
+class PsikBackend(Single, Block):
     """A named place where psik jobs run: a facility behind a Globus Compute endpoint, or this machine.
 
     Example:
@@ -111,7 +115,7 @@ class PsikBackend(Block):
     umask: str = Field(
         default="0027", pattern=r"^0?[0-7]{3}$", title="umask of jobs", description="0027: the group may read."
     )
-    poll_interval_seconds: float = Field(
+    poll_interval_seconds: Seconds = Field(
         default=10.0, gt=0, title="Longest pause between looks, seconds", description="Looks begin more often."
     )
     accept_jobs: bool = Field(default=True, title="Accept jobs", description="Off: drain this backend.")
@@ -172,6 +176,19 @@ class PsikBackend(Block):
                 f"{name} does not accept jobs now{why}. Wait until it is opened again, or use another backend."
             )
 
+    def prepare(self, spec: JobSpec) -> Prepared:
+        """Put a spec together with the directives of its script and with what this backend sets.
+
+        Raises:
+            SpecError: A directive of the script cannot be honoured.
+        """
+        return prepare(
+            spec,
+            scheduler=self.attributes.type,
+            options=self.attributes.sbatch_options(),
+            resources=self.default_resources or ResourceSpec(),
+        )
+
     def submission(
         self,
         spec: JobSpec,
@@ -187,17 +204,16 @@ class PsikBackend(Block):
             identity: Key, stamp and attempt.
             owner: Who submits, for the facility's records.
             asked: What a further run asks for, in place of the spec's duration and memory.
+
+        Raises:
+            SpecError: A directive of the script cannot be honoured.
         """
-        given = spec.resources.model_dump(exclude_unset=True)
-        defaults = self.default_resources.model_dump(exclude_unset=True) if self.default_resources else {}
-        if given.keys() & {"process_count", "processes_per_node"}:
-            defaults = {
-                name: n for name, n in defaults.items() if name not in ("process_count", "processes_per_node")
-            }
-        wanted = defaults | given
+        prepared = self.prepare(spec)
+        merged = prepared.spec
         if asked is not None:
-            wanted |= {key: value for key, value in vars(asked).items() if value is not None}
-        merged = spec.model_copy(update={"resources": ResourceSpec(**wanted)})
+            wanted = {key: value for key, value in vars(asked).items() if value is not None}
+            merged = merged.model_copy(update={"resources": merged.resources.model_copy(update=wanted)})
+        resources = merged.resources.complete()
         attributes = self.attributes
         return {
             "stamp": identity.stamp,
@@ -211,10 +227,8 @@ class PsikBackend(Block):
                 "project_name": attributes.project_name,
                 "attributes": {"psik_python": attributes.psik_python} if attributes.psik_python else {},
             },
-            "spec": merged.to_psik(
-                scheduler=attributes.type, options=attributes.sbatch_options(), umask=self.umask
-            ),
-            "asked": {"duration": merged.resources.duration, "memory": merged.resources.memory},
+            "spec": merged.to_psik(scheduler=attributes.type, options=prepared.options, umask=self.umask),
+            "asked": {"duration": resources["duration"], "memory": resources.get("memory")},
             "changed": asked is not None,
             "script": normalize_script(spec.script)[1],
             "files": {path: content.model_dump(exclude_none=True) for path, content in spec.files.items()},
@@ -224,7 +238,7 @@ class PsikBackend(Block):
         }
 
 
-class GlobusCollection(Block):
+class GlobusCollection(Single, Block):
     """A place of data: a Globus Transfer collection, or a directory of this machine.
 
     Example:

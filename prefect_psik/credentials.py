@@ -12,6 +12,7 @@ from prefect.blocks.abstract import CredentialsBlock
 from pydantic import Field, SecretStr
 
 from prefect_psik.exceptions import SpecError
+from prefect_psik.single import Single
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _SALT = secrets.token_bytes(16)
 
 
-class GlobusCredentials(CredentialsBlock):
+class GlobusCredentials(Single, CredentialsBlock):
     """A Globus login for Compute and Transfer.
 
     With both fields empty, the worker's own login is used: the variables `GLOBUS_COMPUTE_CLIENT_ID` and

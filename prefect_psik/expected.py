@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from prefect_psik.input_files import check_inside, check_length
-from prefect_psik.typed import CONTROL, Count, Typed, explain
+from prefect_psik.typed import CONTROL, Count, Typed, explain, shown
 
 #: Entries of one list.
 MAX_ENTRIES = 1000
@@ -51,7 +51,9 @@ class Expected(Typed):
 def _entry(value: Any) -> Any:
     """Take a path, a mapping with `path`, or an entry; one that asks for nothing else is its path."""
     if not isinstance(value, str | Mapping | Expected):
-        raise ValueError(f"{value!r} is neither a path nor a mapping with path, count, at_least, min_bytes, fresh")
+        raise ValueError(
+            f"{shown(value)} is neither a path nor a mapping with path, count, at_least, min_bytes, fresh"
+        )
     if isinstance(value, Expected):
         found = value
     else:
@@ -112,7 +114,7 @@ def _by_path(entries: Mapping[Any, Any]) -> list[Any]:
         fields = asked if isinstance(asked, Mapping) else {} if asked is None else {"count": asked}
         if not isinstance(path, str) or "path" in fields:
             raise ValueError(
-                f"{path!r}: {asked!r} is neither a path with a count nor one with a mapping of fields"
+                f"{shown(path)}: {shown(asked)} is neither a path with a count nor one with a mapping of fields"
             )
         found.append({"path": path, **fields})
     return found

@@ -106,6 +106,17 @@ InsidePath = Annotated[
 InputFile = Annotated[FileContent, BeforeValidator(_as_content)]
 
 
+def check_directory(directory: str) -> str:
+    """Check that a directory of the facility is given in full.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not directory.startswith(("/", "$", "~")) or CONTROL.search(directory):
+        raise ValueError(f"directory {directory!r} must be absolute, or start with a $VARIABLE of the facility")
+    return directory
+
+
 def listed_files(spec: Path, names: list[Any]) -> dict[str, Path]:
     """Read `files` of a job.yaml that lists local paths, relative to it."""
     files: dict[str, Path] = {}

@@ -7,64 +7,54 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
+from prefect_psik.directives import job_name
 from prefect_psik.exceptions import SpecError
 from prefect_psik.expected import Expected, Output, Result, listed
-from prefect_psik.input_files import MAX_FILES_BYTES, FileContent, InputFile, InsidePath, listed_files
+from prefect_psik.input_files import (
+    MAX_FILES_BYTES,
+    FileContent,
+    InputFile,
+    InsidePath,
+    check_directory,
+    listed_files,
+)
 from prefect_psik.launcher import launcher_script, normalize_script
 from prefect_psik.options import Options
-from prefect_psik.typed import CONTROL, Count, Typed, explain, plain_word
+from prefect_psik.resources import ResourceSpec
+from prefect_psik.spelling import read_yaml
+from prefect_psik.typed import Typed, explain, kind_of, plain_word
 
 MAX_SCRIPT_BYTES = 1_000_000
+#: Of the script's arguments together, well below what Linux takes.
+MAX_ARGUMENTS_BYTES = 100_000
 #: psik's timer starts later than Slurm's and must not win: minutes on top of the user's duration.
 PSIK_TIMER_EXTRA_MINUTES = 10
 #: Set by psik for every job, and relied upon by the launcher.
 RESERVED_VARIABLES = frozenset({"base", "jobndx", "jobid"})
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 CANONICAL_VERSION = 1
 
 
-class ResourceSpec(Typed):
-    """How much the job asks for. Fields and defaults are psik's, plus `memory`."""
-
-    duration: Count = Field(default=10, ge=1, description="Walltime limit in minutes, at least 1.")
-    node_count: Count | None = Field(default=None, ge=1, description="Compute nodes.")
-    process_count: Count | None = Field(
-        default=None, ge=1, description="Processes in all; not together with processes_per_node."
-    )
-    processes_per_node: Count | None = Field(default=None, ge=1, description="Processes on each node.")
-    cpu_cores_per_process: Count = Field(default=1, ge=1, description="CPU cores of each process.")
-    gpu_cores_per_process: Count = Field(default=0, ge=0, description="GPUs of each process.")
-    exclusive_node_use: bool = Field(default=True, description="Take whole nodes (psik's default).")
-    memory: str | None = Field(
-        default=None, pattern=r"^[0-9]+[KMGT]?$", description="Memory per node, as sbatch's --mem: 16G."
-    )
-
-    @model_validator(mode="after")
-    def _one_process_count(self) -> ResourceSpec:
-        if self.process_count is not None and self.processes_per_node is not None:
-            raise ValueError("give process_count or processes_per_node, not both")
-        return self
-
-
-def _variable_value(value: Any) -> Any:
+def _text_value(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError(f"{value} is ambiguous as a variable's value: write it in quotes")
+        raise ValueError(f"{value} is ambiguous as a text: write it in quotes")
+    if value is None:
+        raise ValueError("it has no value: write '' for an empty text, and quotes around null and ~")
     return str(value) if isinstance(value, int | float) else value
 
 
-VariableValue = Annotated[str, BeforeValidator(_variable_value)]
+TextValue = Annotated[str, BeforeValidator(_text_value)]
 
 
 class JobSpec(Typed):
@@ -90,7 +80,8 @@ class JobSpec(Typed):
         default=None,
         description="Directory to run in, absolute, $VARS expanded at the facility. None: a new one.",
     )
-    environment: dict[str, VariableValue] = Field(
+    arguments: list[TextValue] = Field(default_factory=list, description="Arguments of the script: $1, $2, …")
+    environment: dict[str, TextValue] = Field(
         default_factory=dict, description="Environment variables of the script."
     )
     inherit_environment: bool = Field(
@@ -113,6 +104,10 @@ class JobSpec(Typed):
         description="What must be there at the end: paths or globs, absolute or in the job's directory, or "
         "`Expected`, which also says how many.",
     )
+    directives: Literal["read", "ignore"] = Field(
+        default="read",
+        description="The script's #SBATCH lines: read what no field gives from them (on Slurm), or ignore them.",
+    )
     backend: str | None = Field(default=None, description="Name of the `psik-backend` block to run on.")
 
     @field_validator("name")
@@ -131,14 +126,20 @@ class JobSpec(Typed):
             raise ValueError(f"the script is larger than {MAX_SCRIPT_BYTES:,} bytes: move its data elsewhere")
         return script
 
+    @field_validator("arguments")
+    @classmethod
+    def _usable_arguments(cls, arguments: list[str]) -> list[str]:
+        text = " ".join(arguments)
+        if _NO_TEXT.search(text):
+            raise ValueError("an argument contains a NUL byte or half of a surrogate pair")
+        if len(text.encode()) > MAX_ARGUMENTS_BYTES:
+            raise ValueError(f"the arguments have more than {MAX_ARGUMENTS_BYTES:,} bytes: give a file instead")
+        return arguments
+
     @field_validator("directory")
     @classmethod
     def _absolute_directory(cls, directory: str | None) -> str | None:
-        if directory is not None and (not directory.startswith(("/", "$", "~")) or CONTROL.search(directory)):
-            raise ValueError(
-                f"directory {directory!r} must be absolute, or start with a $VARIABLE of the facility"
-            )
-        return directory
+        return None if directory is None else check_directory(directory)
 
     @field_validator("environment")
     @classmethod
@@ -148,7 +149,7 @@ class JobSpec(Typed):
                 raise ValueError(f"{name!r} is no name of an environment variable")
             if name in RESERVED_VARIABLES:
                 raise ValueError(f"the variable {name!r} is set by psik for every job: choose another name")
-            if re.search(r"[\x00\ud800-\udfff]", value):
+            if _NO_TEXT.search(value):
                 raise ValueError(f"the value of {name} contains a NUL byte or half of a surrogate pair")
         return environment
 
@@ -180,14 +181,14 @@ class JobSpec(Typed):
         """
         path = Path(path)
         try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+            document = read_yaml(path)
         except OSError as err:
             raise SpecError(f"Cannot read the job spec {path}: {err.strerror}.") from None
-        except (yaml.YAMLError, ValueError) as err:
-            raise SpecError(f"The job spec {path} is not YAML: {err}.") from None
+        except ValueError as err:
+            raise SpecError(f"The job spec {path} is not YAML that can be read: {err}.") from None
         if not isinstance(document, dict):
             raise SpecError(
-                f"The job spec {path} holds {type(document).__name__}, not a mapping of fields such as "
+                f"The job spec {path} holds {kind_of(document)}, not a mapping of fields such as "
                 "'name:', 'script:' and 'backend:'."
             )
         if isinstance(names := document.get("files"), list):
@@ -200,6 +201,7 @@ class JobSpec(Typed):
         path: str | Path,
         *,
         name: str | None = None,
+        arguments: Sequence[str] | None = None,
         directory: str | None = None,
         environment: Mapping[str, str] | None = None,
         resources: ResourceSpec | None = None,
@@ -207,8 +209,11 @@ class JobSpec(Typed):
         files: Mapping[str, str | bytes | Path] | None = None,
         outputs: Sequence[str | Expected] | None = None,
         expect: Sequence[str | Expected] | None = None,
+        directives: Literal["read", "ignore"] | None = None,
     ) -> JobSpec:
-        """Take the script from a local file; the job is named after it unless `name` is given.
+        """Take the script from a local file.
+
+        Without `name` the job has the name that the script gives itself with `#SBATCH -J`, or the file's.
 
         Raises:
             SpecError: The script cannot be read, or a field is not usable.
@@ -219,8 +224,9 @@ class JobSpec(Typed):
         except (OSError, UnicodeDecodeError) as err:
             raise SpecError(f"Cannot read the script {path}: {err}.") from None
         given = {
-            "name": name or path.stem,
+            "name": name or (job_name(script) if directives != "ignore" else None) or path.stem,
             "script": script,
+            "arguments": arguments,
             "directory": directory,
             "environment": environment,
             "resources": resources,
@@ -228,6 +234,7 @@ class JobSpec(Typed):
             "files": files,
             "outputs": outputs,
             "expect": expect,
+            "directives": directives,
         }
         return cls._checked(
             {key: value for key, value in given.items() if value is not None}, f"The job of {path}"
@@ -251,7 +258,9 @@ class JobSpec(Typed):
 
     def canonical(self) -> str:
         """The spec as versioned canonical JSON: no defaults, keys sorted, no backend's name, files by hash."""
-        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"backend"})
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"backend", "resources"})
+        if resources := self.resources.remarkable():
+            fields["resources"] = resources
         if self.files:
             fields["files"] = {path: content.digest() for path, content in self.files.items()}
         return json.dumps(
@@ -274,15 +283,15 @@ class JobSpec(Typed):
             umask: The job's umask, octal digits.
         """
         interpreter, _ = normalize_script(self.script)
-        resources = self.resources.model_dump(exclude={"memory"})
+        resources = self.resources.complete()
+        memory = resources.pop("memory", None)
         attributes: dict[str, str] = {}
         if scheduler == "slurm":
-            memory = {"--mem": self.resources.memory} if self.resources.memory else {}
-            limits = {"--time": str(self.resources.duration), "--export": "NIL"}
+            limits = {"--time": str(resources["duration"]), "--export": "NIL"}
             # sbatch takes every unambiguous beginning of an option for the option.
             asked = any(name.startswith(("--req", "--no-r")) for name in (*options, *self.attributes))
             requeue = {} if asked else {"--no-requeue": ""}
-            merged = {**options, **memory, **self.attributes, **requeue, **limits}
+            merged = {**options, **({"--mem": memory} if memory else {}), **self.attributes, **requeue, **limits}
             # One argument each, twice: psik passes key and value, and sbatch takes `--key value` amiss
             # for bare flags and for options whose value is optional.
             arguments = [sbatch_argument(key, value) for key, value in merged.items()]
@@ -291,7 +300,7 @@ class JobSpec(Typed):
         return {
             "name": self.name,
             "directory": self.directory,
-            "script": launcher_script(interpreter, umask=umask, scheduler=scheduler),
+            "script": launcher_script(interpreter, self.arguments, umask=umask, scheduler=scheduler),
             "environment": self.environment,
             "inherit_environment": self.inherit_environment,
             "resources": resources,

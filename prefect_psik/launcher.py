@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 #: Where the facility keeps the user's script, relative to psik's job directory.
 SCRIPT_FILE = "prefect/script"
@@ -37,7 +38,11 @@ elif [ -e "$d/cancel.$jobndx" ]; then
   exit {canceled}
 fi
 {exports}umask {umask}
-exec {interpreter} "$base/{script_file}" < /dev/null
+exec {interpreter} "$base/{script_file}"{arguments} < /dev/null
+"""
+_SLURM_EXPORTS = """\
+export SLURM_EXPORT_ENV=ALL
+export SLURM_SUBMIT_DIR="$PWD"
 """
 
 
@@ -61,21 +66,23 @@ def normalize_script(script: str) -> tuple[list[str], str]:
     return words or ["/bin/bash"], body
 
 
-def launcher_script(interpreter: list[str], *, umask: str, scheduler: str) -> str:
-    """Write what psik itself runs: `exec INTERPRETER ARGS FILE </dev/null` behind the single-run guard.
+def launcher_script(interpreter: list[str], arguments: Sequence[str] = (), *, umask: str, scheduler: str) -> str:
+    """Write what psik itself runs: `exec INTERPRETER ARGS FILE ARGUMENTS </dev/null` behind the single-run guard.
 
     Args:
         interpreter: From `normalize_script`.
+        arguments: Of the script.
         umask: Octal digits.
         scheduler: With `slurm`, the steps of the job get the job's environment although it was submitted
-            with `--export=NIL`.
+            with `--export=NIL`, and $SLURM_SUBMIT_DIR is where the script starts, as after `sbatch` by hand.
     """
     return _LAUNCHER.format(
         canceled=CANCELED,
         not_the_owner=NOT_THE_OWNER,
         not_writable=NOT_WRITABLE,
-        exports="export SLURM_EXPORT_ENV=ALL\n" if scheduler == "slurm" else f"unset {' '.join(SECRETS)}\n",
+        exports=_SLURM_EXPORTS if scheduler == "slurm" else f"unset {' '.join(SECRETS)}\n",
         umask=umask,
         interpreter=shlex.join(interpreter),
         script_file=SCRIPT_FILE,
+        arguments="".join(f" {shlex.quote(argument)}" for argument in arguments),
     )

@@ -86,20 +86,20 @@ async def submit(
         job |= {"rerun_after": again.after, "attempt": [*identity.attempt, again.number]}
     try:
         answer = await channel.submit(job)
-        handle = _handle(answer, block, spec, identity)
+        handle = _handle(answer, block, job, identity)
         if again is not None:
             return Submitted(handle, bool(answer["created"]), list(answer.get("warnings", [])))
         if not answer["created"] and rerun and identity.attempt > answer["attempt"]:
             status = await channel.judged(answer["facts"], handle)
             if status.state in (JobState.failed, JobState.canceled):
                 answer = await channel.submit(job | {"rerun_after": handle.jobndx})
-                handle = _handle(answer, block, spec, identity)
+                handle = _handle(answer, block, job, identity)
     except KeyConflict as err:
         raise _conflict(err, spec, identity) from None
     return Submitted(handle, bool(answer["created"]), list(answer.get("warnings", [])))
 
 
-def _handle(answer: dict[str, Any], block: PsikBackend, spec: JobSpec, identity: Identity) -> JobHandle:
+def _handle(answer: dict[str, Any], block: PsikBackend, job: dict[str, Any], identity: Identity) -> JobHandle:
     return JobHandle(
         endpoint_id=block.endpoint_id,
         prefix=str(answer["prefix"]),
@@ -108,7 +108,7 @@ def _handle(answer: dict[str, Any], block: PsikBackend, spec: JobSpec, identity:
         native_id=str(answer["native_id"]) if answer["native_id"] is not None else None,
         key=identity.key,
         type=block.attributes.type,
-        name=spec.name,
+        name=job["spec"]["name"],
         backend=block.document_name,
         duration=answer["asked"].get("duration"),
         memory=answer["asked"].get("memory"),

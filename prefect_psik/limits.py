@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from prefect_psik.exceptions import ContactLost, QueueLimitReached, RunLimitReached, WaitLimitReached
 from prefect_psik.models import JobHandle, JobState
+from prefect_psik.single import Single
 from prefect_psik.watches import Update
 
 
@@ -23,7 +24,7 @@ def _positive(limit: timedelta) -> timedelta:
 Limit = Annotated[timedelta, AfterValidator(_positive)]
 
 
-class WaitLimits(BaseModel):
+class WaitLimits(Single, BaseModel):
     """Limits of a wait, each with its own error; none by default.
 
     They are no walltime: `ResourceSpec.duration` is what the scheduler enforces.

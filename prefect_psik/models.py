@@ -13,6 +13,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_psik.exceptions import FailureCause
+from prefect_psik.single import Single
 
 
 class JobState(StrEnum):
@@ -31,7 +32,7 @@ class JobState(StrEnum):
         return self in (JobState.completed, JobState.failed, JobState.canceled)
 
 
-class _Stored(BaseModel):
+class _Stored(Single, BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 

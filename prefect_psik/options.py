@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from prefect_psik.sbatch import FLAGS, RESOURCE_OF, VALUED, long_name
+from prefect_psik.typed import Plain
+
+_BY_FIELD = {
+    option: f"give resources.{field} (in a block: default_resources)"
+    for option, field in RESOURCE_OF.items()
+    if option != "--mem"
+}
 #: Option -> why it is refused, and what to use instead.
 FORBIDDEN_OPTIONS: dict[str, str] = {
+    **_BY_FIELD,
     "--array": "psik keeps one id for one job; submit one job for each element",
+    "--chdir": "give the job spec's directory",
     "--clusters": "psik would record the cluster's name as the job's id; use a backend for that cluster",
     "--error": "psik keeps the logs in the job's directory",
     "--export": "the environment is set by the job spec's environment and inherit_environment",
@@ -21,28 +32,17 @@ FORBIDDEN_OPTIONS: dict[str, str] = {
     "--output": "psik keeps the logs in the job's directory",
     "--quiet": "psik needs the id that sbatch prints",
     "--test-only": "it submits nothing; use preflight",
-    "--time": "give resources.duration, in minutes",
+    "--time": "give resources.duration: minutes, or Slurm's D-HH:MM:SS",
     "--usage": "it submits nothing",
     "--version": "it submits nothing",
     "--wait": "it would block the endpoint until the job ends; wait_for_job waits",
+    "--workdir": "give the job spec's directory",
     "--wrap": "give the job spec's script",
 }
-_SHORT = {
-    "-a": "--array",
-    "-M": "--clusters",
-    "-e": "--error",
-    "-h": "--help",
-    "-i": "--input",
-    "-J": "--job-name",
-    "-o": "--output",
-    "-Q": "--quiet",
-    "-t": "--time",
-    "-V": "--version",
-    "-W": "--wait",
-}
-#: Short options that take a value, and those that take none: behind these, a value would be read as more options.
-_SHORT_VALUES, _SHORT_FLAGS = "AbBcCdDFGLmNnpqSwx", "HIkOsv"
-_OPTION = re.compile(rf"--[a-z][a-z0-9_-]*|-[{_SHORT_VALUES}{_SHORT_FLAGS}]")
+_SHORT = "".join(short[1:] for short in (VALUED | FLAGS).values())
+#: Short options that take no value: behind these, a value would be read as more options.
+_SHORT_FLAGS = "".join(short[1:] for short in FLAGS.values())
+_OPTION = re.compile(rf"--[a-z][a-z0-9_-]*|-[{_SHORT}]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -53,40 +53,65 @@ def check_options(given: Any) -> Any:
         The options; a bare flag has its own name as value, psik's idiom.
 
     Raises:
-        ValueError: An option has no dashes, an empty value, or is one of `FORBIDDEN_OPTIONS`.
+        ValueError: An option has no dashes, has no text as its value, or is one of `FORBIDDEN_OPTIONS`.
     """
     if not isinstance(given, Mapping):
         return given
-    return {_checked_name(name): _checked_value(name, value) for name, value in given.items()}
+    return {_checked_name(name): check_value(name, value) for name, value in given.items()}
 
 
 def _checked_name(name: Any) -> str:
-    if name in _SHORT:
-        raise ValueError(f"the option {name} is not possible here: {FORBIDDEN_OPTIONS[_SHORT[name]]}")
     if name == ":":
         raise ValueError("':' makes a heterogeneous job, whose ids psik cannot follow: submit two jobs")
     if not isinstance(name, str) or not _OPTION.fullmatch(name):
         guess = f": write '--{name}'" if isinstance(name, str) and re.fullmatch(r"[a-z][a-z-]+", name) else ""
         raise ValueError(f"{name!r} is not spelled as an option of sbatch, such as '--qos'{guess}")
-    # sbatch takes every unambiguous beginning of a long option for the option itself.
-    full = next((option for option in FORBIDDEN_OPTIONS if option.startswith(name)), None)
-    if full is not None and name.startswith("--"):
-        raise ValueError(f"the option {name} is not possible here: {FORBIDDEN_OPTIONS[full]}")
-    return name
+    if why := why_forbidden(name):
+        raise ValueError(f"the option {name} is not possible here: {why}")
+    return str(name)
 
 
-def _checked_value(name: str, value: Any) -> str:
+def why_forbidden(name: str) -> str | None:
+    """Why an option cannot be given, and what to use instead; None if it can."""
+    full = long_name(name)
+    if full.startswith("--") and full not in VALUED | FLAGS:
+        # sbatch takes every unambiguous beginning of a long option for the option itself.
+        full = next((option for option in FORBIDDEN_OPTIONS if option.startswith(full)), full)
+    return FORBIDDEN_OPTIONS.get(full)
+
+
+def check_value(name: str, value: Any) -> str:
+    """Check the value of an option.
+
+    Raises:
+        ValueError: It is not one text of a line; says how to write it.
+    """
+    if isinstance(value, Plain) and value.lower() in ("true", "false"):
+        value = value.lower() == "true"
     if value is True or value == name:
         return name
-    if name[1:] in _SHORT_FLAGS:
+    if len(name) == 2 and name[1] in _SHORT_FLAGS:
         raise ValueError(f"the option {name} takes no value: write true")
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and value is not False:
         value = str(value)
-    if not isinstance(value, str) or not value.strip():
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"the option {name} {_not_text(name, value)}")
+    if not (value and value.strip()):
         raise ValueError(f"the option {name} has an empty value; for a flag without value write true")
     if _CONTROL.search(value) or value.startswith("-"):
         raise ValueError(f"the value {value!r} of option {name} begins with a dash or has control characters")
-    return value
+    return str(value)
+
+
+def _not_text(name: str, value: Any) -> str:
+    if value is False:
+        instead = ", and write exclusive_node_use: false in resources" if name == "--exclusive" else ""
+        return f"is false: leave it out{instead}"
+    if isinstance(value, datetime.date | datetime.time):
+        return f"has a date or time as its value: write it as text, '{value.isoformat()}'"
+    if isinstance(value, list | tuple | set | frozenset):
+        return f"has a list as its value: write one text, as sbatch takes it: '{','.join(map(str, value))}'"
+    return f"has a {type(value).__name__} as its value: write a text, as sbatch takes it"
 
 
 Options = Annotated[dict[str, str], BeforeValidator(check_options)]

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefect_psik.blocks import PsikBackend
-from prefect_psik.exceptions import FacilityError, PreflightFailed
+from prefect_psik.directives import Note
+from prefect_psik.exceptions import FacilityError, PreflightFailed, SpecError
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import Check, PreflightReport, Verdict
@@ -44,15 +45,25 @@ async def preflight(channel: Channel, block: PsikBackend, spec: JobSpec | None =
         status = await transport.endpoint_status()
         checks.append(_endpoint(status, transport.place))
         if checks[-1].verdict is not Verdict.failed:
-            payload = preflight_payload(block, spec or JobSpec(name="preflight", script="true\n"))
+            spec = spec or JobSpec(name="preflight", script="true\n")
+            checks += _directives(block.prepare(spec).notes)
+            payload = preflight_payload(block, spec)
             answer = await transport.call("preflight", payload, timeout=ANSWER_SECONDS)
             if "error" in answer:
                 checks.append(_check("call", Verdict.failed, answer["error"]["message"]))
             else:
                 checks += judge_preflight(answer, duration=payload["duration"], nodes=payload["nodes"])
+    except SpecError as err:
+        checks.append(_check("directives", Verdict.failed, str(err)))
     except FacilityError as err:
         checks.append(_check("call" if len(checks) > 1 else "endpoint", Verdict.failed, str(err)))
     return PreflightReport(backend=block.document_name or transport.place, checks=checks)
+
+
+def _directives(notes: list[Note]) -> list[Check]:
+    """A row on the scheduler directives of the script, if it has any."""
+    verdict = Verdict.warning if any(note.warning for note in notes) else Verdict.ok
+    return [_check("directives", verdict, f"Script, {'; '.join(note.text for note in notes)}.")] if notes else []
 
 
 def preflight_payload(block: PsikBackend, spec: JobSpec) -> dict[str, Any]:

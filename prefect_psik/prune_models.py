@@ -8,6 +8,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_psik.single import Single
+
 
 class PruneVerdict(StrEnum):
     """What becomes of a file at the source."""
@@ -26,7 +28,7 @@ CHANGED = "changed while it was compared"
 CHANGED_AT_CHECK = "changed at the check while it was compared"
 
 
-class _Stored(BaseModel):
+class _Stored(Single, BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_psik.exceptions import FailureCause, SpecError
 from prefect_psik.models import JobResult
+from prefect_psik.single import Single
 
 _UNITS = {"K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}
 
 
-class Growth(BaseModel):
+class Growth(Single, BaseModel):
     """How much more the next run gets of what was too little: walltime or memory.
 
     Example:

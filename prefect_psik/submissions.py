@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 from prefect_psik import cancellation, lifecycle
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.cancellation import INTERRUPTS, OnCancel, owner_of
+from prefect_psik.directives import Note
 from prefect_psik.identity import Identity, current_caller, enclosing_flow_runs, identify
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.lifecycle import Again, Submitted
@@ -42,10 +44,17 @@ class Submission:
     def of(
         cls, block: PsikBackend, spec: JobSpec, *, key: str | None, rerun: Rerun, on_cancel: OnCancel
     ) -> Submission:
-        """Check that the backend is open, and find out which job this is."""
+        """Check that the backend is open, find out which job this is, and log what its script asks for.
+
+        Raises:
+            BackendClosed: The backend is drained.
+            SpecError: The key is not usable, or a directive of the script cannot be honoured.
+        """
         block.check_open()
+        notes = block.prepare(spec).notes
         caller = current_caller()
         identity = identify(spec, endpoint=block.endpoint, prefix=block.prefix, key=key, caller=caller)
+        _tell_directives(spec, notes)
         return cls(block, spec, identity, rerun, on_cancel, enclosing_flow_runs())
 
     def begin(self, again: Again | None) -> Future[Submitted]:
@@ -82,6 +91,12 @@ class Submission:
                 await channel.cancel(submitted.handle, owner_of(self.flow_runs))
 
         return on_block(self.block, work)
+
+
+def _tell_directives(spec: JobSpec, notes: list[Note]) -> None:
+    logger, name = run_logger(), f"job {spec.name!r}" if spec.name else "job"
+    for note in notes:
+        logger.log(logging.WARNING if note.warning else logging.INFO, "%s: script, %s", name, note.text)
 
 
 def submit(submission: Submission, again: Again | None = None) -> JobHandle:

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_psik.exceptions import TransferCause
+from prefect_psik.single import Single
 
 #: How files that are at the destination already are compared with the source; the same are not moved.
 SyncLevel = Literal["exists", "size", "mtime", "checksum"]
@@ -29,7 +30,7 @@ class TransferState(StrEnum):
         return self in (TransferState.succeeded, TransferState.failed)
 
 
-class _Stored(BaseModel):
+class _Stored(Single, BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 

@@ -9,22 +9,61 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
+from prefect_psik.single import Single
+
 #: Control characters, and halves of surrogate pairs, which are no text.
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+#: Characters of a value that an error shows.
+_SHOWN = 200
 
 _CALLBACK_FIELDS = frozenset({"callback", "cb_headers", "cb_secret"})
 
 
-def _no_truth_value(value: Any) -> Any:
+class Plain(str):
+    """The text of an unquoted scalar of a YAML file: the field that it is for decides what it means."""
+
+    __slots__ = ()
+
+
+def _digits(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"{value} is no number")
+    if isinstance(value, str) and not re.fullmatch("-?[0-9]+", value):
+        raise ValueError(f"write a number in plain digits (given: {shown(value)})")
     return value
 
 
-Count = Annotated[int, BeforeValidator(_no_truth_value)]
+def _minutes(value: Any) -> Any:
+    """Read a time as Slurm does: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S; seconds are rounded up to minutes."""
+    if not isinstance(value, str):
+        return _digits(value)
+    found = re.fullmatch("(?:([0-9]+)-)?([0-9]+)(?::([0-9]+))?(?::([0-9]+))?", value)
+    if found is None or len(value) > 20:
+        raise ValueError(
+            "write minutes in plain digits, or a time as Slurm does: 90, 1:30:00, 1-00:00:00 "
+            f"(given: {shown(value)})"
+        )
+    days, *parts = found.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    if days is None and len(numbers) < 3:
+        numbers.insert(0, 0)  # without days and hours, minutes come first
+    hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    total = (int(days or 0) * 24 + hours) * 3600 + minutes * 60 + seconds
+    return -(-total // 60)
 
 
-class Typed(BaseModel):
+def _decimal(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        raise ValueError(f"write a number in plain digits (given: {shown(value)})")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_decimal)]
+Count = Annotated[int, BeforeValidator(_digits)]
+Minutes = Annotated[int, BeforeValidator(_minutes)]
+
+
+class Typed(Single, BaseModel):
     """What people type: unknown fields are refused, with the list of known ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,12 +101,23 @@ def plain_word(text: str, what: str) -> str:
     return text
 
 
+def shown(value: Any) -> str:
+    """A value as an error shows it: short."""
+    text = repr(str(value) if isinstance(value, Plain) else value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}…{text[-19:]}"
+
+
+def kind_of(value: Any) -> str:
+    """The type of a value of a YAML file, as Python calls it."""
+    return "str" if isinstance(value, str) else type(value).__name__
+
+
 def explain(err: ValidationError) -> str:
     """Turn pydantic's report into one line: where, what, and what was given."""
     found = []
     for error in err.errors(include_url=False):
         place = ".".join(str(part) for part in error["loc"])
         text = error["msg"].removeprefix("Value error, ")
-        given = f" (given: {error['input']!r})" if error["type"] not in {"value_error", "missing"} else ""
+        given = f" (given: {shown(error['input'])})" if error["type"] not in {"value_error", "missing"} else ""
         found.append(f"{place}: {text}{given}" if place else f"{text}{given}")
     return "; ".join(found)

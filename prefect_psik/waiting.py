@@ -79,5 +79,7 @@ def refuse_running_loop(twin: str) -> None:
     except RuntimeError:
         return
     raise SyncCallError(
-        f"This task would block the event loop that it was called on. In async code, write: await {twin}(...)."
+        "This task would block the event loop that it was called on: that of a notebook or of async code. Write "
+        f"`await {twin}(...)`. If it stands in a flow, write `async def` there, and call the flow with `await`, "
+        "which a cell of a notebook takes."
     )

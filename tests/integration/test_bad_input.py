@@ -324,7 +324,7 @@ SCRIPT = "script: 'true'\n"
         (SCRIPT + "directory: relative/dir\n", ["relative/dir", "absolute"]),
         (SCRIPT + "environment: {A-B: x}\n", ["A-B", "environment variable"]),
         (SCRIPT + "environment: {jobid: x}\n", ["jobid", "psik"]),
-        (SCRIPT + "environment: {ON: true}\n", ["True", "quotes"]),
+        (SCRIPT + "environment: {ON: }\n", ["ON", "no value", "quotes"]),
         (SCRIPT + "callback: http://x\ncb_secret: y\n", ["callback", "cb_secret", "not supported"]),
     ],
 )

@@ -15,9 +15,12 @@ from typing import Any
 import psutil
 import pytest
 from prefect import flow, task, unmapped
+from prefect.client.orchestration import get_client
+from prefect.deployments import arun_deployment
 from prefect.futures import wait
 
 from prefect_psik import (
+    BackendAttributes,
     FailureCause,
     JobCanceled,
     JobFailed,
@@ -26,7 +29,9 @@ from prefect_psik import (
     JobSpec,
     JobState,
     MissingOutput,
+    PreflightFailed,
     PsikBackend,
+    ResourceSpec,
     SyncCallError,
     apoll_job,
     arun_job,
@@ -35,10 +40,12 @@ from prefect_psik import (
     cancel_job,
     poll_job,
     run_job,
+    run_preflight,
     submit_job,
     wait_for_job,
     wait_for_start,
 )
+from prefect_psik.identity import Identity
 from tests.conftest import job_processes
 from tests.integration.local import backend_at, bash, job_directories, rows, runs, wait_until
 
@@ -295,6 +302,16 @@ async def test_a_sync_task_on_a_running_loop_names_its_twin(prefix: Path) -> Non
     assert not job_directories(prefix)
 
 
+async def test_a_sync_flow_in_a_notebook_says_how_to_write_it(prefix: Path) -> None:
+    @flow
+    def cell() -> JobResult:
+        return run_job(backend_at(prefix), bash("true"))
+
+    with pytest.raises(SyncCallError, match=r"await arun_job.*async def.*call the flow with `await`.*notebook"):
+        cell()
+    assert not job_directories(prefix)
+
+
 def test_a_handle_is_found_again_as_text_from_another_process(prefix: Path) -> None:
     handle = submit_job(backend_at(prefix), bash("sleep 2; echo later"))
     code = "import sys; from prefect_psik import wait_for_job; print(wait_for_job.fn(sys.argv[1]).stdout)"
@@ -337,3 +354,75 @@ def test_a_wait_for_the_start_ends_while_the_job_runs(prefix: Path) -> None:
     gate.touch()
     assert wait_for_job(handle).stdout == "ended\n"
     assert wait_for_start(handle).state is JobState.completed
+
+
+def test_map_takes_a_block_for_one_thing(prefix: Path) -> None:
+    @flow
+    def many() -> list[str]:
+        return [
+            result.stdout
+            for result in run_job.map(backend_at(prefix), [bash(f"echo {n}") for n in range(3)]).result()
+        ]
+
+    assert many() == ["0\n", "1\n", "2\n"]
+
+
+def test_map_takes_a_spec_for_one_thing(prefix: Path) -> None:
+    @flow
+    def twice() -> list[str]:
+        mapped = run_job.map(backend_at(prefix), bash('echo "$base"'), key=["first", "second"])
+        return [result.stdout for result in mapped.result()]
+
+    assert len(set(twice())) == 2
+
+
+def test_script_gets_its_arguments(prefix: Path) -> None:
+    spec = bash('printf "%s|" "$@"', arguments=["scan 7", "", "$HOME", 3])
+    assert run_job(backend_at(prefix), spec).stdout == "scan 7||$HOME|3|"
+
+
+def test_directives_are_ignored_on_this_machine_and_that_is_logged(
+    prefix: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    spec = JobSpec(name="headed", script="#!/bin/bash\n#SBATCH -N 2\n#SBATCH --array=0-9\necho done\n")
+    assert run_job(backend_at(prefix), spec).stdout == "done\n"
+    said = [record.getMessage() for record in caplog.records if "SBATCH" in record.getMessage()]
+    assert said == [
+        "job 'headed': script, line 2: #SBATCH -N 2 and 1 more: no effect on a local backend, which has no "
+        "scheduler"
+    ]
+
+
+async def test_spec_that_prefect_kept_as_a_parameter_is_the_same_job() -> None:
+    block = PsikBackend(
+        attributes=BackendAttributes(type="slurm"),
+        default_resources={"node_count": 4, "duration": 30, "memory": "8G"},
+    )
+
+    @flow
+    def with_spec(spec: JobSpec) -> None: ...
+
+    spec = bash("true").replace(resources=ResourceSpec(gpu_cores_per_process=1))
+    async with get_client() as client:
+        flow_id = await client.create_flow(with_spec)
+        await client.create_deployment(flow_id, "kept")
+        run = await arun_deployment("with-spec/kept", parameters={"spec": spec}, timeout=0)
+        kept = await client.read_flow_run(run.id)
+    found = with_spec.validate_parameters(kept.parameters)["spec"]
+    assert isinstance(found, JobSpec)
+    assert found is not spec
+    identity = Identity("k", "1")
+    assert block.submission(found, identity, {}) == block.submission(spec, identity, {})
+    assert block.submission(found, identity, {})["asked"] == {"duration": 30, "memory": "8G"}
+
+
+def test_preflight_has_a_row_for_the_directives_of_a_script(prefix: Path) -> None:
+    spec = JobSpec(script="#!/bin/bash\n#SBATCH --array=0-9\ntrue\n")
+    report = run_preflight(backend_at(prefix), spec)
+    assert [check.message for check in report.checks if check.name == "directives"] == [
+        "Script, line 2: #SBATCH --array=0-9: no effect on a local backend, which has no scheduler."
+    ]
+    slurm = backend_at(prefix).model_copy(update={"attributes": BackendAttributes(type="slurm")})
+    with pytest.raises(PreflightFailed, match="directives: Line 2 of the script, '#SBATCH --array=0-9'"):
+        run_preflight(slurm, spec)

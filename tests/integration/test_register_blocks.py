@@ -176,9 +176,45 @@ def test_a_second_time_needs_overwrite(tmp_path: Path, register_here: Run) -> No
     assert loaded.prefix == "/changed"
 
 
+def test_text_of_a_file_keeps_its_spelling(tmp_path: Path, register_here: Run) -> None:
+    path = tmp_path / "spelt.yaml"
+    path.write_text(
+        "name: spelt\n"
+        "backend:\n"
+        "  umask: 0027\n"
+        "  poll_interval_seconds: 2.5\n"
+        "  accept_jobs: no\n"
+        "  note: 2026-12-01\n"
+        "  attributes: {type: slurm, queue_name: 20211222_125057, options: {--begin: 16:00:00, --hold: true}}\n"
+        "  default_resources: {duration: 1:30:00, memory: 16000}\n"
+        "  user_endpoint_config: {walltime: 00:30:00, max_blocks: 2, account: 007, debug: true}\n"
+        "variables: {spelt: {scan: 20211222_125057, limit: 5}}\n"
+    )
+    assert register_here(path).returncode == 0
+    block = PsikBackend.load("spelt")
+    assert isinstance(block, PsikBackend)
+    assert (block.umask, block.poll_interval_seconds, block.accept_jobs, block.note) == (
+        *("0027", 2.5, False),
+        "2026-12-01",
+    )
+    assert block.attributes.queue_name == "20211222_125057"
+    assert block.attributes.options == {"--begin": "16:00:00", "--hold": "--hold"}
+    assert block.default_resources is not None
+    assert (block.default_resources.duration, block.default_resources.memory) == (90, "16000")
+    assert block.user_endpoint_config == {
+        **{"walltime": "00:30:00", "max_blocks": 2},
+        **{"account": "007", "debug": True},
+    }
+    assert Variable.get("spelt") == {"scan": "20211222_125057", "limit": 5}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("name: bad\nbackend: {poll_interval_seconds: 1_0}\n", ["poll_interval_seconds", "plain digits"]),
+        ("name: bad\nbackend: {default_resources: {duration: 1_0}}\n", ["duration", "plain digits"]),
+        ("name: bad\nbackend: {attributes: {options: {--mail-type: [END]}}}\n", ["--mail-type", "a list"]),
+        ("name: bad\nbackend: &a {attributes: *a}\n", ["bad.yaml", "contains itself"]),
         ("name: bad\nbackend: {endpoint_id: '${NOT_SET_HERE}'}\n", ["NOT_SET_HERE", "bad.yaml", "export"]),
         ("name: bad\nbackend: {prefx: /x}\n", ["prefx", "bad.yaml", "prefix", "endpoint_id"]),
         ("name: bad\nbackend: {attributes: {partition: x}}\n", ["partition", "queue_name", "bad.yaml"]),

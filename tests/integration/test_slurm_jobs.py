@@ -31,6 +31,7 @@ from prefect_psik import (
     MissingOutput,
     PsikBackend,
     ResourceSpec,
+    SpecError,
     SubmitRejected,
     arun_job,
     batches,
@@ -42,6 +43,7 @@ from prefect_psik import (
     submit_job,
     wait_for_job,
 )
+from prefect_psik.blocks import DefaultResources
 from prefect_psik.transport.globus import GlobusTransport
 from tests.integration.local import wait_until
 from tests.integration.slurm_view import account_of
@@ -451,3 +453,42 @@ def test_what_a_failed_run_left_on_slurm_is_no_result_of_the_next(backend: PsikB
     with pytest.raises(MissingOutput) as caught:
         recon()
     assert "1 of 4 match *.tiff (3 more do not count); 1.tiff was written at" in str(caught.value)
+
+
+def test_directives_of_a_script_are_what_slurm_does(facility: Facility, backend: PsikBackend) -> None:
+    """The header of a script as sites document it: account, partition, nodes, time, name."""
+    spec = JobSpec(
+        script="#!/bin/bash\n#SBATCH -A proj1\n#SBATCH -p high -N 2\n#SBATCH -t 00:03:00\n"
+        "#SBATCH --job-name=headed\n#SBATCH --oversubscribe\n"
+        "##SBATCH -N 4\nsrun hostname | wc -l\n",
+    )
+    result = run_job(with_attributes(backend, project_name="proj2"), spec)
+    assert result.stdout == "2\n"
+    row = account_of(facility, result.handle.native_id, "Account,Partition,Timelimit,JobName,NNodes")
+    assert row == "proj1|high|00:03:00|headed|2"
+
+
+def test_script_that_slurm_could_not_honour_leaves_no_job(facility: Facility, backend: PsikBackend) -> None:
+    before = list(facility.prefix.glob("*/status.csv"))
+    with pytest.raises(SpecError, match="Line 2 of the script, '#SBATCH --array=0-9'"):
+        run_job(backend, JobSpec(script="#!/bin/bash\n#SBATCH --array=0-9\ntrue\n"))
+    assert list(facility.prefix.glob("*/status.csv")) == before
+
+
+def test_submit_dir_is_where_the_script_starts_and_arguments_arrive(backend: PsikBackend) -> None:
+    spec = script(
+        "cd / && cd $SLURM_SUBMIT_DIR\n"
+        'srun bash -c \'cd / && cd $SLURM_SUBMIT_DIR && echo "$0" > result.txt\' "$1"',
+        arguments=["two words; $HOME"],
+        expect=["result.txt"],
+        outputs=["result.txt"],
+    )
+    assert run_job(backend, spec).outputs == {"result.txt": b"two words; $HOME\n"}
+
+
+@pytest.mark.parametrize("choice", [{"--mem-per-cpu": "16M"}, {"--mem": "32M"}])
+def test_jobs_memory_replaces_the_blocks(facility: Facility, backend: PsikBackend, choice: dict[str, str]) -> None:
+    block = backend.model_copy(update={"default_resources": DefaultResources(memory="64M")})
+    result = run_job(block, script("true", attributes=choice))
+    asked = account_of(facility, result.handle.native_id, "ReqMem")
+    assert asked.startswith(next(iter(choice.values()))), asked

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +38,17 @@ class Place:
         return interpreter
 
     def start(
-        self, interpreter: list[str], *, jobid: str, jobndx: int = 1, umask: str = "0027", scheduler: str = "slurm"
+        self,
+        interpreter: list[str],
+        arguments: Sequence[str] = (),
+        *,
+        jobid: str,
+        jobndx: int = 1,
+        umask: str = "0027",
+        scheduler: str = "slurm",
     ) -> tuple[subprocess.Popen[bytes], bytes]:
         """Start bash as psik does; what it waits for on stdin is left to the caller."""
-        launcher = launcher_script(interpreter, umask=umask, scheduler=scheduler)
+        launcher = launcher_script(interpreter, arguments, umask=umask, scheduler=scheduler)
         process = subprocess.Popen(
             launcher[2:].split("\n", 1)[0].split(),
             stdin=subprocess.PIPE,
@@ -55,6 +63,7 @@ class Place:
         self,
         script: str,
         *,
+        arguments: Sequence[str] = (),
         jobid: str = "100",
         jobndx: int = 1,
         umask: str = "0027",
@@ -63,7 +72,7 @@ class Place:
     ) -> subprocess.CompletedProcess[str]:
         words = self.write(script)
         process, launcher = self.start(
-            interpreter or words, jobid=jobid, jobndx=jobndx, umask=umask, scheduler=scheduler
+            interpreter or words, arguments, jobid=jobid, jobndx=jobndx, umask=umask, scheduler=scheduler
         )
         out, err = process.communicate(launcher, timeout=60)
         return subprocess.CompletedProcess([], process.returncode, out.decode(), err.decode())
@@ -285,3 +294,22 @@ def test_a_run_that_was_to_end_before_it_began_does_nothing(place: Place) -> Non
     assert done.returncode == CANCELED
     assert not (place.base / "work" / "ran").exists()
     assert place.run("#!/bin/bash\ntouch ran\n", jobndx=2).returncode == 0
+
+
+PYTHON_ECHO = "#!/usr/bin/env python3\nimport sys\nprint(*sys.argv[1:], sep='\\0', end='\\0')\n"
+ODD_ARGUMENTS = [*ODD_NAMES, "", "two\nlines", "--", "-e", "$1", "'\"'", "\t", "\\"]
+
+
+@pytest.mark.parametrize(
+    "interpreter", ['#!/bin/bash\nfor a in "$@"; do printf \'%s\\0\' "$a"; done', PYTHON_ECHO]
+)
+def test_script_gets_its_arguments_as_they_are(place: Place, interpreter: str) -> None:
+    done = place.run(interpreter, arguments=ODD_ARGUMENTS)
+    assert done.stdout.split("\0")[:-1] == ODD_ARGUMENTS
+    assert place.run("#!/bin/bash\necho $#", jobid="101", jobndx=2).stdout == "0\n"
+
+
+def test_submit_dir_is_where_the_script_starts(place: Place) -> None:
+    script = 'cd /; cd "${SLURM_SUBMIT_DIR:?}" && echo r > result.txt'
+    assert place.run(script, scheduler="slurm").returncode == 0
+    assert (place.base / "work" / "result.txt").read_text() == "r\n"

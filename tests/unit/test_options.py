@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
@@ -15,6 +16,10 @@ from prefect_psik.options import FORBIDDEN_OPTIONS, Options, check_options
 SHORT = {
     "-a": "--array",
     "-M": "--clusters",
+    "-D": "--chdir",
+    "-N": "--nodes",
+    "-c": "--cpus-per-task",
+    "-n": "--ntasks",
     "-e": "--error",
     "-h": "--help",
     "-i": "--input",
@@ -26,7 +31,8 @@ SHORT = {
     "-W": "--wait",
 }
 ABBREVIATIONS = sorted(
-    {option[:length] for option in FORBIDDEN_OPTIONS for length in range(3, len(option))} - set(FORBIDDEN_OPTIONS)
+    {option[:length] for option in FORBIDDEN_OPTIONS for length in range(3, len(option))}
+    - {*FORBIDDEN_OPTIONS, "--gpus"}  # an option of its own
 )
 #: sbatch's short options that take no value: getopt reads what is glued to them as further options.
 SHORT_FLAGS = [("-H", "a1-4"), ("-O", "o/tmp/elsewhere"), ("-s", "W"), ("-v", "t600")]
@@ -56,6 +62,12 @@ def test_what_design_forbids_is_in_the_table() -> None:
         "--error",
         "--time",
         "--job-name",
+        "--chdir",
+        "--nodes",
+        "--ntasks",
+        "--ntasks-per-node",
+        "--cpus-per-task",
+        "--gpus-per-task",
     } <= set(FORBIDDEN_OPTIONS)
 
 
@@ -111,8 +123,26 @@ def test_what_is_no_option_is_refused(option: object) -> None:
     assert repr(option) in refusal({option: "x"})
 
 
-@pytest.mark.parametrize("value", ["", " ", "\t", None, False, [], ["a"], {"a": "b"}])
-def test_empty_or_odd_value_is_refused_with_the_way_to_write_a_flag(value: object) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--begin", datetime.date(2026, 11, 27), "write it as text, '2026-11-27'"),
+        ("--begin", datetime.datetime(2026, 11, 27, 8, 30), "write it as text, '2026-11-27T08:30:00'"),
+        ("--mail-type", ["END", "FAIL"], "write one text, as sbatch takes it: 'END,FAIL'"),
+        ("--exclusive", False, "is false: leave it out, and write exclusive_node_use: false"),
+        ("--hold", False, "is false: leave it out"),
+        ("--gres", {"gpu": 2}, "has a dict as its value"),
+    ],
+)
+def test_what_is_not_text_is_refused_by_its_own_name(option: str, value: object, words: str) -> None:
+    text = refusal({option: value})
+    assert option in text
+    assert words in text
+    assert "empty" not in text
+
+
+@pytest.mark.parametrize("value", ["", " ", "\t", None])
+def test_empty_value_is_refused_with_the_way_to_write_a_flag(value: object) -> None:
     text = refusal({"--qos": value})
     assert "--qos" in text
     assert "for a flag without value write true" in text
@@ -146,6 +176,9 @@ def test_bare_flag_is_written_true_and_kept_as_psik_does(option: str) -> None:
         {"--mail-user": "a@example.org"},
         {"--wait-all-nodes": "1"},
         {"--nodelist": "n1"},
+        {"--gpus": "4"},
+        {"--mem": "16G"},
+        {"--mem-per-cpu": "1G"},
     ],
     ids=str,
 )
@@ -201,6 +234,6 @@ def test_whatever_is_given_becomes_single_arguments_or_is_refused(given_options:
         assert argument.startswith("-")
         assert not {"\n", "\0", "\r"}.intersection(argument)
         assert not any(
-            key == forbidden or (key.startswith("--") and forbidden.startswith(key))
+            key == forbidden or (key.startswith("--") and key != "--gpus" and forbidden.startswith(key))
             for forbidden in FORBIDDEN_OPTIONS
         )

@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from prefect_psik import BackendClosed, FlowRunCancelling, JobHandle, cancellation, submissions
+from prefect_psik import (
+    BackendAttributes,
+    BackendClosed,
+    FlowRunCancelling,
+    JobHandle,
+    JobSpec,
+    SpecError,
+    cancellation,
+    submissions,
+)
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.lifecycle import Again, Submitted
 from prefect_psik.marks import Place
@@ -168,3 +177,35 @@ def test_a_submission_is_made_of_what_the_task_gave_and_where_it_runs() -> None:
     assert (found.identity.key, found.rerun, found.on_cancel, found.flow_runs) == ("scan 7", "never", "leave", [])
     with pytest.raises(BackendClosed):
         Submission.of(PsikBackend(accept_jobs=False), SPEC, key="scan 7", rerun="never", on_cancel="leave")
+
+
+def test_what_became_of_directives_is_logged_once_where_the_task_waits(
+    place: Facility, caplog: pytest.LogCaptureFixture
+) -> None:
+    block = PsikBackend(attributes=BackendAttributes(type="slurm"))
+    spec = JobSpec(name="recon", script="#!/bin/bash\n#SBATCH -N 2\n#SBATCH -o out.txt\ntrue\n")
+    caplog.set_level(logging.INFO, logger="prefect_psik")
+    submit(Submission.of(block, spec, key="scan 8", rerun="never", on_cancel="leave"))
+    said = [
+        (record.levelname, record.getMessage()) for record in caplog.records if "script, " in record.getMessage()
+    ]
+    assert said == [
+        ("INFO", "job 'recon': script, line 2: -N 2 → node_count 2"),
+        (
+            "WARNING",
+            "job 'recon': script, line 3: -o out.txt is not used: psik keeps the logs in the job's directory",
+        ),
+    ]
+
+
+def test_script_that_cannot_be_honoured_is_refused_before_anything_is_sent(place: Facility) -> None:
+    block = PsikBackend(attributes=BackendAttributes(type="slurm"))
+    spec = JobSpec(script="#!/bin/bash\n#SBATCH --array=0-9\ntrue\n")
+    with pytest.raises(SpecError, match="Line 2 of the script"):
+        Submission.of(block, spec, key="scan 9", rerun="never", on_cancel="leave")
+
+
+def test_handle_has_the_name_that_the_script_gives_the_job(place: Facility) -> None:
+    block = PsikBackend(attributes=BackendAttributes(type="slurm"))
+    spec = JobSpec(script="#!/bin/bash\n#SBATCH -J recon\ntrue\n")
+    assert submit(Submission.of(block, spec, key="scan 10", rerun="never", on_cancel="leave")).name == "recon"

@@ -1,0 +1,73 @@
+"""sbatch's options as data: their long and short names, which of them take a value, and what sets them here."""
+
+from __future__ import annotations
+
+import re
+
+#: Options with a value, long and short name.
+_VALUED = """
+--account/-A --acctg-freq --array/-a --bb --bbf --begin/-b --chdir/-D --cluster-constraint --clusters/-M --comment
+--constraint/-C --container --container-id --core-spec/-S --cores-per-socket --cpu-freq --cpus-per-gpu
+--cpus-per-task/-c --deadline --delay-boot --dependency/-d --distribution/-m --error/-e --exclude/-x --export
+--export-file --extra --extra-node-info/-B --gid --gpu-bind --gpu-freq --gpus/-G --gpus-per-node --gpus-per-socket
+--gpus-per-task --gres --gres-flags --hint --input/-i --job-name/-J --kill-on-invalid-dep --licenses/-L --mail-type
+--mail-user --mcs-label --mem --mem-bind --mem-per-cpu --mem-per-gpu --mincpus --network --nodefile/-F
+--nodelist/-w --nodes/-N --ntasks/-n --ntasks-per-core --ntasks-per-gpu --ntasks-per-node --ntasks-per-socket
+--open-mode --output/-o --partition/-p --power --prefer --priority --profile
+--qos/-q --reservation --segment --signal
+--sockets-per-node --switches --thread-spec --threads-per-core --time/-t --time-min --tmp --tres-bind
+--tres-per-task --uid --wait-all-nodes --wckey --workdir --wrap
+"""
+#: Options without a value, or whose value can only follow an equals sign.
+_FLAGS = """
+--contiguous --exclusive --get-user-env --help/-h --hold/-H --ignore-pbs --immediate/-I --nice --no-kill/-k
+--no-requeue --overcommit/-O --oversubscribe/-s --parsable --propagate --quiet/-Q --reboot --requeue --share
+--spread-job --stepmgr --test-only --usage --use-min-nodes --verbose/-v --version/-V --wait/-W --x11
+"""
+
+
+def _names(text: str) -> dict[str, str]:
+    return {long: short for long, _, short in (word.partition("/") for word in text.split())}
+
+
+VALUED, FLAGS = _names(_VALUED), _names(_FLAGS)
+_LONG = {short: long for long, short in (VALUED | FLAGS).items() if short}
+
+#: Options that a field of the resources sets.
+RESOURCE_OF = {
+    "--cpus-per-task": "cpu_cores_per_process",
+    "--gpus-per-task": "gpu_cores_per_process",
+    "--mem": "memory",
+    "--nodes": "node_count",
+    "--ntasks": "process_count",
+    "--ntasks-per-node": "processes_per_node",
+    "--time": "duration",
+}
+#: Settings that say the same in other words: whoever sets one of them replaces all of the others.
+_ALIKE = {
+    "--exclusive": "exclusive_node_use",
+    "--oversubscribe": "exclusive_node_use",
+    "--mem-per-cpu": "memory",
+    "--mem-per-gpu": "memory",
+    "--no-requeue": "--requeue",
+    "process_count": "processes",
+    "processes_per_node": "processes",
+    "--ntasks": "processes",
+    "--ntasks-per-node": "processes",
+}
+
+
+def long_name(option: str) -> str:
+    """The long name of an option: of its short name, or of a beginning that sbatch takes for it."""
+    if option in VALUED or option in FLAGS:
+        return option
+    if re.fullmatch("--.+", option):
+        full = [name for name in VALUED | FLAGS if name.startswith(option)]
+        return full[0] if len(full) == 1 else option
+    return _LONG.get(option, option)
+
+
+def setting(name: str) -> str:
+    """What an option of sbatch or a field of the resources sets; equal for those that replace each other."""
+    name = long_name(name)
+    return _ALIKE.get(name) or RESOURCE_OF.get(name, name)
