@@ -28,6 +28,7 @@ from prefect_psik.remote.payload import (
     _writable_prefix,
 )
 from prefect_psik.remote.records import _note_owner
+from prefect_psik.remote.sbatch import _sbatch_loop
 from prefect_psik.remote.site import _check_backend, _check_prefix, _site_rules
 
 PSIK_OLDEST = (3, 1, 1)
@@ -45,15 +46,13 @@ def submit(payload: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `{"jobs": {stamp: {"created", "prefix", "jobndx", "native_id", "attempt", "facts"} or {"error"}}}`.
     """
-    import asyncio
-
     jobs = _jobs(payload)
     rules = _site_rules()
     if not all(_is_kept(_prefix(payload), job["stamp"]) for job in jobs):
         _check_prefix(rules, _prefix(payload))
     prefix = _writable_prefix(payload)
     psik = _import_psik()
-    loop = asyncio.new_event_loop()
+    loop = _sbatch_loop()
     try:
         answers = loop.run_until_complete(_submit_all(psik, rules, prefix, jobs))
         loop.run_until_complete(loop.shutdown_default_executor())

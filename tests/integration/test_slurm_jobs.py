@@ -166,6 +166,57 @@ def test_sbatch_refusals_in_its_own_words_leave_nothing(facility: Facility, back
     assert {path for path in facility.prefix.iterdir() if path.name.isdigit()} <= before
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"--gpu-per-node": "4"}, "unrecognized option '--gpu-per-node=4'"),
+        ({"--requeue": "true"}, "option '--requeue' doesn't allow an argument"),
+        ({"--distribution": "nonsense"}, "Invalid --distribution specification"),
+        ({"--gres": "nosuch:1"}, "Invalid generic resource"),
+    ],
+)
+def test_a_usage_error_is_a_refusal_and_not_a_lost_reply(
+    facility: Facility, backend: PsikBackend, options: dict[str, str], words: str
+) -> None:
+    begin = time.monotonic()
+    with pytest.raises(SubmitRejected, match=words) as refused:
+        submit_job(backend, script("true", "usage", attributes=options))
+    assert time.monotonic() - begin < 60, "what is not confirmed is asked about for two minutes"
+    assert not refused.value.transient
+    assert "usage" not in {record.handle.name for record in list_jobs(backend)}
+
+
+def test_the_environment_of_the_endpoint_adds_no_options(
+    facility: Facility, backend: PsikBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of these can be taken back by an option on the command line."""
+    options = {"SBATCH_ARRAY_INX": "0-2", "SBATCH_WAIT": "1", "SBATCH_EXCLUSIVE": "1", "SBATCH_CLUSTERS": "other"}
+    for name, value in {**facility.slurm.env, **options}.items():
+        monkeypatch.setenv(name, value)
+    here = backend.model_copy(update={"endpoint_id": None, "prefix": str(tmp_path / "psik")})
+    handle = submit_job(here, script("sleep 3000", "plain", resources=LONG))
+    shown = facility.scontrol("show", "job", str(handle.native_id))
+    assert "JobState=" in shown
+    assert "ArrayJobId" not in shown
+    assert "OverSubscribe=OK" in shown
+    assert rows_of(facility, handle) == 1
+    assert cancel_job(handle, backend=here).state is JobState.canceled
+
+
+def test_a_pending_job_of_a_site_that_names_its_cluster_is_canceled(
+    facility: Facility, backend: PsikBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = with_sbatch_ending("true", facility, backend, tmp_path, monkeypatch)
+    wrapper = f'#!/bin/bash\nout=$({shutil.which("sbatch")} "$@") || exit\necho "$out on cluster nautilus"\n'
+    (tmp_path / "sbatch").write_text(wrapper)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    held = with_attributes(here, options={"--begin": "now+1hour"})
+    handle = submit_job(held, script("true", "nautilus"))
+    assert str(handle.native_id).isdecimal()
+    assert cancel_job(handle, backend=here).state is JobState.canceled
+    assert account_of(facility, handle.native_id, "State").startswith("CANCELLED")
+
+
 def test_options_reach_sbatch_as_they_are(facility: Facility, backend: PsikBackend) -> None:
     held = submit_job(
         with_attributes(backend, options={"--hold": "--hold"}), script("true", attributes={"--nice": "5"})
