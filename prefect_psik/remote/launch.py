@@ -47,8 +47,8 @@ async def _launch(
         if left > 0:
             raise Trouble(
                 "busy",
-                f"{said}An earlier call may have started job {job['stamp']}, of which there is no trace yet; it is "
-                f"submitted again if there is none after {left:.0f} s.",
+                f"{said}An earlier call may have started job {job['stamp']}, of which there is no trace yet; it "
+                f"is submitted again if there is none after {left:.0f} s.",
             )
     # psik's local backend appends the console of all runs to one file; Slurm begins it anew.
     console = 0 if slurm else _size(_log(base, "console", jobndx))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import socket
 import time
 from typing import Any
@@ -99,12 +100,26 @@ def _existing_prefix(payload: dict[str, Any]) -> str:
 
 
 def _writable_prefix(payload: dict[str, Any]) -> str:
+    """Return the prefix, made if only its last component is missing.
+
+    If more is missing, its file system may not be mounted: in a prefix made below the bare mount point, jobs that
+    the real one knows would run a second time.
+    """
     prefix = _prefix(payload)
     try:
+        _make_directory(prefix)
         _make_directory(os.path.join(prefix, ".locks"))
         probe = os.path.join(prefix, ".locks", f".probe.{os.getpid()}.{time.monotonic_ns()}")
         _write(probe, b"")
         os.unlink(probe)
+    except FileNotFoundError:
+        above = os.path.dirname(prefix)
+        raise Trouble(
+            "setup",
+            f"The prefix {prefix} on {socket.gethostname()} cannot be used: {above} does not exist. Either its "
+            "file system is not mounted: then mount it, and submit again. Or it was never made: then make it "
+            f"there, once (mkdir -p {shlex.quote(above)}), and submit again.",
+        ) from None
     except OSError as err:
         raise Trouble(
             "busy" if err.errno in PASSING else "setup",

@@ -10,17 +10,17 @@ from typing import Any, Iterator
 
 from prefect_psik.remote.slurm import _slurm_environment
 
-#: psik takes the last word of sbatch for the job's id; it gets the number and nothing else. Without a number it gets
-#: nothing, which is no id and no refusal: the job is then looked for.
+#: psik takes the last word of sbatch for the job's id; it gets the number and nothing else. Without a number it
+#: gets nothing, which is no id and no refusal: the job is then looked for.
 _ID_ONLY = r"""
 said=$(sbatch "$@") || { code=$?; printf '%s\n' "$said" >&2; exit "$code"; }
 id=$(printf '%s\n' "$said" | sed -n 's/.*Submitted batch job \([0-9][0-9]*\).*/\1/p' | sed -n 1p)
 test -n "$id" || id=$(printf '%s\n' "$said" | sed -n 's/^\([0-9][0-9]*\)\(;.*\)*$/\1/p' | sed -n 1p)
 test -n "$id" && printf '%s\n' "$id" || printf '%s\n' "$said" >&2
 """
-#: Reasons of "Batch job submission failed" with which the request may have arrived all the same, or was never judged:
-#: Slurm's own phrases and the system's. sbatch repeats a request, so even a refused connection says nothing of the
-#: one before.
+#: Reasons of "Batch job submission failed" with which the request may have arrived all the same, or was never
+#: judged: Slurm's own phrases and the system's. sbatch repeats a request, so even a refused connection says
+#: nothing of the one before.
 UNCLEAR = (
     "Unexpected message received",
     "Communication connection failure",
@@ -109,7 +109,7 @@ class _Heard:
 
     @property
     def refused(self) -> bool:
-        """It was a refusal, of the option parser, of slurmctld, or of the site; killed by a signal it says nothing."""
+        """The option parser, slurmctld or the site refused; killed by a signal sbatch says nothing."""
         if not 0 < (self.code or 0) < 128:
             return self.is_usage
         reasons = re.findall("Batch job submission failed: (.*)", self.text)

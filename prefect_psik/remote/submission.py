@@ -138,7 +138,7 @@ async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[s
                 return _existing(prefix, base, job, last)
             else:
                 jobndx = last or 1
-            created = await _allowed(psik, rules, prefix, base) if rules else None
+            created = await _allowed(psik, rules, prefix, base)
         native_id, warnings = await _launch(psik, prefix, base, job, jobndx, created)
     return {
         "created": True,
@@ -164,9 +164,14 @@ def _record(prefix: str, stamp: str) -> dict[str, Any] | None:
 
 
 async def _allowed(psik: Any, rules: dict[str, Any], prefix: str, base: str) -> Any:
-    """Read a stored job that is to run again; the site may have ruled it out since it was created."""
+    """Read a stored job that is to run again: it may have been ruled out since it was created."""
     _check_prefix(rules, prefix)
-    stored = await psik.Job(base)
+    try:
+        stored = await psik.Job(base)
+    except FileNotFoundError:
+        if rules:
+            raise
+        return None  # nothing can be started from it, but an earlier call may have
     backend = stored.info.backend.model_dump()
     arguments = {key: value for key, value in stored.spec.attributes.items() if key not in backend["attributes"]}
     _check_backend(rules, backend, arguments)
