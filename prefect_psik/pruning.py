@@ -24,6 +24,7 @@ from prefect_psik import cancellation
 from prefect_psik.cancellation import INTERRUPTS, Watched
 from prefect_psik.exceptions import PruneIncomplete, ScheduleError, SpecError
 from prefect_psik.identity import current_caller, enclosing_flow_runs, key_of
+from prefect_psik.plain_text import plain, plain_values
 from prefect_psik.progress import artifact_key, in_run, run_logger
 from prefect_psik.prune_models import PruneReport, ScheduledPrune
 from prefect_psik.prune_plan import carry_out_plan, make_plan, refuse
@@ -224,15 +225,16 @@ def _log_plan(report: PruneReport) -> None:
     logger = run_logger()
     logger.info("%s%s", report, " (dry run)" if report.dry_run else "")
     for file in report.unproven[:MOST_NAMES]:
-        logger.warning("%s:%s stays: it %s", report.source, file.path, file.reason)
+        logger.warning("%s:%s stays: it %s", report.source, plain(file.path), plain(file.reason))
 
 
 def _table(report: PruneReport) -> dict[str, Any]:
     # What stays comes first: a table of thousands of rows is cut.
     rows = sorted(report.files, key=lambda file: (not file.reason, file.path))
     return {
-        "table": [file.model_dump(mode="json", include={"path", "size", "verdict", "reason"}) for file in rows][
-            :MOST_ROWS
+        "table": [
+            plain_values(file.model_dump(mode="json", include={"path", "size", "verdict", "reason"}))
+            for file in rows[:MOST_ROWS]
         ],
         "key": artifact_key(f"prune-{report.source}-{report.path}"),
         "description": str(report),
