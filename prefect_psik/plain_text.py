@@ -27,11 +27,11 @@ def _picture(character: str) -> str:
 
 
 def plain_values(found: Any) -> Any:
-    """Apply `plain` to all texts in a document of JSON, but not to its keys."""
+    """Apply `plain` to all texts in a document of JSON."""
     if isinstance(found, str):
         return plain(found)
     if isinstance(found, dict):
-        return {key: plain_values(value) for key, value in found.items()}
+        return {plain_values(key): plain_values(value) for key, value in found.items()}
     return [plain_values(value) for value in found] if isinstance(found, list) else found
 
 

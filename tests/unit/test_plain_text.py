@@ -53,7 +53,7 @@ def test_nothing_acts_in_plain_text_and_nothing_else_is_changed(text: str) -> No
 
 def test_what_was_there_can_be_seen() -> None:
     assert plain("a\0b\x1b[31mc\x7f\x9b\u202e\r\nd\r") == "a␀b␛[31mc␡��\nd␍"
-    assert plain_values({"a\0": ["b\0", {"c": "\0"}, 5, None]}) == {"a\0": ["b␀", {"c": "␀"}, 5, None]}
+    assert plain_values({"a\0": ["b\0", {"c": "\0"}, 5, None]}) == {"a␀": ["b␀", {"c": "␀"}, 5, None]}
 
 
 def tags(text: str) -> set[str]:

@@ -327,20 +327,28 @@ def test_prefix_that_cannot_be_written_is_told_with_place_user_and_reason(tmp_pa
 
 
 @pytest.mark.parametrize("operation", ["submit", "preflight"])
-def test_prefix_whose_file_system_is_not_mounted_is_not_made_again(tmp_path: Path, operation: str) -> None:
-    mounted, mount_point = tmp_path / "mounted", tmp_path / "scratch"
+@pytest.mark.parametrize("above", ["user", ""], ids=["made before", "made by the first job"])
+def test_prefix_whose_file_system_is_not_mounted_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, above: str
+) -> None:
+    elsewhere, mount_point = tmp_path / "file system", tmp_path / "scratch"
     prefix = mount_point / "user" / "psik jobs"
-    (mounted / "user").mkdir(parents=True)
-    mounted.rename(mount_point)
+    (elsewhere / above).mkdir(parents=True)
     payload = preflight_payload(PsikBackend(prefix=str(prefix)), JobSpec(script="true")) | {"jobs": [new_job()]}
+    mounted = {str(mount_point)}
+    monkeypatch.setattr(os.path, "ismount", lambda path: path in {"/", *mounted})
+    elsewhere.rename(mount_point)
     with nothing_is_started() as launch:
-        remote.call("submit", payload)
-        assert launch.call_count == 1, "the last component of a prefix is made"
-        mount_point.rename(mounted)
+        assert "error" not in only(remote.call("submit", payload))
+        assert launch.call_count == 1
+        assert stat.S_IMODE(prefix.stat().st_mode) == 0o700
+        mount_point.rename(elsewhere)
         mount_point.mkdir()
+        mounted.clear()
         answer = remote.call(operation, payload)
         assert launch.call_count == 1
-    text = str((answer.get("prefix") or answer)["error"])
+    error = (answer.get("prefix") or answer)["error"]
+    text = error["message"] if operation == "submit" else error
     assert f"The prefix {prefix} on " in text
     assert f"{prefix.parent} does not exist" in text
     assert f"mkdir -p {prefix.parent}" in text
