@@ -29,6 +29,7 @@ from prefect_psik import (
     arun_job,
     cancel_psik_jobs,
 )
+from prefect_psik.plain_text import plain_values
 
 Row = dict[str, str | int | float]
 
@@ -92,7 +93,9 @@ async def sweep(
 
     failed = sum(row["state"] == "failed" for row in results)
     await acreate_table_artifact(
-        results, key=f"sweep-{artifact_name(name)}", description=f"{len(rows) - failed} of {len(rows)} completed"
+        plain_values(results),
+        key=f"sweep-{artifact_name(name)}",
+        description=f"{len(rows) - failed} of {len(rows)} completed",
     )
     if failed:
         raise RuntimeError(

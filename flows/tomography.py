@@ -39,6 +39,7 @@ from prefect_psik import (
     aschedule_prune,
     cancel_psik_jobs,
 )
+from prefect_psik.plain_text import markdown
 
 SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -175,12 +176,14 @@ def report_card(scan: str, facts: dict[str, Any], pictures: dict[str, bytes], di
     """The errors and the pictures as Markdown; the pictures are also left as files."""
     directory.mkdir(parents=True, exist_ok=True)
     get_run_logger().info("Error against the phantom: %.3f; pictures in %s", facts["nrmse"], directory.resolve())
-    text = f"## {scan}\n\n| | |\n|---|---|\n"
-    text += "".join(f"| {name} | {value} |\n" for name, value in facts.items() if name != "images")
+    text = f"## {markdown(scan)}\n\n| | |\n|---|---|\n"
+    text += "".join(
+        f"| {markdown(name)} | {markdown(value)} |\n" for name, value in facts.items() if name != "images"
+    )
     for path, content in pictures.items():
         name = Path(path).name
         (directory / name).write_bytes(content)
-        text += f"\n![{name}](data:image/png;base64,{base64.b64encode(content).decode()})\n"
+        text += f"\n![{markdown(name)}](data:image/png;base64,{base64.b64encode(content).decode()})\n"
     return text
 
 

@@ -42,6 +42,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from prefect_psik.plain_text import plain
+
 if TYPE_CHECKING:
     from prefect_psik.models import JobHandle, JobResult, PreflightReport
     from prefect_psik.prune_models import PruneReport
@@ -89,7 +91,7 @@ class PrefectPsikError(Exception):
     """
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(plain(message))
         self.transient = transient
 
     @property

@@ -21,6 +21,7 @@ from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
 from prefect_psik.outcome import lacking
+from prefect_psik.plain_text import plain, plain_values
 from prefect_psik.results import brought, left_behind
 from prefect_psik.retry import Asked
 from prefect_psik.session import Channel
@@ -88,7 +89,7 @@ async def submit(
         answer = await channel.submit(job)
         handle = _handle(answer, block, job, identity)
         if again is not None:
-            return Submitted(handle, bool(answer["created"]), list(answer.get("warnings", [])))
+            return Submitted(handle, bool(answer["created"]), plain_values(answer.get("warnings", [])))
         if not answer["created"] and rerun and identity.attempt > answer["attempt"]:
             status = await channel.judged(answer["facts"], handle)
             if status.state in (JobState.failed, JobState.canceled):
@@ -96,7 +97,7 @@ async def submit(
                 handle = _handle(answer, block, job, identity)
     except KeyConflict as err:
         raise _conflict(err, spec, identity) from None
-    return Submitted(handle, bool(answer["created"]), list(answer.get("warnings", [])))
+    return Submitted(handle, bool(answer["created"]), plain_values(answer.get("warnings", [])))
 
 
 def _handle(answer: dict[str, Any], block: PsikBackend, job: dict[str, Any], identity: Identity) -> JobHandle:
@@ -105,7 +106,7 @@ def _handle(answer: dict[str, Any], block: PsikBackend, job: dict[str, Any], ide
         prefix=str(answer["prefix"]),
         stamp=identity.stamp,
         jobndx=int(str(answer["jobndx"])),
-        native_id=str(answer["native_id"]) if answer["native_id"] is not None else None,
+        native_id=plain(str(answer["native_id"])) if answer["native_id"] is not None else None,
         key=identity.key,
         type=block.attributes.type,
         name=job["spec"]["name"],
@@ -166,8 +167,8 @@ async def finish(channel: Channel, update: Update) -> JobResult:
         stderr=update.tails.get("stderr", ""),
         console=update.tails.get("console", ""),
         outputs=outputs,
-        message=status.message,
-        warnings=warnings,
+        message=plain(status.message),
+        warnings=plain_values(warnings),
     )
 
 

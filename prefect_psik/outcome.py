@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.launcher import CANCELED, NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
+from prefect_psik.plain_text import plain_values
 from prefect_psik.results import in_words, unmet
 from prefect_psik.slurm_outcome import (
     LATE_SECONDS,
@@ -94,6 +95,7 @@ def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
         facts: Of one job, as `remote.status` gathers them.
         handle: Of the run that is looked at.
     """
+    facts = plain_values({name: fact for name, fact in facts.items() if name != "logs"})
     if "error" in facts:
         return JobStatus(handle=handle, state=JobState.new, reason=str(facts["error"]["message"]))
     if facts.get("missing"):

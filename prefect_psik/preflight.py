@@ -15,6 +15,7 @@ from prefect_psik.exceptions import FacilityError, PreflightFailed, SpecError
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import Check, PreflightReport, Verdict
+from prefect_psik.plain_text import plain, plain_values
 from prefect_psik.remote import letter
 from prefect_psik.session import Channel
 
@@ -50,7 +51,7 @@ async def preflight(channel: Channel, block: PsikBackend, spec: JobSpec | None =
             payload = preflight_payload(block, spec)
             answer = await transport.call("preflight", payload, timeout=ANSWER_SECONDS)
             if "error" in answer:
-                checks.append(_check("call", Verdict.failed, answer["error"]["message"]))
+                checks.append(_check("call", Verdict.failed, plain(answer["error"]["message"])))
             else:
                 checks += judge_preflight(answer, duration=payload["duration"], nodes=payload["nodes"])
     except SpecError as err:
@@ -97,6 +98,7 @@ def judge_preflight(facts: Mapping[str, Any], *, duration: int, nodes: int) -> l
         duration: Requested walltime, minutes.
         nodes: Requested number of nodes.
     """
+    facts = plain_values(dict(facts))
     checks = [
         _check("call", Verdict.ok, f"{facts['user']} on {facts['host']} answers."),
         _function(facts.get("letter")),

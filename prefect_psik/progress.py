@@ -18,6 +18,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus, PreflightReport, Verdict
+from prefect_psik.plain_text import code_block, markdown, plain, plain_values
 from prefect_psik.watches import Update
 
 _LINE_LIMIT = 500
@@ -63,11 +64,11 @@ class Reporter:
             lines.append(rest)
         elif rest:
             self._partial[stream] = rest
-        name = self.handle.name or self.handle.stamp
+        name = plain(self.handle.name or self.handle.stamp)
         for line in lines:
             extra = {"psik_stream": stream, "psik_line": line}
             if line.strip() or not in_run():
-                self.logger.info("%s %s | %s", name, stream, line[:_LINE_LIMIT], extra=extra)
+                self.logger.info("%s %s | %s", name, stream, plain(line[:_LINE_LIMIT]), extra=extra)
 
     def _tell_state(self, status: JobStatus) -> None:
         if status.state == self._state and status.reason == self._reason:
@@ -84,7 +85,7 @@ class Reporter:
             event=f"psik.job.{'stuck' if status.stuck else status.state.value}",
             resource={
                 "prefect.resource.id": f"psik.job.{self.handle.stamp}",
-                "prefect.resource.name": self.handle.name or self.handle.stamp,
+                "prefect.resource.name": plain(self.handle.name or self.handle.stamp),
             },
             payload={
                 "stamp": self.handle.stamp,
@@ -99,15 +100,13 @@ class Reporter:
         """Log the end and leave a card in Prefect's UI."""
         self._log_end(result)
         if in_run():
-            create_markdown_artifact(key=_job_key(result), markdown=job_card(result), description=result.message)
+            create_markdown_artifact(**_job_artifact(result))
 
     async def afinish(self, result: JobResult) -> None:
         """Log the end and leave a card in Prefect's UI."""
         self._log_end(result)
         if in_run():
-            await acreate_markdown_artifact(
-                key=_job_key(result), markdown=job_card(result), description=result.message
-            )
+            await acreate_markdown_artifact(**_job_artifact(result))
 
     def _log_end(self, result: JobResult) -> None:
         spent = f" after {_seconds(result.run_seconds)}" if result.run_seconds is not None else ""
@@ -130,21 +129,18 @@ def job_card(result: JobResult) -> str:
         "node-hours": result.node_hours and f"{result.node_hours:.3g}",
         "peak memory": result.peak_memory and f"{result.peak_memory / 1024**2:,.0f} MiB",
         "CPU efficiency": None if result.cpu_efficiency is None else f"{result.cpu_efficiency:.0%}",
-        "directory": f"`{handle.path}`",
+        "directory": handle.path,
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value is not None)
+    table = "\n".join(f"| {name} | {markdown(value)} |" for name, value in rows.items() if value is not None)
     logs = "".join(
-        f"\n\n**{stream}** (last lines)\n\n```\n{text.strip()[-2000:].replace('```', '` ` `')}\n```"
+        f"\n\n**{stream}** (last lines)\n\n{code_block(text.strip()[-2000:])}"
         for stream, text in (("stdout", result.stdout), ("stderr", result.stderr), ("console", result.console))
         if text.strip()
     )
-    warnings = "".join(f"- {_in_one_line(warning)}\n" for warning in result.warnings)
+    warnings = "".join(f"- {markdown(warning)}\n" for warning in result.warnings)
     notes = f"\n**Warnings**\n\n{warnings}" if warnings else ""
-    return f"## Job {handle.name or handle.stamp}\n\n{result.message}\n{notes}\n| | |\n|---|---|\n{table}{logs}\n"
-
-
-def _in_one_line(text: str) -> str:
-    return " ".join(text.split())
+    title = f"## Job {markdown(handle.name or handle.stamp)}"
+    return f"{title}\n\n{markdown(result.message)}\n{notes}\n| | |\n|---|---|\n{table}{logs}\n"
 
 
 def _nodes(result: JobResult) -> str | None:
@@ -158,8 +154,9 @@ def in_run() -> bool:
     return TaskRunContext.get() is not None or FlowRunContext.get() is not None
 
 
-def _job_key(result: JobResult) -> str:
-    return artifact_key(f"psik-{result.handle.name or 'job'}")
+def _job_artifact(result: JobResult) -> dict[str, Any]:
+    key = artifact_key(f"psik-{result.handle.name or 'job'}")
+    return {"key": key, "markdown": job_card(result), "description": markdown(result.message)}
 
 
 def artifact_key(text: str) -> str:
@@ -197,7 +194,7 @@ def _log_checks(report: PreflightReport) -> None:
 
 def _preflight_table(report: PreflightReport) -> dict[str, Any]:
     return {
-        "table": [check.model_dump(mode="json") for check in report.checks],
+        "table": plain_values([check.model_dump(mode="json") for check in report.checks]),
         "key": artifact_key(f"preflight-{report.backend}"),
         "description": f"Preflight of {report.backend}: {'ok' if report.ok else 'failed'}",
     }

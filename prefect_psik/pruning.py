@@ -18,6 +18,7 @@ from prefect_psik.blocks import GlobusCollection
 from prefect_psik.cancellation import INTERRUPTS, Watched
 from prefect_psik.exceptions import PruneIncomplete, TransferError
 from prefect_psik.identity import enclosing_flow_runs
+from prefect_psik.plain_text import plain, plain_values
 from prefect_psik.progress import artifact_key, in_run, run_logger
 from prefect_psik.prune_globus import STEP_SECONDS
 from prefect_psik.prune_marks import PREFIX
@@ -215,7 +216,7 @@ def _log_plan(report: PruneReport) -> None:
     logger = run_logger()
     logger.info("%s%s", report, " (dry run)" if report.dry_run else "")
     for file in report.unproven[:MOST_NAMES]:
-        logger.warning("%s:%s stays: it %s", report.source, file.shown, file.reason)
+        logger.warning("%s:%s stays: it %s", report.source, file.shown, plain(file.reason))
 
 
 def _table(report: PruneReport) -> dict[str, Any]:
@@ -223,7 +224,9 @@ def _table(report: PruneReport) -> dict[str, Any]:
     rows = sorted(report.files, key=lambda file: (not file.reason, file.path))
     return {
         "table": [
-            {"path": file.shown, "size": file.size, "verdict": file.verdict.value, "reason": file.reason}
+            plain_values(
+                {"path": file.shown, "size": file.size, "verdict": file.verdict.value, "reason": file.reason}
+            )
             for file in rows[:MOST_ROWS]
         ],
         "key": artifact_key(f"prune-{report.source}-{report.path}"),

@@ -11,6 +11,7 @@ from prefect_psik.batches import MAX_JOBS_PER_CALL
 from prefect_psik.exceptions import PrefectPsikError
 from prefect_psik.models import JobHandle, JobRecord, JobState, JobStatus
 from prefect_psik.outcome import judge
+from prefect_psik.plain_text import plain_values
 from prefect_psik.session import Channel
 from prefect_psik.watches import MAX_LOOKS_PER_CALL
 
@@ -63,10 +64,10 @@ def _record(stamp: str, entry: Mapping[str, Any], endpoint_id: UUID | None, back
         prefix=entry["prefix"],
         stamp=stamp,
         jobndx=entry["jobndx"],
-        native_id=entry["native_id"],
+        native_id=plain_values(entry["native_id"]),
         key=entry["key"],
         type=entry["type"],
-        name=entry.get("name"),
+        name=plain_values(entry.get("name")),
         backend=backend,
         duration=asked.get("duration"),
         memory=asked.get("memory"),
@@ -125,7 +126,7 @@ async def remove_jobs(channel: Channel, handles: Sequence[JobHandle]) -> dict[st
         part = handles[begin : begin + MAX_JOBS_PER_CALL]
         items = [{"stamp": handle.stamp, "jobndx": handle.jobndx} for handle in part]
         answers = await channel.call("remove", items)
-        found |= {stamp: answer.get("kept") for stamp, answer in answers.items()}
+        found |= {stamp: plain_values(answer.get("kept")) for stamp, answer in answers.items()}
     return found
 
 

@@ -22,6 +22,7 @@ from prefect_psik.batches import REPEAT_SECONDS, Batcher, is_transient
 from prefect_psik.exceptions import FacilityTimeout, PrefectPsikError
 from prefect_psik.models import JobHandle, JobStatus
 from prefect_psik.outcome import judge, may_lack
+from prefect_psik.plain_text import plain_values
 from prefect_psik.transport.base import Transport, error_from
 from prefect_psik.watches import Poller
 
@@ -87,7 +88,7 @@ class Channel:
                 while pause is not None:
                     await asyncio.sleep(pause)
                     answer = await self._usages.add(item)
-                    rows, pause = answer["usage"] or rows, answer["wait"]
+                    rows, pause = plain_values(answer["usage"]) or rows, answer["wait"]
         return rows
 
     async def look(self, handle: JobHandle) -> JobStatus:

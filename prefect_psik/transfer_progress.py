@@ -13,6 +13,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from prefect_psik.plain_text import plain
 from prefect_psik.progress import artifact_key, in_run, run_logger
 from prefect_psik.transfer_models import TransferHandle, TransferStatus, TransferUpdate
 
@@ -77,7 +78,9 @@ class TransferReporter:
 def describe(status: TransferStatus) -> str:
     """A status in one line: state, what holds it up, files, bytes, rate, faults, what was left out."""
     held = (
-        "" if status.nice_status in (None, "OK") else f" ({status.nice_status}: {status.detail or 'no details'})"
+        ""
+        if status.nice_status in (None, "OK")
+        else plain(f" ({status.nice_status}: {status.detail or 'no details'})")
     )
     skipped = f", {status.files_skipped} were there" if status.files_skipped else ""
     faults = f", {status.faults} faults" if status.faults else ""

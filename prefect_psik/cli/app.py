@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 import httpx
 from cyclopts import App
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from prefect_psik.exceptions import PrefectPsikError, SpecError
+from prefect_psik.plain_text import plain
 
 #: Exit codes: bad input, everything else that is not success, and an interrupted wait.
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
@@ -18,6 +20,16 @@ BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 app = App(name="prefect-psik", help="Run psik batch jobs through Prefect and Globus Compute.")
 #: For what we say ourselves; stdout is for results.
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def shown(found: object, style: str = "") -> Text:
+    """What a terminal shows as it is: neither rich nor the terminal finds anything in it to obey."""
+    return Text(plain(str(found)), style=style)
+
+
+def passed_on(text: str, to: TextIO) -> str:
+    """What a job printed: byte for byte into a file or a pipe, but a terminal obeys none of it."""
+    return plain(text) if to.isatty() else text
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,11 +41,11 @@ def _carefully(command: Callable[[], int]) -> int:
     try:
         return command()
     except SpecError as err:
-        notes.print(f"[red]{escape(str(err))}[/red]")
+        notes.print(shown(err, "red"))
         return BAD_INPUT
     except PrefectPsikError as err:
-        notes.print(f"[red]{escape(str(err))}[/red]")
+        notes.print(shown(err, "red"))
         return FAILURE
     except httpx.HTTPError as err:
-        notes.print(f"[red]Prefect's API does not answer: {escape(str(err))}. Check PREFECT_API_URL.[/red]")
+        notes.print(shown(f"Prefect's API does not answer: {err}. Check PREFECT_API_URL.", "red"))
         return FAILURE

@@ -7,11 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from prefect_psik.blocks import PsikBackend
-from prefect_psik.cli.app import FAILURE, app
+from prefect_psik.cli.app import FAILURE, app, shown
 from prefect_psik.exceptions import SpecError
 from prefect_psik.models import Verdict
 from prefect_psik.psik_json import read_psik_json
@@ -49,10 +48,8 @@ def import_(
     for name, block in blocks.items():
         save_block(block, name, overwrite=overwrite)
         attributes = block.attributes
-        table.add_row(
-            *(name, str(block.endpoint_id or "this machine"), block.prefix, attributes.type),
-            *(attributes.queue_name or "", attributes.project_name or ""),
-        )
+        row = (name, block.endpoint_id or "this machine", block.prefix, attributes.type)
+        table.add_row(*map(shown, (*row, attributes.queue_name or "", attributes.project_name or "")))
     Console().print(table)
     return 0
 
@@ -82,9 +79,10 @@ def preflight(backend: str, *, spec: Path | None = None) -> int:
     """
     block = load_backend(backend)
     report = result(check(block, None if spec is None else resolve_spec(spec)))
-    table = Table("check", "verdict", "what was found", title=f"Preflight of {backend}")
+    table = Table("check", "verdict", "what was found", title=shown(f"Preflight of {backend}"))
     colors = {Verdict.ok: "green", Verdict.warning: "yellow", Verdict.failed: "red"}
     for found in report.checks:
-        table.add_row(found.name, f"[{colors[found.verdict]}]{found.verdict.value}[/]", escape(found.message))
+        verdict = shown(found.verdict.value, colors[found.verdict])
+        table.add_row(shown(found.name), verdict, shown(found.message))
     Console().print(table)
     return 0 if report.ok else FAILURE

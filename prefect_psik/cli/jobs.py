@@ -6,10 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
-from rich.markup import escape
-
 from prefect_psik.blocks import PsikBackend
-from prefect_psik.cli.app import FAILURE, INTERRUPTED, app, notes
+from prefect_psik.cli.app import FAILURE, INTERRUPTED, app, notes, passed_on, shown
 from prefect_psik.exceptions import FailureCause, JobError
 from prefect_psik.jobs import run_job
 from prefect_psik.resolve import resolve_spec
@@ -26,11 +24,11 @@ class _Output(logging.Handler):
         stream, line = getattr(record, "psik_stream", None), getattr(record, "psik_line", "")
         self.job_handle = getattr(record, "psik_handle", self.job_handle)
         if stream == "stdout":
-            print(line, flush=True)
+            print(passed_on(line, sys.stdout), flush=True)
         elif stream is not None:
-            print(line, file=sys.stderr, flush=True)
+            print(passed_on(line, sys.stderr), file=sys.stderr, flush=True)
         else:
-            notes.print(f"[dim]{escape(record.getMessage())}[/dim]")
+            notes.print(shown(record.getMessage(), "dim"))
 
 
 @app.command
@@ -57,10 +55,10 @@ def run(spec: Path, *, backend: str | None = None, key: str | None = None) -> in
         run_job.fn(backend or job.backend or PsikBackend(), job, key=key)
     except KeyboardInterrupt:
         if output.job_handle:
-            notes.print(f"The job goes on. To cancel it:\nprefect-psik cancel '{output.job_handle}'")
+            notes.print(shown(f"The job goes on. To cancel it:\nprefect-psik cancel '{output.job_handle}'"))
         return INTERRUPTED
     except JobError as err:
-        notes.print(f"[red]{escape(str(err))}[/red]")
+        notes.print(shown(err, "red"))
         code = err.result.exit_code if err.result and err.cause is FailureCause.script else None
         return code if code is not None and 0 < code < 256 else FAILURE
     return 0

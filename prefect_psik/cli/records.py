@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefect_psik.blocks import PsikBackend
-from prefect_psik.cli.app import FAILURE, app, notes
+from prefect_psik.cli.app import FAILURE, app, notes, passed_on, shown
 from prefect_psik.exceptions import PrefectPsikError, SpecError
 from prefect_psik.housekeeping import clean_jobs
 from prefect_psik.models import JobHandle, JobRecord, JobState, JobStatus
@@ -54,11 +55,17 @@ def ls(backend: Backend = None, *, flow_run: str | None = None, limit: int = 50,
     table = Table("stamp", "run", "native id", "name", "state", "cause or reason", "created (UTC)", "flow run")
     for record in records:
         status = statuses[record.handle.stamp]
-        table.add_row(
-            *(record.handle.stamp, str(record.handle.jobndx), status.handle.native_id or "", record.handle.name),
-            *(status.state.value, status.cause.value if status.cause else status.reason or ""),
-            *(_time(record.created), record.flow_run or ""),
+        handle = record.handle
+        why = status.cause.value if status.cause else status.reason or ""
+        row = (
+            handle.stamp,
+            handle.jobndx,
+            status.handle.native_id or "",
+            handle.name or "",
+            status.state.value,
+            why,
         )
+        table.add_row(*map(shown, (*row, _time(record.created), record.flow_run or "")))
     Console().print(table)
     return 0
 
@@ -79,7 +86,7 @@ def status_(job: Job, *, backend: Backend = None) -> int:
     table = Table(show_header=False)
     for name, value in _described(found).items():
         if value not in (None, "", []):
-            table.add_row(name, str(value))
+            table.add_row(name, shown(value))
     Console().print(table)
     return FAILURE if found.state in (JobState.failed, JobState.canceled) else 0
 
@@ -104,7 +111,7 @@ def logs(
     offset: int | None = None
     while True:
         text, offset, ended = result(on_handle(handle, block, _reader(handle, stream, offset)))
-        print(text, end="", flush=True)
+        print(passed_on(text, sys.stdout), end="", flush=True)
         if not follow or (ended and not text):
             return 0
         if not ended:
@@ -141,7 +148,7 @@ def cancel(job: Job | None = None, *, backend: Backend = None, flow_run: str | N
     outcomes = result(on_block(place, work))
     for outcome in outcomes.values():
         _tell(outcome)
-    notes.print(f"{len(outcomes)} jobs of flow run {flow_run} were asked to stop.")
+    notes.print(shown(f"{len(outcomes)} jobs of flow run {flow_run} were asked to stop."))
     return 0 if all(isinstance(outcome, JobStatus) for outcome in outcomes.values()) else FAILURE
 
 
@@ -159,10 +166,9 @@ def clean(backend: Backend = None, *, older_than: str, keep_failed: bool = True,
     removed = clean_jobs.fn(block, older_than=_span(older_than), keep_failed=keep_failed, dry_run=dry_run)
     table = Table("stamp", "name", "state", "ended (UTC)", "would be removed" if dry_run else "removed")
     for found in removed:
-        table.add_row(
-            *(found.handle.stamp, found.handle.name, found.state.value, _time(found.ended)),
-            f"no: {found.kept}" if found.kept else "yes",
-        )
+        kept = f"no: {found.kept}" if found.kept else "yes"
+        row = (found.handle.stamp, found.handle.name or "", found.state.value, _time(found.ended), kept)
+        table.add_row(*map(shown, row))
     Console().print(table)
     return 0
 
@@ -198,9 +204,9 @@ def _reader(handle: JobHandle, stream: str, offset: int | None) -> Any:
 
 def _tell(outcome: JobStatus | PrefectPsikError) -> None:
     if isinstance(outcome, JobStatus):
-        notes.print(f"{outcome.handle} is {outcome.state.value}: {outcome.message}.")
+        notes.print(shown(f"{outcome.handle} is {outcome.state.value}: {outcome.message}."))
     else:
-        notes.print(str(outcome))
+        notes.print(shown(outcome))
 
 
 def _is(outcome: JobStatus | PrefectPsikError, state: JobState) -> bool:

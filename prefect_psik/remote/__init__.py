@@ -45,6 +45,7 @@ PARTS = (
     "usage",
     "facts",
     "records",
+    "sbatch",
     "launch",
     "submission",
     "ending",

@@ -24,11 +24,9 @@ def _write(path: str, data: bytes, mode: int = 0o600) -> None:
 
 
 def _make_directory(path: str) -> None:
-    """Make a directory and all that is missing above it, each for this user alone, whatever the umask."""
-    if not os.path.isdir(path):
-        _make_directory(os.path.dirname(path))
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
+    """Make a directory for this user alone, whatever the umask; what is above it must exist."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
 
 
 def _write_whole(path: str, data: bytes, mode: int = 0o600) -> None:

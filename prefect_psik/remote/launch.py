@@ -10,28 +10,18 @@ import re
 import shutil
 import socket
 import time
-from typing import Any, Iterator
+from typing import Any
 
 from prefect_psik.remote.directory import _log, _native_id, _owner, _recorded_id
 from prefect_psik.remote.files import _append, _audit, _read_json, _size, _write_whole
 from prefect_psik.remote.payload import Trouble
 from prefect_psik.remote.processes import _note_process
 from prefect_psik.remote.records import _note_owner
+from prefect_psik.remote.sbatch import _Heard, _left_out, _listening
 from prefect_psik.remote.slurm import _find_in_slurm, _slurm_message_seconds
 
 #: An intent without a trace of the job is believed to have died only after this time.
 DOUBT_SECONDS = 15.0
-#: sbatch's words when the request may have arrived all the same. It repeats a request by itself, so even a
-#: connection that is refused says nothing of the one before.
-MAYBE_SUBMITTED = (
-    "timed out",
-    "zero bytes",
-    "receive failure",
-    "shutdown in progress",
-    "unable to contact",
-    "connection",
-    "temporarily",
-)
 #: What a path in psik's batch script may not have.
 NOT_PLAIN = r"[^\w./+,:=@~-]"
 
@@ -43,8 +33,13 @@ async def _launch(
     slurm = job["backend"].get("type") == "slurm"
     intent = os.path.join(base, "prefect", f"intent.{jobndx}")
     if os.path.exists(intent):
-        since = (_read_json(intent) or {}).get("time", os.stat(intent).st_mtime)
-        adopted = _adopt(base, jobndx, since if slurm else None)
+        note = _read_json(intent) or {}
+        said = f"Slurm did not confirm the submission: {note['said']}. " if note.get("said") else ""
+        since = note.get("time", os.stat(intent).st_mtime)
+        try:
+            adopted = _adopt(base, jobndx, since if slurm else None)
+        except Trouble as trouble:
+            raise Trouble(trouble.answer["kind"], f"{said}{trouble.answer['message']}") from None
         if adopted is not None:
             _audit(prefix, "adopt", job, jobndx=jobndx, native_id=adopted)
             return adopted, []
@@ -52,8 +47,8 @@ async def _launch(
         if left > 0:
             raise Trouble(
                 "busy",
-                f"An earlier call may have started job {job['stamp']}, of which there is no trace yet; it is "
-                f"submitted again if there is none after {left:.0f} s.",
+                f"{said}An earlier call may have started job {job['stamp']}, of which there is no trace yet; it "
+                f"is submitted again if there is none after {left:.0f} s.",
             )
     # psik's local backend appends the console of all runs to one file; Slurm begins it anew.
     console = 0 if slurm else _size(_log(base, "console", jobndx))
@@ -74,8 +69,11 @@ async def _launch(
         text = " ".join(heard.said) or str(err)
         if slurm and not isinstance(err, FileNotFoundError):
             if not heard.refused:
+                with contextlib.suppress(OSError):
+                    _write_whole(intent, json.dumps({**intended, "said": text.rstrip(".")}).encode())
                 raise Trouble("busy", f"Slurm did not confirm the submission: {text}") from None
-            adopted = _adopt(base, jobndx, begin)
+            # The option parser sends nothing.
+            adopted = None if heard.is_usage else _adopt(base, jobndx, begin)
             if adopted is not None:
                 _audit(prefix, "adopt", job, jobndx=jobndx, native_id=adopted)
                 return adopted, heard.said
@@ -87,7 +85,7 @@ async def _launch(
     if not slurm:
         _note_process(base, number, native_id)
     _audit(prefix, "submit", job, jobndx=number, native_id=native_id)
-    return str(native_id), heard.said
+    return str(native_id), [*heard.said, *(_left_out() if slurm else [])]
 
 
 def _doubt_left(base: str, jobndx: int, *, slurm: bool) -> float:
@@ -148,46 +146,6 @@ def _plain(base: str) -> str:
         f"psik cannot submit to Slurm below {prefix}: the path has blanks, quotes or the like, and a link "
         f"without them cannot be made in {' or '.join(places)}. Choose another prefix.",
     )
-
-
-class _Heard:
-    """What sbatch said, and whether that was a refusal of its own; killed by a signal it tells nothing."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.code: int | None = None
-
-    @property
-    def refused(self) -> bool:
-        said = " ".join(self.said).lower()
-        return 0 < (self.code or 0) < 128 and not any(words in said for words in MAYBE_SUBMITTED)
-
-
-@contextlib.contextmanager
-def _listening(heard: _Heard) -> Iterator[None]:
-    """Collect what sbatch says: psik only logs it. Other jobs of this process are not heard."""
-    import contextvars
-    import logging
-
-    mine: contextvars.ContextVar[bool] = contextvars.ContextVar("mine", default=False)
-
-    class Ear(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage() if mine.get() else ""
-            if text.startswith("sbatch stderr: "):
-                lines = text.split(": ", 1)[1].splitlines()
-                heard.said.append(" ".join(re.sub("^sbatch: (error: )?", "", line).strip() for line in lines))
-            elif text.startswith("sbatch returned "):
-                heard.code = int(text.rsplit(" ", 1)[1])
-
-    ear, logger = Ear(), logging.getLogger("psik.console")
-    token = mine.set(True)
-    logger.addHandler(ear)
-    try:
-        yield
-    finally:
-        logger.removeHandler(ear)
-        mine.reset(token)
 
 
 def _refusal(base: str, intent: str, jobndx: int, text: str) -> Trouble:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import socket
 import time
 from typing import Any
@@ -99,9 +100,11 @@ def _existing_prefix(payload: dict[str, Any]) -> str:
 
 
 def _writable_prefix(payload: dict[str, Any]) -> str:
+    """Return the prefix, made if only its last component is missing, or if it is missing in a mount point."""
     prefix = _prefix(payload)
     try:
-        _make_directory(os.path.join(prefix, ".locks"))
+        for directory in (*_missing_above(prefix), prefix, os.path.join(prefix, ".locks")):
+            _make_directory(directory)
         probe = os.path.join(prefix, ".locks", f".probe.{os.getpid()}.{time.monotonic_ns()}")
         _write(probe, b"")
         os.unlink(probe)
@@ -112,6 +115,35 @@ def _writable_prefix(payload: dict[str, Any]) -> str:
             "Choose another prefix in the block, or mend its permissions or quota.",
         ) from None
     return prefix
+
+
+def _missing_above(prefix: str) -> list[str]:
+    """The directories above a prefix that can be made.
+
+    Where these are missing, the prefix' file system may not be mounted: made below the bare mount point, it would
+    know nothing of jobs that the real one has, and they would run again.
+    """
+    above = path = os.path.dirname(prefix)
+    missing: list[str] = []
+    while _is_missing(path):
+        missing.insert(0, path)
+        path = os.path.dirname(path)
+    if missing and (path == os.sep or not os.path.ismount(path)):
+        raise Trouble(
+            "setup",
+            f"The prefix {prefix} on {socket.gethostname()} cannot be used: {above} does not exist. Either its "
+            "file system is not mounted: then mount it, and submit again. Or it was never made: then make it "
+            f"there, once (mkdir -p {shlex.quote(above)}), and submit again.",
+        )
+    return missing
+
+
+def _is_missing(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _os_trouble(err: OSError) -> Trouble:

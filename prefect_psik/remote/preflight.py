@@ -62,7 +62,7 @@ def _look_at_site(payload: dict[str, Any]) -> dict[str, Any]:
         rules = _site_rules()
         if rules:
             _check_prefix(rules, _prefix(payload))
-            _check_backend(rules, payload["backend"], payload["spec"]["attributes"])
+        _check_backend(rules, payload["backend"], payload["spec"]["attributes"])
     except Trouble as trouble:
         return {"error": trouble.answer["message"]}
     return {"file": rules.get("file")}

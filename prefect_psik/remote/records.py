@@ -78,6 +78,7 @@ def _note_owner(prefix: str, job: dict[str, Any]) -> None:
     owner = job.get("owner") or {}
     for flow_run in owner.get("flow_runs") or []:
         directory = _run_directory(prefix, flow_run)
+        _make_directory(os.path.dirname(directory))
         _make_directory(directory)
         _write(os.path.join(directory, job["stamp"]), b"")
 

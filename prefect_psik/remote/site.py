@@ -1,9 +1,10 @@
-"""What the site allows: its own psik.json, which pins prefix, partitions and accounts where it exists."""
+"""What may be asked for: what the site's own psik.json pins, where it exists, and nothing past psik's fields."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 from typing import Any
@@ -16,6 +17,8 @@ SITE_BYTES = 1024 * 1024
 _BACKEND_FIELDS = ("type", "queue_name", "project_name", "reservation_id")
 #: Options of sbatch that say the same as a field of psik's backend.
 _SAME_AS = {"--partition": "queue_name", "--account": "project_name", "--reservation": "reservation_id"}
+#: psik writes it into the first line of its batch script, where a blank or a newline would say something else.
+_PSIK_PYTHON = re.compile(r"/[\w./+,:=@~-]+")
 #: Another cluster has partitions and accounts of its own.
 _NEVER = ("--clusters",)
 
@@ -107,13 +110,14 @@ def _check_prefix(rules: dict[str, Any], prefix: str) -> None:
 
 
 def _check_backend(rules: dict[str, Any], backend: dict[str, Any], arguments: dict[str, str]) -> None:
-    """Refuse a job that none of the site's backends allows.
+    """Refuse a job that none of the site's backends allows, and options that would get around its check.
 
     Args:
         rules: From `_site_rules`.
         backend: psik's BackendConfig.
         arguments: The job's attributes, which psik passes to sbatch, keys and values.
     """
+    _check_attributes(backend)
     if not rules.get("backends"):
         return
     asked = _asked_for(rules, backend, arguments)
@@ -128,6 +132,25 @@ def _check_backend(rules: dict[str, Any], backend: dict[str, Any], arguments: di
         f"{'; '.join(f'{name} ({_words(pins)})' for name, pins in rules['backends'].items())}. Change the "
         "attributes of the psik-backend block.",
     )
+
+
+def _check_attributes(backend: dict[str, Any]) -> None:
+    """Refuse what psik would merge from the backend's attributes into the arguments of sbatch."""
+    attributes = dict(backend.get("attributes") or {})
+    python = attributes.pop("psik_python", None)
+    if attributes:
+        raise Trouble(
+            "rejected",
+            f"The attributes of psik's backend have {min(attributes, key=str)!r}, which psik would hand to sbatch "
+            "unchecked: only psik_python can be given there. Options of sbatch belong in the options of the "
+            "psik-backend block, or in the attributes of the job.",
+        )
+    if python is not None and not (isinstance(python, str) and _PSIK_PYTHON.fullmatch(python)):
+        raise Trouble(
+            "rejected",
+            f"psik_python is {python!r}, but must be the absolute path of a Python, without blanks, quotes or "
+            "arguments. Change psik_python in the psik-backend block.",
+        )
 
 
 def _asked_for(rules: dict[str, Any], backend: dict[str, Any], arguments: dict[str, str]) -> dict[str, set[str]]:

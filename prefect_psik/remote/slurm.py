@@ -25,6 +25,10 @@ SACCT_ROWS = 5000
 NO_ACCOUNTING = re.compile(
     r"accounting storage is disabled|not running a supported accounting_storage|sacct is not on"
 )
+#: Slurm's commands read options from these, which would count for jobs that do not ask for them.
+OPTION_VARIABLES = re.compile("(SBATCH|SLURM|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
+#: Of these, where Slurm is and the login there.
+REACH_VARIABLES = re.compile("SLURM_(CONF|CONF_SERVER|JWT|SACK_.*)$")
 #: Slurm's states that end a job; all others are live.
 SLURM_FINAL = frozenset(
     [
@@ -42,12 +46,21 @@ SLURM_FINAL = frozenset(
 )
 
 
+def _slurm_environment() -> dict[str, str]:
+    """The environment of Slurm's commands: all but the options that they would read from it."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not OPTION_VARIABLES.match(name) or REACH_VARIABLES.match(name)
+    }
+
+
 def _slurm(*command: str, script: str | None = None) -> tuple[bool, str]:
     """Run one of Slurm's commands; returns whether it succeeded, and what it printed.
 
     With a script as its input, what it says on stderr counts too: there sbatch answers.
     """
-    environment = {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
+    environment = {**_slurm_environment(), "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
     try:
         done = subprocess.run(
             command,

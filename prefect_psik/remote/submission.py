@@ -28,6 +28,7 @@ from prefect_psik.remote.payload import (
     _writable_prefix,
 )
 from prefect_psik.remote.records import _note_owner
+from prefect_psik.remote.sbatch import _sbatch_loop
 from prefect_psik.remote.site import _check_backend, _check_prefix, _site_rules
 
 PSIK_OLDEST = (3, 1, 1)
@@ -45,15 +46,13 @@ def submit(payload: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `{"jobs": {stamp: {"created", "prefix", "jobndx", "native_id", "attempt", "facts"} or {"error"}}}`.
     """
-    import asyncio
-
     jobs = _jobs(payload)
     rules = _site_rules()
     if not all(_is_kept(_prefix(payload), job["stamp"]) for job in jobs):
         _check_prefix(rules, _prefix(payload))
     prefix = _writable_prefix(payload)
     psik = _import_psik()
-    loop = asyncio.new_event_loop()
+    loop = _sbatch_loop()
     try:
         answers = loop.run_until_complete(_submit_all(psik, rules, prefix, jobs))
         loop.run_until_complete(loop.shutdown_default_executor())
@@ -139,7 +138,7 @@ async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[s
                 return _existing(prefix, base, job, last)
             else:
                 jobndx = last or 1
-            created = await _allowed(psik, rules, prefix, base) if rules else None
+            created = await _allowed(psik, rules, prefix, base)
         native_id, warnings = await _launch(psik, prefix, base, job, jobndx, created)
     return {
         "created": True,
@@ -165,9 +164,14 @@ def _record(prefix: str, stamp: str) -> dict[str, Any] | None:
 
 
 async def _allowed(psik: Any, rules: dict[str, Any], prefix: str, base: str) -> Any:
-    """Read a stored job that is to run again; the site may have ruled it out since it was created."""
+    """Read a stored job that is to run again: it may have been ruled out since it was created."""
     _check_prefix(rules, prefix)
-    stored = await psik.Job(base)
+    try:
+        stored = await psik.Job(base)
+    except FileNotFoundError:
+        if rules:
+            raise
+        return None  # nothing can be started from it, but an earlier call may have
     backend = stored.info.backend.model_dump()
     arguments = {key: value for key, value in stored.spec.attributes.items() if key not in backend["attributes"]}
     _check_backend(rules, backend, arguments)

@@ -246,6 +246,8 @@ def test_a_flow_run_that_is_cancelled_submits_nothing_more(prefix: Path) -> None
 
 
 def test_prefix_is_part_of_the_identity(prefix: Path) -> None:
+    prefix.mkdir()
+
     @flow
     def two_places() -> None:
         for place in ("a", "b"):

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -44,6 +44,8 @@ from prefect_psik import (
     wait_for_job,
 )
 from prefect_psik.blocks import DefaultResources
+from prefect_psik.identity import Identity
+from prefect_psik.remote import letter
 from prefect_psik.transport.globus import GlobusTransport
 from tests.integration.local import wait_until
 from tests.integration.slurm_view import account_of
@@ -166,6 +168,130 @@ def test_sbatch_refusals_in_its_own_words_leave_nothing(facility: Facility, back
     with pytest.raises(SubmitRejected, match=r"[Rr]eservation"):
         submit_job(with_attributes(backend, reservation_id="nosuchres"), script("true"))
     assert {path for path in facility.prefix.iterdir() if path.name.isdigit()} <= before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"--gpu-per-node": "4"}, "unrecognized option '--gpu-per-node=4'"),
+        ({"--requeue": "true"}, "option '--requeue' doesn't allow an argument"),
+        ({"--distribution": "nonsense"}, "Invalid --distribution specification"),
+        ({"--gres": "nosuch:1"}, "Invalid generic resource"),
+    ],
+)
+def test_a_usage_error_is_a_refusal_and_not_a_lost_reply(
+    facility: Facility, backend: PsikBackend, options: dict[str, str], words: str
+) -> None:
+    begin = time.monotonic()
+    with pytest.raises(SubmitRejected, match=words) as refused:
+        submit_job(backend, script("true", "usage", attributes=options))
+    assert time.monotonic() - begin < 60, "what is not confirmed is asked about for two minutes"
+    assert not refused.value.transient
+    assert "usage" not in {record.handle.name for record in list_jobs(backend)}
+
+
+class Here:
+    """The code of the facility in this process, as an endpoint runs it; what it submits is held."""
+
+    def __init__(self, backend: PsikBackend, prefix: Path) -> None:
+        self.names: dict[str, Any] = {"__name__": "remote"}
+        exec(compile(letter(), "<letter>", "exec"), self.names)
+        self.backend, self.prefix = with_attributes(backend, options={"--begin": "now+1hour"}), prefix
+
+    def submit(self, stamp: str, change: Callable[[dict[str, Any]], None] = lambda job: None) -> dict[str, Any]:
+        """Submit a job, as our side sends it or changed; its answer."""
+        spec = script("true", "held", resources=SMALL)
+        job = self.backend.submission(spec, Identity(key=stamp, stamp=stamp, attempt=[1]), {})
+        change(job)
+        answer = self.names["call"]("submit", {"prefix": str(self.prefix), "jobs": [job]})
+        return dict(answer if "error" in answer else answer["jobs"][stamp])
+
+
+@pytest.fixture
+def here(
+    facility: Facility, backend: PsikBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Here]:
+    """The facility's code in this process; its jobs are canceled at the end."""
+    for name, value in facility.slurm.env.items():
+        monkeypatch.setenv(name, value)
+    yield Here(backend, tmp_path / "psik")
+    facility.slurm.run("scancel", "--name=held")
+
+
+def test_the_environment_of_the_endpoint_adds_no_options(
+    facility: Facility, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of these can be taken back by an option on the command line."""
+    options = {"SBATCH_ARRAY_INX": "0-2", "SBATCH_WAIT": "1", "SBATCH_EXCLUSIVE": "1", "SBATCH_CLUSTERS": "other"}
+    for name, value in options.items():
+        monkeypatch.setenv(name, value)
+    answer = here.submit("1")
+    assert answer["native_id"].isdecimal(), answer
+    [warning] = answer["warnings"]
+    assert all(name in warning for name in options)
+    shown = facility.scontrol("show", "job", answer["native_id"])
+    assert "JobState=PENDING Reason=BeginTime" in shown
+    assert "ArrayJobId" not in shown
+    assert "OverSubscribe=OK" in shown
+
+
+#: Ways to write an option of sbatch that names another partition than the pinned one, as key and value.
+_PARTITIONS = [
+    *({name: "high"} for name in ("-p", "--partition", "--part", "--p")),
+    *({text: text} for text in ("-phigh", "--partition=high", "--parti=high", "-Hphigh")),
+    *({"--comment": text} for text in ("-phigh", "--partition=high")),
+    {"-M": "other"},
+    {"--clusters": "other"},
+    {"--hold": "--hold", "-I": "-phigh"},
+]
+_PLACES: dict[str, Callable[[dict[str, Any], dict[str, str]], None]] = {
+    "backend": lambda job, options: job["backend"].update(attributes=options),
+    "spec": lambda job, options: job["spec"]["attributes"].update(options),
+    "psik_python": lambda job, options: job["backend"].update(
+        attributes={"psik_python": "/usr/bin/python3\n#SBATCH " + " ".join(options.values())}
+    ),
+    "name": lambda job, options: job["spec"].update(name=" ".join(options)),
+    "queue": lambda job, options: job["backend"].update(queue_name="debug " + " ".join(options)),
+}
+
+
+def test_nothing_in_a_payload_runs_outside_of_what_the_site_pins(
+    facility: Facility, here: Here, tmp_path: Path
+) -> None:
+    """Whatever is refused is refused; what passes is asked of Slurm: all of it is in the pinned partition."""
+    site = tmp_path / "etc" / "psik.json"
+    site.parent.mkdir()
+    site.write_text(
+        json.dumps({"backends": {"debug": {"type": "slurm", "queue_name": "debug", "project_name": "proj1"}}})
+    )
+    site.parent.chmod(0o755)
+    site.chmod(0o644)
+    here.names["SITE_FILE"] = str(site)
+    cases = [(place, options) for place in _PLACES for options in _PARTITIONS]
+    passed = {"plain": here.submit("1")["native_id"]}
+    for number, (place, options) in enumerate(cases, 2):
+        answer = here.submit(str(number), lambda job: _PLACES[place](job, dict(options)))  # noqa: B023 - called at once
+        if "error" not in answer:
+            passed[f"{options} in {place}"] = answer["native_id"]
+    assert len(passed) > 1, "names are free"
+    for what, native_id in passed.items():
+        shown = facility.scontrol("show", "job", native_id)
+        assert "Partition=debug " in f"{shown} ".replace("\n", " "), what
+        assert "Account=proj1 " in shown, what
+
+
+def test_a_pending_job_of_a_site_that_names_its_cluster_is_canceled(
+    facility: Facility, backend: PsikBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = with_sbatch_ending("true", facility, backend, tmp_path, monkeypatch)
+    wrapper = f'#!/bin/bash\nout=$({shutil.which("sbatch")} "$@") || exit\necho "$out on cluster nautilus"\n'
+    (tmp_path / "sbatch").write_text(wrapper)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    held = with_attributes(here, options={"--begin": "now+1hour"})
+    handle = submit_job(held, script("true", "nautilus"))
+    assert str(handle.native_id).isdecimal()
+    assert cancel_job(handle, backend=here).state is JobState.canceled
+    assert account_of(facility, handle.native_id, "State").startswith("CANCELLED")
 
 
 def test_options_reach_sbatch_as_they_are(facility: Facility, backend: PsikBackend) -> None:

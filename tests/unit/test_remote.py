@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
+from prefect_psik.preflight import preflight_payload
 from prefect_psik.remote import PARTS, letter
 
 #: The letter as it arrives: one text, in a namespace of its own.
@@ -325,6 +326,35 @@ def test_prefix_that_cannot_be_written_is_told_with_place_user_and_reason(tmp_pa
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize("operation", ["submit", "preflight"])
+@pytest.mark.parametrize("above", ["user", ""], ids=["made before", "made by the first job"])
+def test_prefix_whose_file_system_is_not_mounted_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, above: str
+) -> None:
+    elsewhere, mount_point = tmp_path / "file system", tmp_path / "scratch"
+    prefix = mount_point / "user" / "psik jobs"
+    (elsewhere / above).mkdir(parents=True)
+    payload = preflight_payload(PsikBackend(prefix=str(prefix)), JobSpec(script="true")) | {"jobs": [new_job()]}
+    mounted = {str(mount_point)}
+    monkeypatch.setattr(os.path, "ismount", lambda path: path in {"/", *mounted})
+    elsewhere.rename(mount_point)
+    with nothing_is_started() as launch:
+        assert "error" not in only(remote.call("submit", payload))
+        assert launch.call_count == 1
+        assert stat.S_IMODE(prefix.stat().st_mode) == 0o700
+        mount_point.rename(elsewhere)
+        mount_point.mkdir()
+        mounted.clear()
+        answer = remote.call(operation, payload)
+        assert launch.call_count == 1
+    error = (answer.get("prefix") or answer)["error"]
+    text = error["message"] if operation == "submit" else error
+    assert f"The prefix {prefix} on " in text
+    assert f"{prefix.parent} does not exist" in text
+    assert f"mkdir -p {prefix.parent}" in text
+    assert list(mount_point.iterdir()) == []
+
+
 @pytest.mark.parametrize("operation", ["status", "cancel"])
 def test_prefix_that_is_not_there_says_nothing_of_its_jobs(tmp_path: Path, operation: str) -> None:
     (tmp_path / "file").write_text("")
@@ -547,7 +577,7 @@ def test_job_directory_is_private_whatever_the_umask(tmp_path: Path) -> None:
 
 
 def test_every_level_above_a_job_is_private_whatever_the_umask(tmp_path: Path) -> None:
-    prefix = tmp_path / "above" / "p"
+    prefix = tmp_path / "p"
     owner = {"flow_runs": ["0f6a9d9e-5d0c-4e43-8a5a-3b7d3a1f2c11"]}
     before = os.umask(0)
     try:
@@ -556,8 +586,8 @@ def test_every_level_above_a_job_is_private_whatever_the_umask(tmp_path: Path) -
         remote._note_owner(str(prefix), new_job(owner=owner))
     finally:
         os.umask(before)
-    made = (prefix.parent, prefix, prefix / ".locks", *prefix.glob(".runs"), *prefix.glob(".runs/*"))
-    assert len(made) == 5
+    made = (prefix, prefix / ".locks", *prefix.glob(".runs"), *prefix.glob(".runs/*"))
+    assert len(made) == 4
     assert {str(path): f"{stat.S_IMODE(path.stat().st_mode):o}" for path in made} == {
         str(path): "700" for path in made
     }

@@ -60,11 +60,16 @@ def nothing_is_started() -> Iterator[mock.Mock]:
         yield launch
 
 
-def submit(prefix: Path, attributes: BackendAttributes | None = None, **spec: Any) -> dict[str, Any]:
-    """Submit one job, as our side would; its answer, or the error."""
+def submission(prefix: Path, attributes: BackendAttributes | None = None, **spec: Any) -> dict[str, Any]:
+    """One job, as our side would send it."""
     backend = PsikBackend(prefix=str(prefix), attributes=attributes or BackendAttributes())
     identity = Identity(key="k", stamp=STAMP, attempt=[1])
-    job = backend.submission(JobSpec(script="true\n", **spec), identity, {})
+    return backend.submission(JobSpec(script="true\n", **spec), identity, {})
+
+
+def submit(prefix: Path, attributes: BackendAttributes | None = None, **spec: Any) -> dict[str, Any]:
+    """Submit one job, as our side would; its answer, or the error."""
+    job = submission(prefix, attributes, **spec)
     with nothing_is_started():
         answer = remote.call("submit", {"prefix": str(prefix), "jobs": [job]})
     found: dict[str, Any] = answer if "error" in answer else answer["jobs"][STAMP]
@@ -108,6 +113,7 @@ def test_variables_of_the_prefix_are_those_of_the_facility(
 ) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
     write(site, prefix="$SCRATCH/psik")
+    (tmp_path / "scratch" / "psik").mkdir(parents=True)
     assert submit(tmp_path / "scratch" / "psik" / "mine")["created"]
     assert "does not allow the prefix" in refusal(submit(tmp_path / "scratch"))
 
@@ -166,6 +172,69 @@ def test_another_cluster_is_refused(site: Path) -> None:
     for option in ("--clusters=other", "--cluster=other"):
         with pytest.raises(remote.Trouble, match="no other cluster"):
             remote._check_backend(rules, BACKENDS["debug"], {option: option})
+
+
+#: What psik would merge into the arguments of sbatch, or write into its batch script.
+PAST_THE_SITE = [
+    {"-p": "debug"},
+    {"-A": "other"},
+    {"-M": "other"},
+    {"--clusters": "other"},
+    {"--partition": "debug"},
+    {"--partition=debug": "--partition=debug"},
+    {"-I": "-pdebug"},
+    {"--qos": "x"},
+    {"": ""},
+    {"psik_python": "/usr/bin/python3", "--hold": "--hold"},
+    {"psik_python": "/usr/bin/python3\n#SBATCH --clusters=other"},
+    {"psik_python": "/usr/bin/env python3"},
+    {"psik_python": "python3"},
+    {"psik_python": "$HOME/python3"},
+    {"psik_python": ""},
+    {"psik_python": ["/usr/bin/python3"]},
+]
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("attributes", PAST_THE_SITE, ids=repr)
+def test_nothing_passes_in_the_attributes_of_psiks_backend(
+    site: Path, tmp_path: Path, attributes: dict[str, Any], pinned: bool
+) -> None:
+    if pinned:
+        write(site, backends={"batch": {"type": "slurm", "queue_name": "batch"}})
+    job = submission(tmp_path / "jobs", slurm(queue_name="batch"))
+    job["backend"]["attributes"] = attributes
+    with nothing_is_started() as launch:
+        answer = remote.call("submit", {"prefix": str(tmp_path / "jobs"), "jobs": [job]})["jobs"][STAMP]
+    assert "psik_python" in refusal(answer)
+    assert not launch.called
+    assert not (tmp_path / "jobs" / STAMP).exists()
+    payload = preflight_payload(PsikBackend(prefix=str(tmp_path / "jobs")), JobSpec(script="true"))
+    payload["backend"] = job["backend"]
+    assert "psik_python" in remote.call("preflight", payload)["site"]["error"]
+
+
+def test_a_plain_python_passes_in_the_attributes_of_psiks_backend(site: Path, tmp_path: Path) -> None:
+    assert submit(tmp_path / "jobs", slurm(psik_python="/opt/psik-3.1/bin/python3.11"))["created"]
+
+
+@pytest.mark.parametrize("attributes", [{"-p": "debug"}, {"psik_python": "/x\n#SBATCH -p debug"}], ids=repr)
+def test_nothing_passes_in_what_is_stored_of_a_job_that_runs_again(
+    site: Path, tmp_path: Path, attributes: dict[str, str]
+) -> None:
+    """As an older release, or the script itself, may have left it."""
+    assert submit(tmp_path / "jobs", slurm())["created"]
+    status = tmp_path / "jobs" / STAMP / "status.csv"
+    first, _, rest = status.read_text().partition("\n")
+    stamp, number, state, info = first.split(",", 3)
+    changed = json.loads(info)
+    changed["backend"]["attributes"] = attributes
+    status.write_text(f"{stamp},{number},{state},{json.dumps(changed)}\n{rest}")
+    job = submission(tmp_path / "jobs", slurm()) | {"rerun_after": 1, "attempt": [2]}
+    with nothing_is_started() as launch:
+        answer = remote.call("submit", {"prefix": str(tmp_path / "jobs"), "jobs": [job]})["jobs"][STAMP]
+    assert "psik_python" in refusal(answer)
+    assert not launch.called
 
 
 _TOKENS = st.sampled_from(

@@ -1,0 +1,142 @@
+"""sbatch, as psik starts it: its environment, the job's id among its words, and what a failure means."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from typing import Any, Iterator
+
+from prefect_psik.remote.slurm import _slurm_environment
+
+#: psik takes the last word of sbatch for the job's id; it gets the number and nothing else. Without a number it
+#: gets nothing, which is no id and no refusal: the job is then looked for.
+_ID_ONLY = r"""
+said=$(sbatch "$@") || { code=$?; printf '%s\n' "$said" >&2; exit "$code"; }
+id=$(printf '%s\n' "$said" | sed -n 's/.*Submitted batch job \([0-9][0-9]*\).*/\1/p' | sed -n 1p)
+test -n "$id" || id=$(printf '%s\n' "$said" | sed -n 's/^\([0-9][0-9]*\)\(;.*\)*$/\1/p' | sed -n 1p)
+test -n "$id" && printf '%s\n' "$id" || printf '%s\n' "$said" >&2
+"""
+#: Reasons of "Batch job submission failed" with which the request may have arrived all the same, or was never
+#: judged: Slurm's own phrases and the system's. sbatch repeats a request, so even a refused connection says
+#: nothing of the one before.
+UNCLEAR = (
+    "Unexpected message received",
+    "Communication connection failure",
+    "Communication shutdown failure",
+    "Message send failure",
+    "Message receive failure",
+    "Unable to contact slurm controller",
+    "Received zero length message",
+    "Received message length < 0",
+    "Insane message length",
+    "Header lengths are longer than data received",
+    "Failed to send entire message",
+    "Socket timed out on send/recv operation",
+    "Zero Bytes were transmitted or received",
+    "Slurm backup controller in standby mode",
+    "Controller is in standby mode",
+    "Unable to create job record, try again",
+    "Protocol authentication error",
+    "Invalid authentication credential",
+    "Failed to connect to authentication agent",
+    "Connection refused",
+    "Connection reset by peer",
+    "Connection timed out",
+    "Broken pipe",
+    "Interrupted system call",
+    "Network is unreachable",
+    "No route to host",
+    "Resource temporarily unavailable",
+    "Transport endpoint is not connected",
+)
+#: sbatch could not read Slurm's configuration, so it asked nobody.
+NOT_ASKED = re.compile("fatal: (Could not establish a configuration source|Unable to process configuration file)")
+#: Exit code of sbatch's option parser. It is that of ssh, too, which may stand behind a site's sbatch.
+USAGE = 255
+_VOICE = re.compile(r"^(\S*/)?sbatch: ((error|fatal): )?")
+
+
+def _sbatch_loop() -> Any:
+    """Make an event loop on which psik's sbatch reads no options from the environment, and answers with the id.
+
+    psik starts sbatch on the running loop with the environment of this process, which other threads share.
+    """
+    import asyncio
+
+    class Loop(asyncio.SelectorEventLoop):
+        async def subprocess_exec(
+            self, protocol_factory: Any, program: Any, *arguments: Any, **options: Any
+        ) -> tuple[Any, Any]:
+            if program == "sbatch" and shutil.which(program):
+                program, arguments = "/bin/sh", ("-c", _ID_ONLY, program, *arguments)
+                options["env"] = _slurm_environment()
+            return await super().subprocess_exec(protocol_factory, program, *arguments, **options)
+
+    return Loop()
+
+
+def _left_out() -> list[str]:
+    """Say which options of the environment do not count, for those who wanted them."""
+    names = sorted(name for name in os.environ if name.startswith("SBATCH_") or name == "SLURM_CLUSTERS")
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)} in the environment of the endpoint do not count for this job. What jobs shall have "
+        "belongs in the fields and options of the psik-backend block."
+    ]
+
+
+class _Heard:
+    """What sbatch said on stderr, and how it ended."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.code: int | None = None
+
+    @property
+    def said(self) -> list[str]:
+        lines = [_VOICE.sub("", line).strip() for line in self.text.splitlines()]
+        return [" ".join(filter(None, lines))] if any(lines) else []
+
+    @property
+    def is_usage(self) -> bool:
+        """The option parser refused, before anything was sent."""
+        return self.code == USAGE and any(
+            _VOICE.match(line) or "sbatch --help" in line for line in self.text.splitlines()
+        )
+
+    @property
+    def refused(self) -> bool:
+        """The option parser, slurmctld or the site refused; killed by a signal sbatch says nothing."""
+        if not 0 < (self.code or 0) < 128:
+            return self.is_usage
+        reasons = re.findall("Batch job submission failed: (.*)", self.text)
+        return not NOT_ASKED.search(self.text) and not (reasons and reasons[-1].startswith(UNCLEAR))
+
+
+@contextlib.contextmanager
+def _listening(heard: _Heard) -> Iterator[None]:
+    """Collect what sbatch says: psik only logs it. Other jobs of this process are not heard."""
+    import contextvars
+    import logging
+
+    mine: contextvars.ContextVar[bool] = contextvars.ContextVar("mine", default=False)
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage() if mine.get() else ""
+            if text.startswith("sbatch stderr: "):
+                heard.text += text.split(": ", 1)[1]
+            elif text.startswith("sbatch returned "):
+                heard.code = int(text.rsplit(" ", 1)[1])
+
+    ear, logger = Ear(), logging.getLogger("psik.console")
+    token = mine.set(True)
+    logger.addHandler(ear)
+    try:
+        yield
+    finally:
+        logger.removeHandler(ear)
+        mine.reset(token)
