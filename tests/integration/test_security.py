@@ -47,8 +47,8 @@ def client(facility: Facility) -> Iterator[None]:
 
 @pytest.fixture
 def prefix(facility: Facility) -> Path:
-    """A prefix that is not there yet, nor is its parent, so that everything below is ours."""
-    return facility.prefix / f"security-{os.urandom(4).hex()}" / "jobs"
+    """A prefix that does not exist yet, so that everything below is ours."""
+    return facility.prefix / f"security-{os.urandom(4).hex()}"
 
 
 @pytest.fixture
