@@ -59,8 +59,15 @@ def is_second(node: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """End the fixtures of the module before a second run: it has its own. pytest has no public way for that."""
+    """End the fixtures of the module before a second run: it has its own. pytest has no public way for that.
+
+    The session of the process goes, too. A wait that outlived its test may have opened a connection when the
+    environment led to the hosted Globus, and every later test would use that connection.
+    """
     if is_second(item) and isinstance(item, pytest.Function):
+        from prefect_psik.session import Session  # not before conftest.py has set the environment
+
+        Session._current = None
         for name in item.fixturenames:
             for fixture in item._fixtureinfo.name2fixturedefs.get(name, ()):
                 if fixture.scope in ("class", "module", "package"):
