@@ -17,12 +17,12 @@ MAX_ENTRIES = 1000
 class Expected(Typed):
     """Files that must be there when a job's script has ended well.
 
-    A match counts if it is a regular file of at least `min_bytes`, links followed, or a directory that is not
-    empty, and was written since the run began.
+    A match counts if it is a regular file of at least `min_bytes`, links followed, or a directory with a file in
+    it, and was written since the run began.
     """
 
     path: str = Field(
-        description="Path or glob. One that exists as it is written is no glob; [*], [?] and [[] quote."
+        description="Path or glob. A path that exists as written is not read as a glob; [*], [?] and [[] quote."
     )
     count: Count | None = Field(
         default=None, ge=1, description="Exactly so many must match, and all of them count."

@@ -164,7 +164,7 @@ async def _all(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 def same_place(source: GlobusCollection, check: GlobusCollection, directory: str) -> SpecError:
-    """The error that stands for a check that is no second copy."""
+    """The error for a check that is not a second copy."""
     return SpecError(
         f"{name_of(source)} and its check {name_of(check)} are the same directory: one copy proves nothing. "
         f"{f'What was written in one shows in the other, at {directory}. ' if directory else ''}"

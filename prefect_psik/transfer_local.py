@@ -8,14 +8,12 @@ import contextlib
 import errno
 import hashlib
 import os
-import stat
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from prefect_psik.exceptions import TransferCause, TransferError
 from prefect_psik.transfer_delete import delete_tree
@@ -24,13 +22,13 @@ from prefect_psik.transfer_file import (
     ChecksumMismatch,
     IrregularFile,
     copy_file,
+    digest,
     remove_left_parts,
     shown,
     state_digest,
 )
-from prefect_psik.transfer_file import digest as digest
 from prefect_psik.transfer_models import Arrival, FileEntry, LeftOut, Order, TransferState, TransferStatus
-from prefect_psik.transfer_tree import Entry, refuse, resolved, walk
+from prefect_psik.transfer_tree import Entry, entries_in, entry_of, listed_name, refuse, resolved, walk
 from prefect_psik.transport.threads import in_daemon_thread
 
 LOCAL = "local"
@@ -175,7 +173,7 @@ class _Copy(_Task):
             size = self._copy(source, target)
             self._note(files=self.status.files + 1, files_transferred=self.status.files_transferred + 1)
         if len(self._seen) <= MOST_NAMES:
-            self._seen.add(_name(_listed(target), size))
+            self._seen.add(_name(listed_name(target), size))
 
     def _is_same(self, source: Path, target: Path) -> bool:
         if not target.is_file():
@@ -276,10 +274,10 @@ class LocalCarrier:
         waiting = [top := Path(path)]
         try:
             if not waiting[0].is_dir():
-                yield _entry(waiting.pop())
+                yield entry_of(waiting.pop())
             while waiting:
                 here = waiting.pop()
-                for found, entry in await asyncio.to_thread(_entries, here, missing_ok=here is not top):
+                for found, entry in await asyncio.to_thread(entries_in, here, missing_ok=here is not top):
                     yield entry
                     if recursive and entry.kind == "directory":
                         waiting.append(found)
@@ -312,42 +310,3 @@ def _task(task_id: str) -> _Task:
 
 def _name(path: str, size: int) -> bytes:
     return hashlib.blake2b(f"{path}\0{size}".encode(), digest_size=_NAME_BYTES).digest()
-
-
-def _entries(directory: Path, *, missing_ok: bool) -> list[tuple[Path, FileEntry]]:
-    """Look at what a directory holds; what disappears meanwhile is left out."""
-    found = []
-    try:
-        paths = sorted(directory.iterdir())
-    except FileNotFoundError:
-        if not missing_ok:
-            raise
-        return []
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            found.append((path, _entry(path)))
-    return found
-
-
-_KINDS: dict[int, Literal["file", "directory", "link"]] = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "link",
-}
-
-
-def _listed(path: Path) -> str:
-    """A path as lists have it: what is no text in it is written out."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _entry(path: Path) -> FileEntry:
-    found = path.lstat()
-    name, listed = str(path), _listed(path)
-    return FileEntry(
-        path=listed,
-        kind=_KINDS.get(stat.S_IFMT(found.st_mode), "other"),
-        size=found.st_size,
-        modified=found.st_mtime,
-        is_exact=listed == name,
-    )

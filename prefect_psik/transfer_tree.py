@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from prefect_psik.exceptions import SpecError
 from prefect_psik.prune_marks import PREFIX as PRUNE_MARK
 from prefect_psik.transfer_file import is_part, kind_of, shown
-from prefect_psik.transfer_models import Order
+from prefect_psik.transfer_models import FileEntry, Order
 
 #: Why entries of a directory are left out, beside those that are no files at all.
 LINK = "link"
@@ -139,3 +140,43 @@ def _is_same(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return False
+
+
+def entries_in(directory: Path, *, missing_ok: bool) -> list[tuple[Path, FileEntry]]:
+    """Look at what a directory holds; what disappears meanwhile is left out."""
+    found = []
+    try:
+        paths = sorted(directory.iterdir())
+    except FileNotFoundError:
+        if not missing_ok:
+            raise
+        return []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path, entry_of(path)))
+    return found
+
+
+_KINDS: dict[int, Literal["file", "directory", "link"]] = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "link",
+}
+
+
+def listed_name(path: Path) -> str:
+    """A path as lists have it: what is no text in it is written out."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def entry_of(path: Path) -> FileEntry:
+    """What is at a path, links not followed."""
+    found = path.lstat()
+    name, listed = str(path), listed_name(path)
+    return FileEntry(
+        path=listed,
+        kind=_KINDS.get(stat.S_IFMT(found.st_mode), "other"),
+        size=found.st_size,
+        modified=found.st_mtime,
+        is_exact=listed == name,
+    )

@@ -125,9 +125,9 @@ class _Place:
         return mark.st_mtime if device == mark.st_dev else mark.st_mtime - SKEW_SECONDS
 
     def name(self, path: str) -> str:
-        r"""A path as people read it: below the job's directory; bytes that are no UTF-8 as \xNN."""
+        """A path as people read it, relative to the job's directory where it is in it."""
         short = os.path.relpath(path, self.directory) if path.startswith(self.directory + os.sep) else path
-        return os.fsencode(short).decode("utf-8", "backslashreplace")
+        return _readable(short)
 
 
 def _mark(base: str, *names: str) -> os.stat_result | None:
@@ -224,6 +224,7 @@ def _kind(mode: int) -> str:
 
 
 def _readable(path: str) -> str:
+    r"""A path as text that JSON can hold; bytes that are not UTF-8 as \xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

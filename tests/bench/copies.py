@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import tempfile
 import time
@@ -11,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from tests.bench.measure import QUICK, spread, verdict
+from tests.bench.measure import QUICK, compare
 
 MEGABYTES = 200 if QUICK else 2000
 REPEATS = 1 if QUICK else 3
@@ -57,13 +55,7 @@ def bench(console: Console) -> None:
                 took = _timed(work, top)
                 if repeat or QUICK:
                     seconds[way].append(took)
-    table = Table("", "median s", "least to most", title=f"A file of {MEGABYTES} MB on this machine, verified")
-    for way, values in seconds.items():
-        table.add_row(way, f"{statistics.median(values):.2f}", spread(values))
-    console.print(table)
-    by_hand_seconds, our_seconds = (statistics.median(values) for values in seconds.values())
-    ratio = our_seconds / by_hand_seconds
-    console.print(f"run_transfer / by hand: {ratio:.2f} (limit {LIMIT}: {verdict(ratio, LIMIT)})")
+    compare(console, f"A file of {MEGABYTES} MB on this machine, verified", seconds, LIMIT)
 
 
 def _timed(work: Callable[[Path], None], top: Path) -> float:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
+from rich.console import Console
+from rich.table import Table
 
 QUICK = os.environ.get("BENCH_QUICK") == "1"
 _PR_SET_CHILD_SUBREAPER = 36
@@ -37,6 +39,24 @@ def spread(values: Iterable[float]) -> str:
     """Return the least and the greatest value, for a table."""
     ordered = sorted(values)
     return f"{ordered[0]:.2f} to {ordered[-1]:.2f}"
+
+
+def compare(console: Console, title: str, seconds: Mapping[str, Sequence[float]], limit: float) -> None:
+    """Print the medians of two ways to do the same, and the ratio of the second to the first.
+
+    Args:
+        console: Where.
+        title: Of the table.
+        seconds: Of each way, in all repeats.
+        limit: Of the ratio.
+    """
+    table = Table("", "median s", "least to most", title=title)
+    for way, values in seconds.items():
+        table.add_row(way, f"{statistics.median(values):.2f}", spread(values))
+    console.print(table)
+    first, second = (statistics.median(values) for values in seconds.values())
+    one, other = seconds
+    console.print(f"{other} / {one}: {second / first:.2f} (limit {limit}: {verdict(second / first, limit)})")
 
 
 def adopt_orphans() -> None:

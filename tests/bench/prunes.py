@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from tests.bench.measure import QUICK, spread, verdict
+from tests.bench.measure import QUICK, compare
 
 FILES = 1000 if QUICK else 10_000
 FILE_BYTES = 20_000
@@ -53,15 +51,7 @@ def bench(console: Console) -> None:
                 work(top)
                 if repeat or QUICK:
                     seconds[way].append(time.monotonic() - begin)
-    table = Table(
-        "", "median s", "least to most", title=f"{FILES:,} files of {FILE_BYTES:,} bytes on this machine"
-    )
-    for way, values in seconds.items():
-        table.add_row(way, f"{statistics.median(values):.2f}", spread(values))
-    console.print(table)
-    by_hand_seconds, our_seconds = (statistics.median(values) for values in seconds.values())
-    ratio = our_seconds / by_hand_seconds
-    console.print(f"prune / sha256sum: {ratio:.2f} (limit {LIMIT}: {verdict(ratio, LIMIT)})")
+    compare(console, f"{FILES:,} files of {FILE_BYTES:,} bytes on this machine", seconds, LIMIT)
 
 
 def _write(top: Path) -> None:
