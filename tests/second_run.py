@@ -61,8 +61,7 @@ def is_second(node: pytest.Item) -> bool:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """End the fixtures of the module before a second run: it has its own. pytest has no public way for that.
 
-    The session of the process goes, too. A wait that outlived its test may have opened a connection when the
-    environment led to the hosted Globus, and every later test would use that connection.
+    The session of the process goes, too: a second run has connections of its own.
     """
     if is_second(item) and isinstance(item, pytest.Function):
         from prefect_psik.session import Session  # not before conftest.py has set the environment

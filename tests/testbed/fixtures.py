@@ -35,7 +35,11 @@ def facility() -> Iterator[Facility]:
     try:
         found.start()
         found.globus.forget_peaks()
-        with _no_stuck_forks(found):
+        with _no_stuck_forks(found), pytest.MonkeyPatch.context() as environment:
+            # What a test leaves in the background connects here for as long as the facility runs, never elsewhere.
+            for name, value in found.env.items():
+                if not name.startswith("GLOBUS_COMPUTE_CLIENT_"):
+                    environment.setenv(name, value)
             yield found
     finally:
         if was_down:
