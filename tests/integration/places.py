@@ -1,6 +1,6 @@
 """Every place where a task can wait, as a flow; run in processes of their own, which tests cancel and kill.
 
-`python places.py serve` serves all, `deploy POOL` makes deployments for a worker of that pool, and
+`python places.py serve` serves all, `deploy POOL` makes deployments of some for a worker of that pool, and
 `PLACE BACKEND TAG` runs one, as a script does.
 """
 
@@ -145,6 +145,9 @@ PLACES: dict[str, Flow[..., Any]] = {
     "nested": nested,
     "anested": anested,
 }
+#: Of each kind one: the main thread, an event loop, a subflow on one, threads. As the process of a worker a flow
+#: runs as one that is served does.
+WORKED = ("direct", "awaited", "anested", "mapped")
 #: How many jobs each has.
 JOBS = {place: 2 if place in ("gathered", "mapped") else 1 for place in PLACES}
 
@@ -156,7 +159,7 @@ def main(what: str, *arguments: str) -> None:
         made = [found.to_deployment(name="served") for found in flows]
         serve(*(deployment for deployment in made if isinstance(deployment, RunnerDeployment)), limit=20)
     elif what == "deploy":
-        for place in (*PLACES, "forgetful"):
+        for place in (*WORKED, "forgetful"):
             stored = Flow.from_source(str(Path(__file__).parent), f"{Path(__file__).name}:{place}")
             assert isinstance(stored, Flow)
             stored.deploy("worked", work_pool_name=arguments[0], ignore_warnings=True)
