@@ -145,9 +145,9 @@ PLACES: dict[str, Flow[..., Any]] = {
     "nested": nested,
     "anested": anested,
 }
-#: Of each kind one: the main thread, an event loop, a subflow on one, threads. As the process of a worker a flow
+#: Of each kind one: the main thread, an event loop, a subflow on one, a thread. As the process of a worker a flow
 #: runs as one that is served does.
-WORKED = ("direct", "awaited", "anested", "mapped")
+WORKED = ("direct", "awaited", "anested", "submitted")
 #: How many jobs each has.
 JOBS = {place: 2 if place in ("gathered", "mapped") else 1 for place in PLACES}
 

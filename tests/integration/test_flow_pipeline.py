@@ -109,31 +109,14 @@ def prunes(services: Services, scan: str, wanted: StateType) -> set[tuple[Any, .
 
 
 @pytest.mark.timeout(900)
-def test_from_a_deployment(
+def test_from_a_schedule(
     facility: Facility, worker: Services, places: dict[str, Place], parameters: dict[str, Any]
 ) -> None:
-    before = {name: accounted(facility, name) for name in ("reconstruct", "multiscale", "report")}
-    worker.prefect("deploy", "--name", "phantom")
-    run = worker.run_deployment("tomography/phantom", scan="deployed", **parameters)
-    ended_well(worker, run)
-    assert_the_scan_is_home(places, "deployed")
-    for name, jobs in before.items():
-        assert len(accounted(facility, name)) == len(jobs) + 1
-    assert_the_report_is_good(worker, run)
-    assert prunes(worker, "deployed", StateType.SCHEDULED) == {
-        ("detector", "raw/deployed.h5", "store"),
-        ("facility-scratch", "raw/deployed.h5", "store"),
-        ("facility-scratch", "rec/facility/deployed", "store"),
-        ("facility-scratch", "rec/facility/deployed.zarr", "store"),
-    }
-
-
-@pytest.mark.timeout(900)
-def test_from_a_schedule(worker: Services, places: dict[str, Place], parameters: dict[str, Any]) -> None:
     """The deployment of each night, its cron moved from 05:00 to the next minute, so that it can be awaited.
 
     Its prune at the detector is due at once: the worker runs that, too.
     """
+    before = {name: accounted(facility, name) for name in ("reconstruct", "multiscale", "report")}
     given = {"scan": "scheduled", "keep": {"detector": "PT1S"}, **parameters}
     worker.prefect("deploy", "--name", "phantom", "--params", json.dumps(given))
     with worker.client() as api:
@@ -159,10 +142,17 @@ def test_from_a_schedule(worker: Services, places: dict[str, Place], parameters:
     assert run is not None
     ended_well(worker, run)
     assert_the_scan_is_home(places, "scheduled")
+    for name, jobs in before.items():
+        assert len(accounted(facility, name)) == len(jobs) + 1
     assert_the_report_is_good(worker, run)
     due = ("detector", "raw/scheduled.h5", "store")
     wait_until(lambda: prunes(worker, "scheduled", StateType.COMPLETED) == {due}, 180)
     assert "raw/scheduled.h5" not in places["detector"].files()
+    assert prunes(worker, "scheduled", StateType.SCHEDULED) == {
+        ("facility-scratch", "raw/scheduled.h5", "store"),
+        ("facility-scratch", "rec/facility/scheduled", "store"),
+        ("facility-scratch", "rec/facility/scheduled.zarr", "store"),
+    }
 
 
 def test_export_controlled_data_goes_nowhere_else(

@@ -45,7 +45,7 @@ WORKED_DIES_BY = {
     "direct": signal.SIGTERM,
     "awaited": signal.SIGKILL,
     "anested": signal.SIGTERM,
-    "mapped": signal.SIGTERM,
+    "submitted": signal.SIGTERM,
 }
 #: Of each kind one: jobs that a cancel is to leave are left by the same lines everywhere.
 LEAVING = ("direct", "awaited", "mapped")
