@@ -128,13 +128,6 @@ def crowd(backend: str, count: int) -> None:
     run_job.map(unmapped(backend), specs).result()
 
 
-@flow
-async def gathering(backend: str, count: int) -> None:
-    """As `crowd`, on the event loop."""
-    specs = [sleeper(f"gathering-{number}", whole_node=True) for number in range(count)]
-    await asyncio.gather(*(arun_job(backend, spec) for spec in specs))
-
-
 PLACES: dict[str, Flow[..., Any]] = {
     "direct": direct,
     "awaited": awaited,
@@ -155,7 +148,7 @@ JOBS = {place: 2 if place in ("gathered", "mapped") else 1 for place in PLACES}
 def main(what: str, *arguments: str) -> None:
     """Serve or deploy all, or run one place."""
     if what == "serve":
-        flows = (*PLACES.values(), suspended, forgetful, gathering, crowd)
+        flows = (*PLACES.values(), suspended, forgetful, crowd)
         made = [found.to_deployment(name="served") for found in flows]
         serve(*(deployment for deployment in made if isinstance(deployment, RunnerDeployment)), limit=20)
     elif what == "deploy":
