@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 from tests.integration.prefect_services import Services
 from tests.integration.prefect_services import own_services as services
+from tests.integration.test_flows import SMALL
 from tests.testbed.facility import Facility
 
 __all__ = ["services"]
@@ -60,12 +62,12 @@ def test_the_guide_leads_to_a_reconstruction(facility: Facility, services: Servi
     services.worker()
     run(check)
     resources = f'{{"python": "{facility.science_python}"}}'
-    run(f"{phantom} --param 'resources={resources}'")
+    run(f"{phantom} --param 'resources={resources}' --param 'phantom={json.dumps(SMALL)}'")
     raw, rec = Path(home.root) / "detector/raw", Path(home.root) / "store/rec/mysite"
-    assert len(list((rec / "phantom").glob("slice_*.tiff"))) == 64
+    assert len(list((rec / "phantom").glob("slice_*.tiff"))) == SMALL["slices"]
     assert (rec / "phantom.zarr/zarr.json").is_file()
     shutil.copy(raw / "phantom.h5", raw / "another.h5")  # a scan arrives
     dispatch = dispatch.replace("SCAN", "another")
     run(f"""{dispatch} --watch --param 'parameters={{"resources": {resources}}}'""")
-    assert len(list((rec / "another").glob("slice_*.tiff"))) == 64
+    assert len(list((rec / "another").glob("slice_*.tiff"))) == SMALL["slices"]
     services.end_children()
