@@ -208,9 +208,10 @@ class Owner(Answer):
 
 
 def _job_state(value: object) -> JobState:
-    if value not in list(JobState):
+    state = next((state for state in JobState if state == value), None)
+    if state is None:
         raise ValueError("it is not a state of psik")
-    return JobState(value)
+    return state
 
 
 class Entry(Answer):

@@ -333,7 +333,7 @@ LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
             QUEUED,
             accounting="silent",
             sacct_error="sacct: error: Problem talking to the database: Connection refused",
-            **GONE | {"vanished": NOW - 10 * FORGOTTEN_SECONDS},
+            **GONE | {"vanished": NOW - 2 * FORGOTTEN_SECONDS},
         ),
         JobState.queued,
         "Connection refused",
