@@ -60,6 +60,11 @@ async def preflight(channel: Channel, block: PsikBackend, spec: JobSpec | None =
     return PreflightReport(backend=block.document_name or transport.place, checks=checks)
 
 
+def unusable(backend: str, error: SpecError) -> PreflightReport:
+    """The report on a block that cannot be loaded: nothing else could be checked."""
+    return PreflightReport(backend=backend, checks=[_check("block", Verdict.failed, str(error))])
+
+
 def _directives(notes: list[Note]) -> list[Check]:
     """A row on the scheduler directives of the script, if it has any."""
     verdict = Verdict.warning if any(note.warning for note in notes) else Verdict.ok
@@ -119,6 +124,8 @@ def _check(name: str, verdict: Verdict, message: str) -> Check:
 
 def _block_is_open(block: PsikBackend) -> Check:
     if block.accept_jobs:
+        if block.contradiction is not None:
+            return _check("block", Verdict.warning, f"It accepts jobs, but {block.contradiction}")
         return _check("block", Verdict.ok, "It accepts jobs.")
     why = f": {block.note}" if block.note else ""
     return _check("block", Verdict.failed, f"Its accept_jobs is off{why}. Wait, or use another backend.")
