@@ -6,10 +6,11 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+from prefect_psik.arrival import Answer
 from prefect_psik.exceptions import PrefectPsikError, RemoteCodeError
-from prefect_psik.transport.base import MAX_CALL_BYTES, Transport, error_from
+from prefect_psik.transport.base import MAX_CALL_BYTES, Transport
 
 #: How long a call is repeated while its errors are transient.
 REPEAT_SECONDS = 120.0
@@ -21,24 +22,26 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, PrefectPsikError) and error.transient
 
 
-Call = Callable[[list[dict[str, Any]]], Awaitable[dict[str, Any]]]
-"""Sends the items of several jobs; returns their answers by stamp."""
+A = TypeVar("A", bound=Answer)
 
-_Entry = tuple[dict[str, Any], asyncio.Future[dict[str, Any]], float]
+Call = Callable[[list[dict[str, Any]]], Awaitable[dict[str, A | PrefectPsikError]]]
+"""Sends the items of several jobs; returns by stamp their answers, or the errors that stand for them."""
+
+_Entry = tuple[dict[str, Any], asyncio.Future[A], float]
 
 
-class Batcher:
+class Batcher(Generic[A]):
     """Collects items and sends them together; one call at a time, so that a busy one fills the next."""
 
-    def __init__(self, transport: Transport, call: Call) -> None:
+    def __init__(self, transport: Transport, call: Call[A]) -> None:
         self._transport = transport
         self._call = call
-        self._items: list[_Entry] = []
+        self._items: list[_Entry[A]] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def add(self, item: dict[str, Any]) -> dict[str, Any]:
+    async def add(self, item: dict[str, Any]) -> A:
         """Send one job's item with the others; returns its answer or raises its error."""
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._items.append((item, future, time.monotonic() + REPEAT_SECONDS))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())
@@ -49,7 +52,7 @@ class Batcher:
     async def _drain(self) -> None:
         await asyncio.sleep(self._transport.gather_seconds)
         while self._items:
-            batch: list[_Entry] = []
+            batch: list[_Entry[A]] = []
             stamps: set[str] = set()
             size = 0
             for entry in list(self._items):
@@ -71,32 +74,31 @@ class Batcher:
                 self._items.clear()
                 raise
 
-    def _fail(self, entries: list[_Entry], err: BaseException) -> None:
+    def _fail(self, entries: list[_Entry[A]], err: BaseException) -> None:
         text = f"The work on {len(entries)} jobs failed on {self._transport.place}: {err!r}. This is a defect."
         for _, future, _ in entries:
             if not future.done():
                 future.set_exception(RemoteCodeError(text))
 
-    async def _send(self, batch: list[_Entry]) -> None:
+    async def _send(self, batch: list[_Entry[A]]) -> None:
         busy = []
         try:
             answers = await self._call([item for item, _, _ in batch])
         except PrefectPsikError as err:
-            answers = {item["stamp"]: {"exception": err} for item, _, _ in batch}
+            for _, future, _ in batch:
+                if not future.done():
+                    future.set_exception(err)
+            return
         for item, future, deadline in batch:
             answer = answers[item["stamp"]]
             if future.done():
                 continue
-            if "exception" in answer:
-                future.set_exception(answer["exception"])
-            elif "error" not in answer:
+            if not isinstance(answer, PrefectPsikError):
                 future.set_result(answer)
+            elif answer.transient and time.monotonic() < deadline:
+                busy.append((item, future, deadline))
             else:
-                error = error_from(answer["error"], self._transport.place)
-                if is_transient(error) and time.monotonic() < deadline:
-                    busy.append((item, future, deadline))
-                else:
-                    future.set_exception(error)
+                future.set_exception(answer)
         if busy:
             await asyncio.sleep(1.0)
             self._items += busy

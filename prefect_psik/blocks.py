@@ -32,6 +32,18 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
+def _tell_unknown(kind: type[BaseModel], data: Any, within: str = "") -> None:
+    """Log the fields of a block that nothing reads; a block of a newer version must load, so none is refused."""
+    known = [*kind.model_fields, "block_type_slug"]
+    for name in data if isinstance(data, dict) else ():
+        if name not in known and not str(name).startswith("_"):
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" (did you mean {within}{close[0]}?)" if close else ""
+            _logger.warning(
+                "A psik-backend block has the unknown field %r%s: it is ignored", f"{within}{name}", hint
+            )
+
+
 class BackendAttributes(Single, BaseModel):
     """How psik hands a job on at the facility, under psik's names."""
 
@@ -54,6 +66,12 @@ class BackendAttributes(Single, BaseModel):
         description='Spelled as sbatch does: {"--licenses": "cfs"}; a flag has the value true.',
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _tell_typos(cls, data: Any) -> Any:
+        _tell_unknown(cls, data, "attributes.")
+        return data
+
     def sbatch_options(self) -> dict[str, str]:
         """The options that psik itself does not pass on from its own fields."""
         named = {"--reservation": self.reservation_id, "--qos": self.qos, "--constraint": self.constraint}
@@ -64,6 +82,12 @@ class DefaultResources(ResourceSpec):
     """Resources of jobs that do not ask for their own; stored, so lenient."""
 
     model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tell_typos(cls, data: Any) -> Any:
+        _tell_unknown(cls, data, "default_resources.")
+        return data
 
 
 class PsikBackend(Single, Block):
@@ -128,15 +152,31 @@ class PsikBackend(Single, Block):
 
     @model_validator(mode="before")
     @classmethod
-    def _tell_unknown(cls, data: Any) -> Any:
-        # A stored block of a newer version must load, so what is unknown is told and not refused.
-        known = [*cls.model_fields, "block_type_slug"]
-        for name in data if isinstance(data, dict) else ():
-            if name not in known and not str(name).startswith("_"):
-                close = difflib.get_close_matches(str(name), known, n=1)
-                hint = f" (did you mean {close[0]}?)" if close else ""
-                _logger.warning("A psik-backend block has the unknown field %r%s: it is ignored", name, hint)
+    def _tell_typos(cls, data: Any) -> Any:
+        _tell_unknown(cls, data)
         return data
+
+    @model_validator(mode="after")
+    def _tell_contradiction(self) -> PsikBackend:
+        if self.contradiction is not None:
+            _logger.warning("A psik-backend block contradicts itself: %s", self.contradiction)
+        return self
+
+    @property
+    def contradiction(self) -> str | None:
+        """What asks for a batch system where `type: local` uses none, as a sentence; None if nothing does."""
+        if self.attributes.type != "local":
+            return None
+        nested = ("queue_name", "project_name", "reservation_id", "qos", "constraint", "options")
+        ignored = [f"attributes.{name}" for name in nested if getattr(self.attributes, name)]
+        if not ignored and self.endpoint_id is None:
+            return None
+        where = "on the login node of the endpoint" if self.endpoint_id else "on this machine"
+        what = f", and {', '.join(ignored)} would be ignored" if ignored else ""
+        return (
+            f"attributes.type is local, so jobs run as plain processes {where}, without a scheduler{what}. Set "
+            "attributes.type to slurm if they are batch jobs."
+        )
 
     @property
     def document_name(self) -> str | None:

@@ -7,10 +7,12 @@ from datetime import timedelta
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from prefect_psik.answers import HelloAnswer
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.exceptions import SpecError
 from prefect_psik.models import JobRecord, JobState, JobStatus, RemovedJob
-from prefect_psik.records import read_records, read_statuses, remove_jobs
+from prefect_psik.progress import run_logger
+from prefect_psik.records import Records, damaged, intact, read_records, read_statuses, remove_jobs
 from prefect_psik.resolve import BackendLike, aload_backend, load_backend
 from prefect_psik.session import Channel
 from prefect_psik.waiting import aresult, refuse_running_loop, result
@@ -28,7 +30,7 @@ def list_jobs(backend: BackendLike, *, flow_run: str | None = None, limit: int |
     """
     refuse_running_loop("alist_jobs")
     block = load_backend(backend)
-    return result(on_block(block, lambda channel: _list(channel, block, flow_run, limit)))
+    return _told(result(on_block(block, lambda channel: _list(channel, block, flow_run, limit))))
 
 
 @task(name="list psik jobs", cache_policy=NO_CACHE)
@@ -37,7 +39,7 @@ async def alist_jobs(
 ) -> list[JobRecord]:
     """Async twin of `list_jobs`."""
     block = await aload_backend(backend)
-    return await aresult(on_block(block, lambda channel: _list(channel, block, flow_run, limit)))
+    return _told(await aresult(on_block(block, lambda channel: _list(channel, block, flow_run, limit))))
 
 
 @task(name="clean psik jobs", cache_policy=NO_CACHE)
@@ -62,7 +64,11 @@ def clean_jobs(
     """
     refuse_running_loop("aclean_jobs")
     block = load_backend(backend)
-    return result(on_block(block, lambda channel: _clean(channel, block, older_than, keep_failed, dry_run)))
+    records, removed = result(
+        on_block(block, lambda channel: _clean(channel, block, older_than, keep_failed, dry_run))
+    )
+    _told(records)
+    return removed
 
 
 @task(name="clean psik jobs", cache_policy=NO_CACHE)
@@ -71,23 +77,27 @@ async def aclean_jobs(
 ) -> list[RemovedJob]:
     """Async twin of `clean_jobs`."""
     block = await aload_backend(backend)
-    return await aresult(on_block(block, lambda channel: _clean(channel, block, older_than, keep_failed, dry_run)))
+    records, removed = await aresult(
+        on_block(block, lambda channel: _clean(channel, block, older_than, keep_failed, dry_run))
+    )
+    _told(records)
+    return removed
 
 
-async def _list(channel: Channel, block: PsikBackend, flow_run: str | None, limit: int | None) -> list[JobRecord]:
+async def _list(channel: Channel, block: PsikBackend, flow_run: str | None, limit: int | None) -> Records:
     return await read_records(channel, block.endpoint_id, block.document_name, flow_run=flow_run, limit=limit)
 
 
 async def _clean(
     channel: Channel, block: PsikBackend, older_than: timedelta, keep_failed: bool, dry_run: bool
-) -> list[RemovedJob]:
+) -> tuple[Records, list[RemovedJob]]:
     if older_than < timedelta(0):
         raise SpecError(
             f"older_than is {older_than}: give a time since the job's end, such as timedelta(days=30)."
         )
     now = await _facility_time(channel)
     records = await read_records(channel, block.endpoint_id, block.document_name)
-    statuses = await read_statuses(channel, [record.handle for record in records])
+    statuses = await read_statuses(channel, [record.handle for record in intact(records)])
     wanted = [
         status
         for status in statuses.values()
@@ -95,18 +105,25 @@ async def _clean(
         and (status.state is JobState.completed or not keep_failed)
     ]
     kept = {} if dry_run else await remove_jobs(channel, [status.handle for status in wanted])
-    return [
+    removed = [
         RemovedJob(
             handle=status.handle, state=status.state, ended=status.ended, kept=kept.get(status.handle.stamp)
         )
         for status in wanted
     ]
+    return records, removed
+
+
+def _told(records: Records) -> list[JobRecord]:
+    """The jobs whose records can be read; of the others the run's log has the error."""
+    for err in damaged(records).values():
+        run_logger().warning("a job is left out: %s", err)
+    return intact(records)
 
 
 async def _facility_time(channel: Channel) -> float:
     """The facility's clock: ours may be another, and an answer may take a while."""
-    answer = await channel.ask("hello", {})
-    return float(answer["now"])
+    return (await channel.ask("hello", HelloAnswer, {})).now
 
 
 def _is_old(status: JobStatus, before: float) -> bool:

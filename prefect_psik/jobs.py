@@ -14,10 +14,11 @@ from prefect.runtime import task_run
 
 from prefect_psik import runs, submissions, ways
 from prefect_psik.cancellation import OnCancel
-from prefect_psik.exceptions import FailureCause
+from prefect_psik.exceptions import FailureCause, SpecError
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.limits import WaitLimits
 from prefect_psik.models import JobHandle, JobResult, JobStatus, PreflightReport
+from prefect_psik.preflight import unusable
 from prefect_psik.progress import atell_preflight, tell_preflight
 from prefect_psik.resolve import (
     BackendLike,
@@ -327,7 +328,11 @@ def run_preflight(backend: BackendLike, spec: SpecLike | None = None) -> Preflig
         BackendNotFound: No block of that name.
     """
     refuse_running_loop("arun_preflight")
-    report = result(runs.check(load_backend(backend), None if spec is None else resolve_spec(spec)))
+    resolved = None if spec is None else resolve_spec(spec)
+    try:
+        report = result(runs.check(load_backend(backend), resolved))
+    except SpecError as err:  # of the block: a preflight itself raises none
+        report = unusable(str(backend), err)
     tell_preflight(report)
     return runs.passed(report)
 
@@ -335,7 +340,10 @@ def run_preflight(backend: BackendLike, spec: SpecLike | None = None) -> Preflig
 @task(name="preflight of psik backend", cache_policy=NO_CACHE)
 async def arun_preflight(backend: BackendLike, spec: SpecLike | None = None) -> PreflightReport:
     """Async twin of `run_preflight`."""
-    block = await aload_backend(backend)
-    report = await aresult(runs.check(block, None if spec is None else resolve_spec(spec)))
+    resolved = None if spec is None else resolve_spec(spec)
+    try:
+        report = await aresult(runs.check(await aload_backend(backend), resolved))
+    except SpecError as err:  # of the block: a preflight itself raises none
+        report = unusable(str(backend), err)
     await atell_preflight(report)
     return runs.passed(report)

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from prefect_psik.answers import Facts, FetchAnswer, SubmitAnswer
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.exceptions import (
     ERRORS,
@@ -89,44 +90,50 @@ async def submit(
         answer = await channel.submit(job)
         handle = _handle(answer, block, job, identity)
         if again is not None:
-            return Submitted(handle, bool(answer["created"]), plain_values(answer.get("warnings", [])))
-        if not answer["created"] and rerun and identity.attempt > answer["attempt"]:
-            status = await channel.judged(answer["facts"], handle)
+            return Submitted(handle, answer.created, answer.warnings)
+        newer = rerun and not answer.created and identity.attempt > answer.attempt
+        if newer and isinstance(answer.facts, Facts):
+            status = await channel.judged(answer.facts, handle)
             if status.state in (JobState.failed, JobState.canceled):
                 answer = await channel.submit(job | {"rerun_after": handle.jobndx})
                 handle = _handle(answer, block, job, identity)
     except KeyConflict as err:
         raise _conflict(err, spec, identity) from None
-    return Submitted(handle, bool(answer["created"]), plain_values(answer.get("warnings", [])))
+    return Submitted(handle, answer.created, answer.warnings)
 
 
-def _handle(answer: dict[str, Any], block: PsikBackend, job: dict[str, Any], identity: Identity) -> JobHandle:
+def _handle(answer: SubmitAnswer, block: PsikBackend, job: dict[str, Any], identity: Identity) -> JobHandle:
     return JobHandle(
         endpoint_id=block.endpoint_id,
-        prefix=str(answer["prefix"]),
+        prefix=answer.prefix,
         stamp=identity.stamp,
-        jobndx=int(str(answer["jobndx"])),
-        native_id=plain(str(answer["native_id"])) if answer["native_id"] is not None else None,
+        jobndx=answer.jobndx,
+        native_id=answer.native_id,
         key=identity.key,
         type=block.attributes.type,
         name=job["spec"]["name"],
         backend=block.document_name,
-        duration=answer["asked"].get("duration"),
-        memory=answer["asked"].get("memory"),
+        duration=answer.asked.duration,
+        memory=answer.asked.memory,
     )
 
 
 def _conflict(err: KeyConflict, spec: JobSpec, identity: Identity) -> KeyConflict:
-    stored, given = (
-        json.dumps(json.loads(text), indent=1, sort_keys=True, ensure_ascii=False).splitlines()
-        for text in (err.stored or "{}", spec.canonical())
-    )
+    stored, given = _lines(err.stored), _lines(spec.canonical())
     difference = "\n".join(difflib.unified_diff(stored, given, "submitted before", "given now", lineterm="", n=0))
     return KeyConflict(
         f"The key {identity.key!r} already stands for a job with another spec. Choose another key, or submit the "
         f"same spec. {err}\n{difference}",
         stored=err.stored,
     )
+
+
+def _lines(canonical: str) -> list[str]:
+    """Write canonical JSON as lines that can be compared; what is none, as it is."""
+    try:
+        return json.dumps(json.loads(canonical), indent=1, sort_keys=True, ensure_ascii=False).splitlines()
+    except (ValueError, RecursionError):
+        return canonical.splitlines()
 
 
 async def finish(channel: Channel, update: Update) -> JobResult:
@@ -172,15 +179,15 @@ async def finish(channel: Channel, update: Update) -> JobResult:
     )
 
 
-def _unbrought(answer: dict[str, Any], asked: list[str]) -> list[tuple[str, str]]:
+def _unbrought(answer: FetchAnswer, asked: list[str]) -> list[tuple[str, str]]:
     """Outputs that could not be fetched at all, each with a sentence."""
-    if answer.get("missing"):
+    if answer.missing:
         return [(path, "its directory was removed before its outputs were fetched") for path in asked]
-    if answer["trouble"]:
+    if answer.trouble:
         return [
-            (path, f"collecting its outputs stopped because {answer['trouble']}: list fewer") for path in asked[:1]
+            (path, f"collecting its outputs stopped because {answer.trouble}: list fewer") for path in asked[:1]
         ]
-    return [(path, f"{path} no longer matches anything") for path in asked if not answer["good"].get(path)]
+    return [(path, f"{path} no longer matches anything") for path in asked if not answer.good.get(path)]
 
 
 async def _usage(channel: Channel, status: JobStatus) -> Usage:

@@ -7,14 +7,17 @@ final; what stays unknowable is a failure that says so.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from prefect_psik.answers import Facts
+from prefect_psik.arrival import LAST_SECOND
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.launcher import CANCELED, NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
-from prefect_psik.plain_text import plain_values
 from prefect_psik.results import in_words, unmet
 from prefect_psik.slurm_outcome import (
     LATE_SECONDS,
@@ -55,10 +58,10 @@ def parse_status(text: str) -> list[Row]:
     rows = []
     for line in text.split("\n")[:-1]:  # behind the last newline is what is not all there yet
         fields = line.split(",", 3)
-        try:
-            rows.append(Row(float(fields[0]), int(fields[1]), JobState(fields[2]), fields[3].strip()))
-        except (ValueError, IndexError):
-            continue
+        with contextlib.suppress(ValueError, IndexError):
+            row = Row(float(fields[0]), int(fields[1]), JobState(fields[2]), fields[3].strip())
+            if 0 <= row.time <= LAST_SECOND:
+                rows.append(row)
     return rows
 
 
@@ -88,24 +91,20 @@ def rows_of_run(rows: list[Row], jobndx: int, refused: int = 0) -> list[Row]:
     return selected
 
 
-def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
+def judge(facts: Facts, handle: JobHandle) -> JobStatus:
     """Decide the state of a job, and if it is final, the cause.
 
     Args:
         facts: Of one job, as `remote.status` gathers them.
         handle: Of the run that is looked at.
     """
-    facts = plain_values({name: fact for name, fact in facts.items() if name != "logs"})
-    if "error" in facts:
-        return JobStatus(handle=handle, state=JobState.new, reason=str(facts["error"]["message"]))
-    if facts.get("missing"):
+    if facts.missing:
         return _without_directory(facts, handle)
-    rows = rows_of_run(parse_status(facts["status"]), handle.jobndx, facts.get("refused", 0))
+    rows = rows_of_run(parse_status(facts.status), handle.jobndx, facts.refused)
     times: dict[str, Any] = _times(rows) | _nodes(facts)
-    native = facts.get("native_id")
-    if native is not None and native != handle.native_id:
-        handle = handle.model_copy(update={"native_id": native})
-    slurm = facts.get("type") == "slurm"
+    if facts.native_id is not None and facts.native_id != handle.native_id:
+        handle = handle.model_copy(update={"native_id": facts.native_id})
+    slurm = facts.type == "slurm"
     final = _final_row(rows, slurm_end(facts))
     waits, why = presence(facts, has_end=final is not None) if slurm else (_is_alive(facts, final), None)
     if waits or (slurm and final is None and _may_come_late(facts)):
@@ -124,10 +123,10 @@ def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
     return status.model_copy(update={**times, "ended": end, "warnings": _remarks(status, facts, rows)})
 
 
-def _without_directory(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
+def _without_directory(facts: Facts, handle: JobHandle) -> JobStatus:
     gone = f"its directory {handle.path} is gone"
-    row, alive = row_of(facts), facts.get("alive", False)
-    unheard = alive is None and (facts.get("vanished") is None or facts.get("accounting") in ("silent", "unasked"))
+    row, alive = row_of(facts), facts.alive if facts.asks_who_lives else False
+    unheard = alive is None and (facts.vanished is None or facts.accounting in ("silent", "unasked"))
     if alive or unheard:
         state = JobState.active if row and not is_waiting(facts) else JobState.queued
         still = "Slurm still has it: cancel it" if alive else "Slurm does not tell whether it has it"
@@ -140,38 +139,38 @@ def _without_directory(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus
     return ended(handle, JobState.failed, FailureCause.lost, text)
 
 
-def _is_alive(facts: Mapping[str, Any], final: Row | None) -> bool:
+def _is_alive(facts: Facts, final: Row | None) -> bool:
     # Somebody still has it to run, or may have: not final, whatever psik wrote before.
-    return facts.get("alive", final is None) is not False
+    return facts.alive is not False if facts.asks_who_lives else final is None
 
 
-def _not_final(facts: Mapping[str, Any], handle: JobHandle, rows: list[Row], why: str | None) -> JobStatus:
+def _not_final(facts: Facts, handle: JobHandle, rows: list[Row], why: str | None) -> JobStatus:
     wait = pending(facts)
     reason = wait.reason if wait else why
     state = _live_state(rows)
     started = max((row.time for row in rows if row.state is JobState.active), default=None)
-    if started is not None and is_waiting(facts) and float(facts.get("squeue_time") or 0.0) > started:
+    if started is not None and is_waiting(facts) and facts.squeue_time > started:
         state = JobState.queued
         reason = f"{reason or 'waiting'}; Slurm will start it again, and its logs begin anew"
     return JobStatus(handle=handle, state=state, reason=reason, stuck=wait is not None and wait.stuck)
 
 
-def _remarks(status: JobStatus, facts: Mapping[str, Any], rows: list[Row]) -> list[str]:
+def _remarks(status: JobStatus, facts: Facts, rows: list[Row]) -> list[str]:
     """What a person should know beside the outcome."""
     remarks = list(status.warnings)
     starts = sum(row.state is JobState.active for row in rows)
-    if starts > 1 and facts.get("type") == "slurm":
+    if starts > 1 and facts.type == "slurm":
         remarks.append(f"Slurm started it {starts} times; logs are those of the last start alone.")
     row = row_of(facts)
     odd = odd_state(row.state) if row and status.state is JobState.completed else None
     return [*remarks, *([f"{odd}."] if odd else [])]
 
 
-def _may_come_late(facts: Mapping[str, Any]) -> bool:
+def _may_come_late(facts: Facts) -> bool:
     """Whether psik's last line may still be on its way through a shared file system."""
     row, end = row_of(facts), slurm_end(facts)
     ended_well = row is not None and row.state.startswith("COMPLETED")
-    return ended_well and end is not None and float(facts.get("now", 0.0)) - end < SHARED_FILE_SYSTEM_SECONDS
+    return ended_well and end is not None and facts.now - end < SHARED_FILE_SYSTEM_SECONDS
 
 
 def _times(rows: list[Row]) -> dict[str, float]:
@@ -183,10 +182,10 @@ def _times(rows: list[Row]) -> dict[str, float]:
     }
 
 
-def _nodes(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _nodes(facts: Facts) -> dict[str, Any]:
     """How many nodes there are and their names: the launcher's words `2 n[1-2]`."""
-    number, _, names = (facts.get("nodes") or "").partition(" ")
-    return {"nodes": int(number), "node_list": names or None} if number.isdecimal() else {}
+    words = re.fullmatch(r"([0-9]{1,9})(?: (.*))?", facts.nodes or "")
+    return {"nodes": int(words[1]), "node_list": words[2] or None} if words else {}
 
 
 def _final_row(rows: list[Row], slurm_ended: float | None) -> Row | None:
@@ -210,28 +209,27 @@ def _live_state(rows: list[Row]) -> JobState:
     return JobState.new
 
 
-def _from_psik(final: Row, facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
-    never_began = final.info == str(CANCELED) and facts.get("cancel_asked") is not None
+def _from_psik(final: Row, facts: Facts, handle: JobHandle) -> JobStatus:
+    never_began = final.info == str(CANCELED) and facts.cancel_asked is not None
     if final.state is JobState.canceled or never_began:
         return _canceled(facts, handle)
     if final.state is JobState.completed:
-        missing = unmet(facts.get("found") or [])
+        missing = unmet(facts.found or [])
         if missing:
             return lacking(ended(handle, JobState.completed, None, "completed", exit_code=0), missing)
         return ended(handle, JobState.completed, None, "completed", exit_code=0)
-    console = facts.get("tails", {}).get("console", "")
+    console = facts.console
     if final.info == PSIK_TROUBLE and "timed out after" in console:
         minutes = f"{handle.duration} min" if handle.duration else "the requested duration"
         text = f"it was stopped at its time limit of {minutes}"
         return ended(handle, JobState.failed, FailureCause.walltime, text)
-    try:
-        code = int(final.info)
-    except ValueError:
+    if not re.fullmatch("-?[0-9]{1,9}", final.info):
         text = f"psik could not start its script: {final.info.removeprefix('psik.hot_start error: ')}"
         return ended(handle, JobState.failed, FailureCause.launch, text)
     if final.info == PSIK_TROUBLE and console.strip():
         text = f"psik stopped it with code 9: {console.strip().splitlines()[-1]}"
         return ended(handle, JobState.failed, FailureCause.launch, text)
+    code = int(final.info)
     text = f"its script ended with exit code {code}{_EXIT_HINTS.get(code, '')}"
     if code < 0:
         text = f"its script was killed by {_signal(-code)}"
@@ -250,17 +248,17 @@ def lacking(status: JobStatus, missing: Sequence[tuple[str, str]]) -> JobStatus:
     return status.model_copy(update={**changes, "missing": [path for path, _ in missing]})
 
 
-def may_lack(status: JobStatus, facts: Mapping[str, Any]) -> bool:
+def may_lack(status: JobStatus, facts: Facts) -> bool:
     """Whether the end of a job depends on its results, which `remote.check` has to look at."""
     ended_well = status.state is JobState.completed or status.cause is FailureCause.missing_output
-    return ended_well and bool(facts.get("to_check"))
+    return ended_well and facts.to_check
 
 
-def _gone(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> JobStatus:
+def _gone(facts: Facts, handle: JobHandle, *, started: bool) -> JobStatus:
     """Nothing of the job is alive, and psik wrote no end."""
-    if facts.get("cancel_asked") is not None:
+    if facts.cancel_asked is not None:
         return _canceled(facts, handle)
-    console = facts.get("tails", {}).get("console", "")
+    console = facts.console
     if "caught signal" in console:
         text = "it was stopped by a signal from outside of Prefect"
         return ended(handle, JobState.canceled, FailureCause.canceled_outside, text)
@@ -271,7 +269,7 @@ def _gone(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> JobS
     return ended(handle, JobState.failed, FailureCause.lost, text)
 
 
-def _canceled(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
+def _canceled(facts: Facts, handle: JobHandle) -> JobStatus:
     return canceled(facts, handle, outside="it was canceled through psik, outside of Prefect")
 
 

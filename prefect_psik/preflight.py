@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from prefect_psik.arrival import read
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.directives import Note
 from prefect_psik.exceptions import FacilityError, PreflightFailed, SpecError
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import Check, PreflightReport, Verdict
-from prefect_psik.plain_text import plain, plain_values
+from prefect_psik.preflight_facts import PrefixFacts, PreflightAnswer, PythonFacts, Said, SiteFacts, SlurmFacts
 from prefect_psik.remote import letter
 from prefect_psik.session import Channel
 
@@ -50,15 +51,18 @@ async def preflight(channel: Channel, block: PsikBackend, spec: JobSpec | None =
             checks += _directives(block.prepare(spec).notes)
             payload = preflight_payload(block, spec)
             answer = await transport.call("preflight", payload, timeout=ANSWER_SECONDS)
-            if "error" in answer:
-                checks.append(_check("call", Verdict.failed, plain(answer["error"]["message"])))
-            else:
-                checks += judge_preflight(answer, duration=payload["duration"], nodes=payload["nodes"])
+            facts = read(PreflightAnswer, answer, what="the preflight", place=transport.place)
+            checks += judge_preflight(facts, duration=payload["duration"], nodes=payload["nodes"])
     except SpecError as err:
         checks.append(_check("directives", Verdict.failed, str(err)))
     except FacilityError as err:
         checks.append(_check("call" if len(checks) > 1 else "endpoint", Verdict.failed, str(err)))
     return PreflightReport(backend=block.document_name or transport.place, checks=checks)
+
+
+def unusable(backend: str, error: SpecError) -> PreflightReport:
+    """The report on a block that cannot be loaded: nothing else could be checked."""
+    return PreflightReport(backend=backend, checks=[_check("block", Verdict.failed, str(error))])
 
 
 def _directives(notes: list[Note]) -> list[Check]:
@@ -90,7 +94,7 @@ def failure_of(report: PreflightReport) -> PreflightFailed | None:
     )
 
 
-def judge_preflight(facts: Mapping[str, Any], *, duration: int, nodes: int) -> list[Check]:
+def judge_preflight(facts: PreflightAnswer, *, duration: int, nodes: int) -> list[Check]:
     """Judge what the facility said.
 
     Args:
@@ -98,20 +102,19 @@ def judge_preflight(facts: Mapping[str, Any], *, duration: int, nodes: int) -> l
         duration: Requested walltime, minutes.
         nodes: Requested number of nodes.
     """
-    facts = plain_values(dict(facts))
     checks = [
-        _check("call", Verdict.ok, f"{facts['user']} on {facts['host']} answers."),
-        _function(facts.get("letter")),
+        _check("call", Verdict.ok, f"{facts.user} on {facts.host} answers."),
+        _function(facts.letter),
         _versions(facts),
         _psik(facts),
-        *_site(facts["site"]),
+        *_site(facts.site),
     ]
-    if "prefix" in facts:
-        checks += _prefix(facts["prefix"])
-    if "psik_python" in facts:
-        checks.append(_psik_python(facts["psik_python"]))
-    if "slurm" in facts:
-        checks += _slurm(facts["slurm"], duration, nodes)
+    if facts.prefix:
+        checks += _prefix(facts.prefix)
+    if facts.psik_python:
+        checks.append(_psik_python(facts.psik_python))
+    if facts.slurm:
+        checks += _slurm(facts.slurm, duration, nodes)
     return checks
 
 
@@ -121,6 +124,8 @@ def _check(name: str, verdict: Verdict, message: str) -> Check:
 
 def _block_is_open(block: PsikBackend) -> Check:
     if block.accept_jobs:
+        if block.contradiction is not None:
+            return _check("block", Verdict.warning, f"It accepts jobs, but {block.contradiction}")
         return _check("block", Verdict.ok, "It accepts jobs.")
     why = f": {block.note}" if block.note else ""
     return _check("block", Verdict.failed, f"Its accept_jobs is off{why}. Wait, or use another backend.")
@@ -136,10 +141,10 @@ def _endpoint(status: str, place: str) -> Check:
     )
 
 
-def _versions(facts: Mapping[str, Any]) -> Check:
-    here, there = platform.python_version(), facts["python"]
+def _versions(facts: PreflightAnswer) -> Check:
+    here, there = platform.python_version(), facts.python
     sdk = importlib.metadata.version("globus-compute-sdk")
-    endpoint = facts["versions"]["globus-compute-endpoint"]
+    endpoint = facts.versions.get("globus-compute-endpoint")
     message = f"Python {here} here and {there} there"
     if endpoint is not None:
         message += f", globus-compute-sdk {sdk} here and globus-compute-endpoint {endpoint} there"
@@ -152,21 +157,21 @@ def _versions(facts: Mapping[str, Any]) -> Check:
     return _check("versions", Verdict.ok, f"{message}{harmless}.")
 
 
-def _psik(facts: Mapping[str, Any]) -> Check:
-    version = facts["versions"]["psik"]
+def _psik(facts: PreflightAnswer) -> Check:
+    version = facts.versions.get("psik")
     oldest = ".".join(map(str, PSIK_OLDEST))
     if version is None:
         return _check(
             "psik",
             Verdict.failed,
-            f"{facts['executable']} on {facts['host']} has no psik. Install it: pip install 'psik>={oldest}'.",
+            f"{facts.executable} on {facts.host} has no psik. Install it: pip install 'psik>={oldest}'.",
         )
     found = tuple(int("".join(filter(str.isdecimal, part)) or 0) for part in version.split(".")[:3])
     if found < PSIK_OLDEST:
         return _check(
             "psik",
             Verdict.failed,
-            f"psik {version} on {facts['host']} is too old. Upgrade it there: pip install 'psik>={oldest}'.",
+            f"psik {version} on {facts.host} is too old. Upgrade it there: pip install 'psik>={oldest}'.",
         )
     if found[:2] != PSIK_OLDEST[:2]:
         return _check(
@@ -177,13 +182,13 @@ def _psik(facts: Mapping[str, Any]) -> Check:
     return _check("psik", Verdict.ok, f"psik {version} is there.")
 
 
-def _psik_python(facts: Mapping[str, Any]) -> Check:
-    if facts["executable"]:
-        return _check("psik_python", Verdict.ok, f"{facts['path']} can be executed on the login node.")
+def _psik_python(facts: PythonFacts) -> Check:
+    if facts.executable:
+        return _check("psik_python", Verdict.ok, f"{facts.path} can be executed on the login node.")
     return _check(
         "psik_python",
         Verdict.warning,
-        f"{facts['path']} cannot be executed on the login node; jobs fail unless compute nodes have it.",
+        f"{facts.path} cannot be executed on the login node; jobs fail unless compute nodes have it.",
     )
 
 
@@ -198,28 +203,28 @@ def _function(answering: str | None) -> Check:
     )
 
 
-def _site(facts: Mapping[str, Any]) -> Iterator[Check]:
-    if "error" in facts:
-        yield _check("site", Verdict.failed, facts["error"])
-    elif facts["file"]:
-        yield _check("site", Verdict.ok, f"{facts['file']} allows it.")
+def _site(facts: SiteFacts) -> Iterator[Check]:
+    if facts.error is not None:
+        yield _check("site", Verdict.failed, facts.error)
+    elif facts.file:
+        yield _check("site", Verdict.ok, f"{facts.file} allows it.")
 
 
-def _prefix(facts: Mapping[str, Any]) -> Iterator[Check]:
-    if "error" in facts:
-        yield _check("prefix", Verdict.failed, facts["error"])
+def _prefix(facts: PrefixFacts) -> Iterator[Check]:
+    if facts.error is not None:
+        yield _check("prefix", Verdict.failed, facts.error)
         return
-    yield _check("prefix", Verdict.ok, f"{facts['path']} is writable.")
-    yield _room("space", facts["free_bytes"], FREE_BYTES, "bytes")
-    if facts["free_inodes"] is not None:
-        yield _room("inodes", facts["free_inodes"], FREE_INODES, "files")
-    if facts["locks"]:
+    yield _check("prefix", Verdict.ok, f"{facts.path} is writable.")
+    yield _room("space", facts.free_bytes, FREE_BYTES, "bytes")
+    if facts.free_inodes is not None:
+        yield _room("inodes", facts.free_inodes, FREE_INODES, "files")
+    if facts.locks:
         yield _check("locks", Verdict.ok, "They keep others out.")
     else:
         yield _check(
             "locks",
             Verdict.failed,
-            f"flock does not work on the file system of {facts['path']}, so two calls could submit a job twice. "
+            f"flock does not work on the file system of {facts.path}, so two calls could submit a job twice. "
             "Put the prefix on a file system with locks, or have it mounted with them (Lustre: -o flock).",
         )
 
@@ -231,25 +236,24 @@ def _room(name: str, free: int, limits: tuple[int, int], unit: str) -> Check:
     return _check(name, verdict, f"{free:,} {unit} are free there.{advice}")
 
 
-def _slurm(facts: Mapping[str, Any], duration: int, nodes: int) -> Iterator[Check]:
-    if "sbatch" not in facts["commands"]:
-        yield _no_sbatch(facts["commands"])
+def _slurm(facts: SlurmFacts, duration: int, nodes: int) -> Iterator[Check]:
+    if "sbatch" not in facts.commands:
+        yield _no_sbatch(facts.commands)
         return
-    controller = facts["controller"]
-    if not controller["ok"]:
+    if not facts.controller.ok:
         yield _check(
-            "scheduler", Verdict.failed, f"Slurm cannot be reached: {controller['text']}. Try again later."
+            "scheduler", Verdict.failed, f"Slurm cannot be reached: {facts.controller.text}. Try again later."
         )
         return
-    yield _check("scheduler", Verdict.ok, f"{facts['version']}: {controller['text']}.")
-    if not facts["accounting"]["ok"]:
+    yield _check("scheduler", Verdict.ok, f"{facts.version}: {facts.controller.text}.")
+    if not facts.accounting.ok:
         yield _check(
             "accounting",
             Verdict.warning,
-            f"sacct says: {facts['accounting']['text']}. Ends are read from the queue and the logs instead.",
+            f"sacct says: {facts.accounting.text}. Ends are read from the queue and the logs instead.",
         )
-    yield _queue(facts["partition"], duration, nodes)
-    yield _test(facts.get("test"))
+    yield _queue(facts.partition, duration, nodes)
+    yield _test(facts.test)
 
 
 def _no_sbatch(commands: list[str]) -> Check:
@@ -266,7 +270,7 @@ def _queue(partition: Mapping[str, str] | None, duration: int, nodes: int) -> Ch
         return _check(
             "queue", Verdict.failed, "Slurm shows no such partition. Correct queue_name of the block: see sinfo."
         )
-    name = partition["PartitionName"]
+    name = partition.get("PartitionName", "(without a name)")
     if partition.get("State") != "UP":
         return _check(
             "queue",
@@ -294,12 +298,12 @@ def _queue(partition: Mapping[str, str] | None, duration: int, nodes: int) -> Ch
     return _check("queue", Verdict.ok, f"The partition {name} is up and takes jobs{limit}.")
 
 
-def _test(test: Mapping[str, Any] | None) -> Check:
-    if test is None or test["ok"] is None:
-        why = test["text"] if test else "psik is not there"
+def _test(test: Said | None) -> Check:
+    if test is None or test.ok is None:
+        why = test.text if test else "psik is not there"
         return _check("resources", Verdict.warning, f"sbatch was not asked about the job: {why}.")
-    text = re.sub(r"start at (\d{9,})", _as_time, test["text"].rstrip("."))
-    if test["ok"]:
+    text = re.sub(r"start at ([0-9]{9,11})\b", _as_time, test.text.rstrip("."))
+    if test.ok:
         return _check("resources", Verdict.ok, f"sbatch would take the job: {text}.")
     return _check(
         "resources",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+from prefect_psik.answers import Entry, Facts, ListAnswer, RemoveAnswer, Stream
+from prefect_psik.arrival import read_jobs
 from prefect_psik.batches import MAX_JOBS_PER_CALL
 from prefect_psik.exceptions import PrefectPsikError
 from prefect_psik.models import JobHandle, JobRecord, JobState, JobStatus
 from prefect_psik.outcome import judge
-from prefect_psik.plain_text import plain_values
 from prefect_psik.session import Channel
 from prefect_psik.watches import MAX_LOOKS_PER_CALL
 
@@ -19,6 +20,9 @@ from prefect_psik.watches import MAX_LOOKS_PER_CALL
 PAGE = 500
 #: As much of a log as the facility gives in one answer.
 LOG_BYTES = 16 * 1024
+
+Records = dict[str, JobRecord | PrefectPsikError]
+"""Jobs by stamp; an error stands for one whose records are damaged."""
 
 
 async def read_records(
@@ -29,8 +33,8 @@ async def read_records(
     stamps: Sequence[str] = (),
     flow_run: str | None = None,
     limit: int | None = None,
-) -> list[JobRecord]:
-    """List jobs under a prefix, newest first.
+) -> Records:
+    """List jobs under a prefix by stamp, newest first; an error stands for a job whose records are damaged.
 
     Args:
         channel: Of the backend.
@@ -40,7 +44,7 @@ async def read_records(
         flow_run: Only those that this flow run, or one within it, submitted.
         limit: At most so many; None: all.
     """
-    found: list[JobRecord] = []
+    found: Records = {}
     skip, more = 0, True
     while more and (limit is None or len(found) < limit):
         page = PAGE if limit is None else min(PAGE, limit - len(found))
@@ -50,47 +54,58 @@ async def read_records(
             "skip": skip,
             "limit": page,
         }
-        answer = await channel.ask("list", payload)
-        found += [_record(stamp, entry, endpoint_id, backend) for stamp, entry in answer["jobs"].items()]
-        skip, more = skip + page, bool(answer["more"])
+        answer = await channel.ask("list", ListAnswer, payload)
+        for stamp, entry in read_jobs(Entry, answer.jobs, answer.jobs, place=channel.transport.place).items():
+            found[stamp] = _record(stamp, entry, endpoint_id, backend) if isinstance(entry, Entry) else entry
+        skip, more = skip + page, answer.more
     return found
 
 
-def _record(stamp: str, entry: Mapping[str, Any], endpoint_id: UUID | None, backend: str | None) -> JobRecord:
-    owner = entry.get("owner") or {}
-    asked = entry.get("asked") or {}
+def intact(records: Records) -> list[JobRecord]:
+    """The jobs whose records can be read."""
+    return [record for record in records.values() if isinstance(record, JobRecord)]
+
+
+def damaged(records: Records) -> dict[str, PrefectPsikError]:
+    """By stamp the errors that stand for the others."""
+    return {stamp: err for stamp, err in records.items() if isinstance(err, PrefectPsikError)}
+
+
+def _record(stamp: str, entry: Entry, endpoint_id: UUID | None, backend: str | None) -> JobRecord:
     handle = JobHandle(
         endpoint_id=endpoint_id,
-        prefix=entry["prefix"],
+        prefix=entry.prefix,
         stamp=stamp,
-        jobndx=entry["jobndx"],
-        native_id=plain_values(entry["native_id"]),
-        key=entry["key"],
-        type=entry["type"],
-        name=plain_values(entry.get("name")),
+        jobndx=entry.jobndx,
+        native_id=entry.native_id,
+        key=entry.key,
+        type=entry.type,
+        name=entry.name,
         backend=backend,
-        duration=asked.get("duration"),
-        memory=asked.get("memory"),
+        duration=entry.asked.duration,
+        memory=entry.asked.memory,
     )
     return JobRecord(
         handle=handle,
-        state=JobState(entry["state"]),
-        created=entry.get("created"),
-        flow_run=owner.get("flow_run"),
-        root_flow_run=owner.get("root_flow_run"),
-        flow_runs=entry.get("flow_runs") or [],
+        state=entry.state,
+        created=entry.created,
+        flow_run=entry.owner.flow_run if entry.owner else None,
+        root_flow_run=entry.owner.root_flow_run if entry.owner else None,
+        flow_runs=entry.flow_runs,
     )
 
 
 async def read_statuses(channel: Channel, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
-    """Judge several jobs in as few calls as possible; by stamp."""
+    """Judge several jobs in as few calls as possible; by stamp. One whose facts cannot be had is not final."""
     found: dict[str, JobStatus] = {}
     left = {handle.stamp: handle for handle in handles}
     while left:
         part = dict(list(left.items())[:MAX_LOOKS_PER_CALL])
         items = [{"stamp": handle.stamp, "jobndx": handle.jobndx} for handle in part.values()]
-        for stamp, facts in (await channel.call("status", items)).items():
-            if not facts.get("later"):
+        for stamp, facts in (await channel.call("status", Facts, items)).items():
+            if isinstance(facts, PrefectPsikError):
+                found[stamp] = JobStatus(handle=left.pop(stamp), state=JobState.new, reason=str(facts))
+            elif not facts.later:
                 found[stamp] = judge(facts, left.pop(stamp))
     return found
 
@@ -115,8 +130,9 @@ async def cancel_flow_run(
 ) -> dict[str, JobStatus | PrefectPsikError]:
     """Cancel all jobs that a flow run submitted here and that have not ended; by stamp."""
     records = await read_records(channel, endpoint_id, backend, flow_run=flow_run)
-    live = [record.handle for record in records if not record.state.is_final]
-    return await cancel_jobs(channel, live, {"flow_run": flow_run, "root_flow_run": flow_run})
+    live = [record.handle for record in intact(records) if not record.state.is_final]
+    outcomes = await cancel_jobs(channel, live, {"flow_run": flow_run, "root_flow_run": flow_run})
+    return outcomes | damaged(records)
 
 
 async def remove_jobs(channel: Channel, handles: Sequence[JobHandle]) -> dict[str, str | None]:
@@ -125,12 +141,14 @@ async def remove_jobs(channel: Channel, handles: Sequence[JobHandle]) -> dict[st
     for begin in range(0, len(handles), MAX_JOBS_PER_CALL):
         part = handles[begin : begin + MAX_JOBS_PER_CALL]
         items = [{"stamp": handle.stamp, "jobndx": handle.jobndx} for handle in part]
-        answers = await channel.call("remove", items)
-        found |= {stamp: plain_values(answer.get("kept")) for stamp, answer in answers.items()}
+        for stamp, answer in (await channel.call("remove", RemoveAnswer, items)).items():
+            found[stamp] = str(answer) if isinstance(answer, PrefectPsikError) else answer.kept
     return found
 
 
-async def read_logs(channel: Channel, handle: JobHandle, stream: str, offset: int | None) -> tuple[str, int, bool]:
+async def read_logs(
+    channel: Channel, handle: JobHandle, stream: Stream, offset: int | None
+) -> tuple[str, int, bool]:
     """Read some of a job's log.
 
     Args:
@@ -144,9 +162,14 @@ async def read_logs(channel: Channel, handle: JobHandle, stream: str, offset: in
     """
     item: dict[str, Any] = {"stamp": handle.stamp, "jobndx": handle.jobndx}
     if offset is None:
-        facts = (await channel.call("status", [item]))[handle.stamp]
-        offset = max(0, int(facts.get("sizes", {}).get(stream, 0)) - LOG_BYTES)
-    facts = (await channel.call("status", [item | {"offsets": {stream: offset}}]))[handle.stamp]
-    status = judge(facts, handle)
-    log = facts.get("logs", {}).get(stream, {"text": "", "next": offset})
-    return log["text"], log["next"], status.state.is_final
+        offset = max(0, (await _facts(channel, item)).sizes.get(stream, 0) - LOG_BYTES)
+    facts = await _facts(channel, item | {"offsets": {stream: offset}})
+    log = facts.logs.get(stream)
+    return log.text if log else "", log.next if log else offset, judge(facts, handle).state.is_final
+
+
+async def _facts(channel: Channel, item: dict[str, Any]) -> Facts:
+    facts = (await channel.call("status", Facts, [item]))[item["stamp"]]
+    if isinstance(facts, PrefectPsikError):
+        raise facts
+    return facts

@@ -24,6 +24,9 @@ CollectionLike = GlobusCollection | str
 SpecLike = JobSpec | str | Path
 HandleLike = JobHandle | str | Mapping[str, Any]
 
+#: What Prefect raises where there is no block of a name, and where a stored one has a bad value.
+_NOT_LOADED = (ValueError, RuntimeError)
+
 
 def resolve_spec(spec: SpecLike) -> JobSpec:
     """Take a spec, or read it from a `job.yaml`."""
@@ -64,13 +67,14 @@ def load_backend(backend: BackendLike) -> PsikBackend:
 
     Raises:
         BackendNotFound: There is none of that name; lists those that exist.
+        SpecError: It has a bad value; names the field.
     """
     if isinstance(backend, PsikBackend):
         return backend
     try:
         # `_sync`: in a thread of an async flow, such as that of a hook, Prefect would hand out a coroutine.
         loaded = PsikBackend.load(backend, _sync=True)  # type: ignore[call-arg]
-    except ValueError as err:
+    except _NOT_LOADED as err:
         raise _not_found(backend, existing_backends(), err) from None
     assert isinstance(loaded, PsikBackend)  # noqa: S101 - Block.load is typed for both worlds
     return loaded
@@ -81,12 +85,13 @@ async def aload_backend(backend: BackendLike) -> PsikBackend:
 
     Raises:
         BackendNotFound: There is none of that name; lists those that exist.
+        SpecError: It has a bad value; names the field.
     """
     if isinstance(backend, PsikBackend):
         return backend
     try:
         return await PsikBackend.aload(backend)
-    except ValueError as err:
+    except _NOT_LOADED as err:
         raise _not_found(backend, await _aexisting_blocks(PsikBackend), err) from None
 
 
@@ -94,13 +99,13 @@ def load_collection(collection: CollectionLike) -> GlobusCollection:
     """Load a block by its name, unless it is one already.
 
     Raises:
-        SpecError: There is none of that name; lists those that exist.
+        SpecError: There is none of that name; lists those that exist. Or it has a bad value; names the field.
     """
     if isinstance(collection, GlobusCollection):
         return collection
     try:
         loaded = GlobusCollection.load(collection, _sync=True)  # type: ignore[call-arg]
-    except ValueError as err:
+    except _NOT_LOADED as err:
         raise _no_collection(collection, existing_blocks(GlobusCollection), err) from None
     assert isinstance(loaded, GlobusCollection)  # noqa: S101 - Block.load is typed for both worlds
     return loaded
@@ -110,13 +115,13 @@ async def aload_collection(collection: CollectionLike) -> GlobusCollection:
     """Load a block by its name, unless it is one already.
 
     Raises:
-        SpecError: There is none of that name; lists those that exist.
+        SpecError: There is none of that name; lists those that exist. Or it has a bad value; names the field.
     """
     if isinstance(collection, GlobusCollection):
         return collection
     try:
         return await GlobusCollection.aload(collection)
-    except ValueError as err:
+    except _NOT_LOADED as err:
         raise _no_collection(collection, await _aexisting_blocks(GlobusCollection), err) from None
 
 
@@ -144,16 +149,26 @@ async def _aexisting_blocks(kind: type[Block]) -> list[str]:
     return sorted(document.name for document in documents if document.name)
 
 
-def _no_collection(name: str, existing: list[str], err: ValueError) -> SpecError:
+def _no_collection(name: str, existing: list[str], err: Exception) -> SpecError:
     if name in existing:
-        return SpecError(f"The block globus-collection/{name} cannot be loaded: {err}. Save it anew.")
+        return _bad_block(f"globus-collection/{name}", err)
     others = f"Existing ones: {', '.join(existing)}." if existing else "Make one in Prefect's UI, under Blocks."
     return SpecError(f"There is no collection {name!r}. {others}")
 
 
-def _not_found(name: str, existing: list[str], err: ValueError) -> BackendNotFound | SpecError:
+def _bad_block(name: str, err: Exception) -> SpecError:
+    """What is wrong with a stored block. A value is not shown: it may be a secret in the wrong field."""
+    cause = err if isinstance(err, ValidationError) else err.__cause__
+    why = explain(cause, with_input=False) if isinstance(cause, ValidationError) else str(err).rstrip(".")
+    return SpecError(
+        f"The block {name} cannot be used: {why}. Correct it in Prefect's UI (Blocks), or register it again from "
+        "its file."
+    )
+
+
+def _not_found(name: str, existing: list[str], err: Exception) -> BackendNotFound | SpecError:
     if name in existing:
-        return SpecError(f"The block psik-backend/{name} cannot be loaded: {err}. Save it anew.")
+        return _bad_block(f"psik-backend/{name}", err)
     if existing:
         return BackendNotFound(f"There is no backend {name!r}. Existing ones: {', '.join(existing)}.")
     return BackendNotFound(

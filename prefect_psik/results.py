@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
+from prefect_psik.answers import FetchAnswer, Report, Wrong
 from prefect_psik.exceptions import RemoteCodeError
 
 #: Entries that a message tells; more are counted.
 _TOLD = 5
 
 
-def unmet(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def unmet(found: Sequence[Report]) -> list[tuple[str, str]]:
     """Entries of `expect` and `outputs` that a job did not meet, each with a sentence.
 
     Args:
         found: The reports of `remote.check`.
     """
-    return [(report["path"], text) for report in found if (text := _unmet(report)) is not None]
+    return [(report.path, text) for report in found if (text := _unmet(report)) is not None]
 
 
-def _unmet(report: Mapping[str, Any]) -> str | None:
-    path, good, matches = report["path"], report["good"], report["matches"]
-    count, at_least = report["count"], report["at_least"]
+def _unmet(report: Report) -> str | None:
+    path, good, matches, count, at_least = report.path, report.good, report.matches, report.count, report.at_least
     if count is None and good >= at_least:
         return None
-    if report["trouble"]:
-        return f"the search for {path} stopped because {report['trouble']}: name a narrower path"
-    if count is not None and good == matches == count and not report["unread"]:
+    if report.trouble:
+        return f"the search for {path} stopped because {report.trouble}: name a narrower path"
+    if count is not None and good == matches == count and not report.unread:
         return None
-    wrong = [described(one) for one in report["wrong"]]
+    wrong = [described(one) for one in report.wrong]
     wanted = at_least if count is None else count
     if matches == 0 and wanted == 1:
-        where = f" ({report['expanded']} at the facility)" if report["expanded"] != path else ""
+        where = f" ({report.expanded} at the facility)" if report.expanded != path else ""
         return "; ".join([f"nothing matches {path}{where}", *wrong])
-    if matches == 1 and wanted == 1 and wrong and not report["unread"]:
+    if matches == 1 and wanted == 1 and wrong and not report.unread:
         return wrong[0]
     if matches > wanted and good == matches:
         return f"{matches} match {path} instead of {wanted}"
@@ -51,37 +49,37 @@ def in_words(sentences: Sequence[str]) -> str:
     return "; ".join([*sentences[:_TOLD], *([f"and {more} more"] if more > 0 else [])])
 
 
-def described(wrong: Mapping[str, Any]) -> str:
+def described(wrong: Wrong) -> str:
     """Why a file is no result of this run, or does not come back."""
-    name = _shown(wrong["name"])
-    match wrong["why"]:
+    name = _shown(wrong.name)
+    match wrong.why:
         case "dangling":
-            return f"{name} is a link to {_shown(wrong['target'])}, which does not exist"
+            return f"{name} is a link to {_shown(wrong.target)}, which does not exist"
         case "outside":
-            return f"{name} points to {_shown(wrong['target'])}, outside the job's directory"
+            return f"{name} points to {_shown(wrong.target)}, outside the job's directory"
         case "link":
             return f"{name} is a link to a directory, which is followed only where it is named itself"
         case "number":
-            return f"{name} is one of more than {wrong['most']:,} output files"
+            return f"{name} is one of more than {wrong.most:,} output files"
         case "special":
-            return f"{name} is a {wrong['kind']}, not a file"
+            return f"{name} is a {wrong.kind}, not a file"
         case "hollow":
             return f"{name} is a directory without a file in it"
-        case "small" if wrong["size"] == 0:
+        case "small" if wrong.size == 0:
             return f"{name} is empty"
         case "small":
-            return f"{name} has {_bytes(wrong['size'])}, fewer than {wrong['min_bytes']:,}"
+            return f"{name} has {_bytes(wrong.size)}, fewer than {wrong.min_bytes:,}"
         case "old":
             return (
-                f"{name} was written at {_clock(wrong['written'])}, before this run began at "
-                f"{_clock(wrong['begun'])} (if that is intended, set fresh: job or fresh: any)"
+                f"{name} was written at {_clock(wrong.written)}, before this run began at "
+                f"{_clock(wrong.begun)} (if that is intended, set fresh: job or fresh: any)"
             )
         case "size":
-            return f"{name} has {_bytes(wrong['size'])}, too many to come back here"
+            return f"{name} has {_bytes(wrong.size)}, too many to come back here"
         case "name":
             return f"{name} stands for two files with names that are not UTF-8; only the first came back"
         case _:
-            return f"{name} cannot be read ({wrong.get('text', wrong['why'])})"
+            return f"{name} cannot be read ({wrong.text or wrong.why})"
 
 
 def _shown(name: str) -> str:
@@ -96,32 +94,32 @@ def _clock(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def brought(answer: Mapping[str, Any], asked: Sequence[str], place: str) -> dict[str, bytes]:
+def brought(answer: FetchAnswer, asked: Sequence[str], place: str) -> dict[str, bytes]:
     """The output files of an answer of `remote.fetch`.
 
     Raises:
         RemoteCodeError: It lacks a file that it announces, holds one that nobody asked for, or one whose
             bytes are not what it says.
     """
-    if not set(answer["sizes"]) == set(answer["files"]) == set(answer["entries"]):
-        lost = sorted(set(answer["sizes"]).symmetric_difference(answer["files"]))
+    if not answer.sizes.keys() == answer.files.keys() == answer.entries.keys():
+        lost = sorted(answer.sizes.keys() ^ answer.files.keys() | answer.sizes.keys() ^ answer.entries.keys())
         raise RemoteCodeError(
             f"The answer of {place} announces different output files than it holds: {lost[:_TOLD]}."
         )
     files, entries = {}, set(asked)
-    for name, text in answer["files"].items():
-        if not _is_asked_for(name, answer["entries"][name], entries):
+    for name, text in answer.files.items():
+        if not _is_asked_for(name, answer.entries[name], entries):
             raise RemoteCodeError(f"The answer of {place} holds {name!r}, which the job's outputs do not name.")
         try:
             files[name] = base64.b64decode(text, validate=True)
-        except (binascii.Error, TypeError, ValueError) as err:
+        except ValueError as err:
             raise RemoteCodeError(
                 f"The answer of {place} holds {name} in bytes that do not decode: {err}."
             ) from None
-        if len(files[name]) != answer["sizes"][name]:
+        if len(files[name]) != answer.sizes[name]:
             raise RemoteCodeError(
                 f"The answer of {place} holds {len(files[name]):,} bytes of {name}, and announces "
-                f"{answer['sizes'][name]:,}."
+                f"{answer.sizes[name]:,}."
             )
     return files
 
@@ -134,8 +132,8 @@ def _is_asked_for(name: str, entry: str, asked: Container[str]) -> bool:
     return is_glob or name == entry or name.startswith(f"{entry}/")
 
 
-def left_behind(answer: Mapping[str, Any], directory: str) -> list[str]:
+def left_behind(answer: FetchAnswer, directory: str) -> list[str]:
     """A warning for each output file that did not come back."""
     fetch = f"Fetch it by Globus Transfer from {directory}."
-    warnings = [f"The output {described(one)}. {fetch}" for one in answer["left"]]
-    return [*warnings, *([f"{answer['more']:,} more output files did not come back."] if answer["more"] else [])]
+    warnings = [f"The output {described(one)}. {fetch}" for one in answer.left]
+    return [*warnings, *([f"{answer.more:,} more output files did not come back."] if answer.more else [])]

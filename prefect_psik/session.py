@@ -18,15 +18,25 @@ from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
+from prefect_psik.answers import (
+    CheckAnswer,
+    Facts,
+    FetchAnswer,
+    JobsAnswer,
+    SubmitAnswer,
+    UsageAnswer,
+)
+from prefect_psik.arrival import Answer, read, read_jobs
 from prefect_psik.batches import REPEAT_SECONDS, Batcher, is_transient
 from prefect_psik.exceptions import FacilityTimeout, PrefectPsikError
 from prefect_psik.models import JobHandle, JobStatus
 from prefect_psik.outcome import judge, may_lack
-from prefect_psik.plain_text import plain_values
-from prefect_psik.transport.base import Transport, error_from
+from prefect_psik.transport.base import Transport
 from prefect_psik.watches import Poller
 
 T = TypeVar("T")
+A = TypeVar("A", bound=Answer)
+L = TypeVar("L", CheckAnswer, FetchAnswer)
 
 #: How long a result waits for accounting, which runs behind, and when that is asked first.
 USAGE_SECONDS = 8.0
@@ -40,13 +50,16 @@ class Channel:
         self.session = session
         self.transport = transport
         self.prefix = prefix
-        self.poller = Poller(transport, partial(self.call, "status", repeat=False), self.judged, poll_interval)
-        self._submits, self._cancels, self._checks, self._fetches, self._usages = (
-            Batcher(transport, partial(self.call, operation))
-            for operation in ("submit", "cancel", "check", "fetch", "usage")
+        self.poller = Poller(
+            transport, partial(self.call, "status", Facts, repeat=False), self.judged, poll_interval
         )
+        self._submits = Batcher(transport, partial(self.call, "submit", SubmitAnswer))
+        self._cancels = Batcher(transport, partial(self.call, "cancel", Facts))
+        self._checks = Batcher(transport, partial(self.call, "check", CheckAnswer))
+        self._fetches = Batcher(transport, partial(self.call, "fetch", FetchAnswer))
+        self._usages = Batcher(transport, partial(self.call, "usage", UsageAnswer))
 
-    async def submit(self, job: dict[str, Any]) -> dict[str, Any]:
+    async def submit(self, job: dict[str, Any]) -> SubmitAnswer:
         """Create or get one job; see `remote.submit`."""
         return await self._submits.add(job)
 
@@ -57,25 +70,23 @@ class Channel:
         self.poller.wake()
         return await self.judged(facts, handle)
 
-    async def judged(self, facts: dict[str, Any], handle: JobHandle) -> JobStatus:
+    async def judged(self, facts: Facts, handle: JobHandle) -> JobStatus:
         """Decide the state of a job; where its end depends on its results, these are looked at."""
         status = judge(facts, handle)
         if not may_lack(status, facts):
             return status
         answer = await self._later(self._checks, handle)
-        if answer.get("missing"):
-            return judge(facts | {"missing": True}, handle)
-        return judge(facts | {"found": answer["found"]}, handle)
+        return judge(facts.model_copy(update={"missing": answer.missing, "found": answer.found}), handle)
 
-    async def fetch(self, handle: JobHandle) -> dict[str, Any]:
+    async def fetch(self, handle: JobHandle) -> FetchAnswer:
         """Bring the job's small output files; see `remote.fetch`."""
         return await self._later(self._fetches, handle)
 
-    async def _later(self, batcher: Batcher, handle: JobHandle) -> dict[str, Any]:
+    async def _later(self, batcher: Batcher[L], handle: JobHandle) -> L:
         """Ask for one job until an answer has time or room for it."""
         while True:
             answer = await batcher.add({"stamp": handle.stamp, "jobndx": handle.jobndx})
-            if not answer.get("later"):
+            if not answer.later:
                 return answer
 
     async def usage(self, handle: JobHandle) -> list[list[str]]:
@@ -88,7 +99,7 @@ class Channel:
                 while pause is not None:
                     await asyncio.sleep(pause)
                     answer = await self._usages.add(item)
-                    rows, pause = plain_values(answer["usage"]) or rows, answer["wait"]
+                    rows, pause = answer.usage or rows, answer.wait
         return rows
 
     async def look(self, handle: JobHandle) -> JobStatus:
@@ -112,13 +123,28 @@ class Channel:
         finally:
             self.poller.unsubscribe(handle, subscription)
 
-    async def call(self, operation: str, jobs: list[dict[str, Any]], *, repeat: bool = True) -> dict[str, Any]:
-        """Call an operation for several jobs, again while the trouble is transient; answers by stamp."""
-        found: dict[str, Any] = (await self.ask(operation, {"jobs": jobs}, repeat=repeat))["jobs"]
-        return found
+    async def call(
+        self, operation: str, model: type[A], jobs: list[dict[str, Any]], *, repeat: bool = True
+    ) -> dict[str, A | PrefectPsikError]:
+        """Call an operation for several jobs, again while the trouble is transient.
 
-    async def ask(self, operation: str, payload: dict[str, Any], *, repeat: bool = True) -> dict[str, Any]:
-        """Call an operation under this prefix, again while the trouble is transient."""
+        Returns:
+            By stamp the answer for each job, or the error that stands for it.
+
+        Raises:
+            PrefectPsikError: There is no answer for any of them.
+        """
+        answer = await self.ask(operation, JobsAnswer, {"jobs": jobs}, repeat=repeat)
+        return read_jobs(model, answer.jobs, [job["stamp"] for job in jobs], place=self.transport.place)
+
+    async def ask(self, operation: str, model: type[A], payload: dict[str, Any], *, repeat: bool = True) -> A:
+        """Call an operation under this prefix, again while the trouble is transient.
+
+        Raises:
+            RemoteCodeError: The answer is not what the operation promises.
+            PrefectPsikError: The facility refuses, or there is trouble on the way.
+        """
+        what, place = f"the call {operation!r}", self.transport.place
         retrying = AsyncRetrying(
             retry=retry_if_exception(is_transient),
             wait=wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5),
@@ -128,9 +154,8 @@ class Channel:
         async for attempt in retrying:
             with attempt:
                 answer = await self.transport.call(operation, {"prefix": self.prefix, **payload})
-                if "error" in answer:
-                    raise error_from(answer["error"], self.transport.place)
-        return answer
+                found = read(model, answer, what=what, place=place)
+        return found
 
 
 class Session:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from prefect_psik.answers import Facts, SlurmRow
+from prefect_psik.arrival import LAST_SECOND
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.models import JobHandle, JobState, JobStatus
 
@@ -17,17 +19,6 @@ FORGOTTEN_SECONDS = 600.0
 LATE_SECONDS = 2.0
 #: How long accounting is waited for to say who canceled a job.
 WHO_SECONDS = 40.0
-
-
-class SlurmRow(NamedTuple):
-    """One job as squeue or sacct lists it; times are Unix times as text, or `Unknown`."""
-
-    state: str
-    start: str
-    end: str
-    exit_code: str
-    nodes: str
-    reason: str
 
 
 #: Ends that Slurm brought about: cause, and what a person should know.
@@ -125,16 +116,15 @@ _PENDING: tuple[tuple[str, str, bool], ...] = (
 )
 
 
-def row_of(facts: Mapping[str, Any]) -> SlurmRow | None:
+def row_of(facts: Facts) -> SlurmRow | None:
     """The queue's row, else accounting's; who canceled a job is known to accounting alone."""
-    queue, accounted = facts.get("squeue"), facts.get("sacct")
-    if queue and accounted and queue[0] == "CANCELLED" and accounted[0].startswith("CANCELLED by"):
+    queue, accounted = facts.squeue, facts.sacct
+    if queue and accounted and queue.state == "CANCELLED" and accounted.state.startswith("CANCELLED by"):
         queue = None
-    row = queue or accounted
-    return SlurmRow(*row) if row else None
+    return queue or accounted
 
 
-def pending(facts: Mapping[str, Any]) -> Pending | None:
+def pending(facts: Facts) -> Pending | None:
     """Why a job has not started, in Slurm's words with a hint; None if it has, or if there is nothing to say."""
     row = row_of(facts)
     if row is None or row.state != "PENDING" or row.reason in ("", "None"):
@@ -145,13 +135,18 @@ def pending(facts: Mapping[str, Any]) -> Pending | None:
     return Pending(row.reason, False)
 
 
-def slurm_end(facts: Mapping[str, Any]) -> float | None:
+def slurm_end(facts: Facts) -> float | None:
     """When the job ended, by Slurm's clock."""
     row = row_of(facts)
-    return float(row.end) if row and row.end.isdecimal() else None
+    return _unix_time(row.end) if row else None
 
 
-def presence(facts: Mapping[str, Any], *, has_end: bool) -> tuple[bool, str | None]:
+def _unix_time(text: str) -> float | None:
+    time = float(text) if text.isdecimal() else LAST_SECOND + 1
+    return time if time <= LAST_SECOND else None
+
+
+def presence(facts: Facts, *, has_end: bool) -> tuple[bool, str | None]:
     """Decide whether Slurm may still run a job, or run it again: then nothing is final.
 
     A command of Slurm that fails says nothing of the job. That the queue no longer lists it says that it has
@@ -164,19 +159,19 @@ def presence(facts: Mapping[str, Any], *, has_end: bool) -> tuple[bool, str | No
     Returns:
         Whether to wait, and what for, where that is not plain.
     """
-    if "alive" not in facts:
+    if not facts.asks_who_lives:
         return not has_end, None
-    row, alive = row_of(facts), facts["alive"]
+    row, alive = row_of(facts), facts.alive
     if row is not None and alive is False:
         if not has_end and _asks_who(row, facts):
             return True, "it was canceled; Slurm's accounting is asked by whom"
         return False, None
-    if facts.get("vanished") is None:
-        return alive is True or facts.get("native_id") is not None or not has_end, facts.get("squeue_error")
+    if facts.vanished is None:
+        return alive is True or facts.native_id is not None or not has_end, facts.squeue_error
     if alive is not True and (has_end or console_state(facts)):
         return False, None
-    age = float(facts.get("now", 0.0)) - float(facts["vanished"])
-    match facts.get("accounting"):
+    age = facts.now - facts.vanished
+    match facts.accounting:
         case "none":
             return (
                 age < SHARED_FILE_SYSTEM_SECONDS,
@@ -186,36 +181,35 @@ def presence(facts: Mapping[str, Any], *, has_end: bool) -> tuple[bool, str | No
             # Accounting that calls it live, or never heard of it, is behind; but not for ever.
             text = "Slurm's queue no longer has it, and its accounting does not know of its end yet"
             return age < FORGOTTEN_SECONDS, text
-    why = facts.get("sacct_error") or "it was not asked yet"
+    why = facts.sacct_error or "it was not asked yet"
     return True, f"Slurm's queue no longer has it, and its accounting does not answer: {why}"
 
 
-def _asks_who(row: SlurmRow, facts: Mapping[str, Any]) -> bool:
+def _asks_who(row: SlurmRow, facts: Facts) -> bool:
     """Whether to wait a little for accounting, to say who canceled a job."""
-    if row.state != "CANCELLED" or facts.get("cancel_asked") is not None or not row.end.isdecimal():
+    end = _unix_time(row.end)
+    if row.state != "CANCELLED" or facts.cancel_asked is not None or end is None:
         return False
-    recent = float(facts.get("now", 0.0)) - float(row.end) < WHO_SECONDS
-    return recent and facts.get("accounting") in ("answers", "unasked")
+    return facts.now - end < WHO_SECONDS and facts.accounting in ("answers", "unasked")
 
 
-def is_waiting(facts: Mapping[str, Any]) -> bool:
+def is_waiting(facts: Facts) -> bool:
     """Whether Slurm has a job in its queue, and does not run it."""
     row = row_of(facts)
     return row is not None and row.state in _WAITING
 
 
-def console_state(facts: Mapping[str, Any]) -> str:
+def console_state(facts: Facts) -> str:
     """The state of Slurm that its words in log/console stand for, or nothing."""
-    console = facts.get("tails", {}).get("console", "")
-    return next((state for pattern, state in _CONSOLE if re.search(pattern, console)), "")
+    return next((state for pattern, state in _CONSOLE if re.search(pattern, facts.console)), "")
 
 
-def judge_slurm(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus | None:
+def judge_slurm(facts: Facts, handle: JobHandle) -> JobStatus | None:
     """The end that Slurm brought about, or None if it knows of none: then psik's record decides."""
     row = row_of(facts)
-    word = row.state.split()[0] if row and row.state else ""
+    word = row.state.split()[0] if row else ""
     nodes = row.nodes if row else ""
-    if word not in (*_KILLED, *_ENDED, "CANCELLED") and "alive" in facts:
+    if word not in (*_KILLED, *_ENDED, "CANCELLED") and facts.asks_who_lives:
         word = console_state(facts)
     if word == "CANCELLED":
         by = re.search(r"by (\d+)", row.state) if row else None
@@ -229,11 +223,11 @@ def judge_slurm(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus | None
     return ended(handle, JobState.failed, cause, text.format(limit=limit, nodes=nodes, on=nodes and f" on{nodes}"))
 
 
-def outlived(facts: Mapping[str, Any], time: float) -> bool:
+def outlived(facts: Facts, time: float) -> bool:
     """Whether something was written after Slurm had ended the job: by processes that it no longer counts."""
     row = row_of(facts)
-    killed = row is not None and row.state.split()[0] in (*_KILLED, "CANCELLED")
-    return killed and row is not None and row.end.isdecimal() and time > float(row.end) + LATE_SECONDS
+    end = _unix_time(row.end) if row and row.state.split()[0] in (*_KILLED, "CANCELLED") else None
+    return end is not None and time > end + LATE_SECONDS
 
 
 def odd_state(state: str) -> str | None:
@@ -244,10 +238,10 @@ def odd_state(state: str) -> str | None:
     return f"Slurm calls it {word}, although its script ended by itself" if word in _KILLED else None
 
 
-def no_record(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> JobStatus:
+def no_record(facts: Facts, handle: JobHandle, *, started: bool) -> JobStatus:
     """Nothing runs any more, Slurm did not stop it, and psik recorded no end: a failure that says so."""
     row = row_of(facts)
-    console = facts.get("tails", {}).get("console", "").strip()
+    console = facts.console.strip()
     last = f": {console.splitlines()[-1].strip()[:300]}" if console else ""
     if row is not None and row.state.startswith("FAILED"):
         reason = row.reason if row.reason not in ("", "None") else f"exit code {row.exit_code}"
@@ -263,9 +257,9 @@ def no_record(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> 
     return ended(handle, JobState.failed, FailureCause.lost, text)
 
 
-def canceled(facts: Mapping[str, Any], handle: JobHandle, *, outside: str) -> JobStatus:
+def canceled(facts: Facts, handle: JobHandle, *, outside: str) -> JobStatus:
     """A canceled job: by us if we asked for it, else as `outside` says."""
-    if facts.get("cancel_asked") is not None:
+    if facts.cancel_asked is not None:
         return ended(handle, JobState.canceled, FailureCause.canceled_by_us, "it was canceled on request")
     return ended(handle, JobState.canceled, FailureCause.canceled_outside, outside)
 
@@ -297,12 +291,12 @@ def usage_of(rows: Sequence[Sequence[str]]) -> Usage:
     peaks = [size for row in rows if len(row) == 8 and (size := _bytes(row[5])) is not None]
     used_seconds = _seconds(used)
     efficiency = None
-    if used_seconds is not None and cpu_seconds.isdecimal() and int(cpu_seconds) > 0:
-        efficiency = min(1.0, used_seconds / int(cpu_seconds))
+    if used_seconds is not None and (whole := _number(cpu_seconds)):
+        efficiency = min(1.0, used_seconds / whole)
     return Usage(
         state=state,
-        elapsed=float(elapsed) if elapsed.isdecimal() else None,
-        nodes=int(nodes) if nodes.isdecimal() and int(nodes) > 0 else None,
+        elapsed=_number(elapsed),
+        nodes=_number(nodes) or None,
         node_list=node_list if node_list not in ("", "None assigned") else None,
         # Slurm looks at the memory every 30 s or so: a short job has none, or too little to tell.
         peak_memory=max(peaks, default=0) or None,
@@ -310,17 +304,18 @@ def usage_of(rows: Sequence[Sequence[str]]) -> Usage:
     )
 
 
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch("[0-9]{1,12}", text) else None
+
+
 def _bytes(text: str) -> int | None:
-    found = re.fullmatch(r"([0-9.]+)([KMGT]?)", text)
-    try:
-        return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2) or " ")) if found else None
-    except (ValueError, OverflowError):
-        return None
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]*)?)([KMGT]?)", text)
+    return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2) or " ")) if found else None
 
 
 def _seconds(text: str) -> float | None:
     """Read `[days-][hours:]minutes:seconds[.fraction]`."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text)
+    found = re.fullmatch(r"(?:([0-9]{1,9})-)?(?:([0-9]{1,9}):)?([0-9]{1,9}):([0-9]{1,9}(?:\.[0-9]+)?)", text)
     if not found:
         return None
     days, hours, minutes, seconds = (float(part or 0) for part in found.groups())

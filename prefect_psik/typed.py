@@ -112,12 +112,21 @@ def kind_of(value: Any) -> str:
     return "str" if isinstance(value, str) else type(value).__name__
 
 
-def explain(err: ValidationError) -> str:
-    """Turn pydantic's report into one line: where, what, and what was given."""
+def explain(err: ValidationError, *, with_input: bool = True) -> str:
+    """Turn pydantic's report into one line: where, what, and what was given.
+
+    Args:
+        err: The report.
+        with_input: Off where what was given may be a secret.
+    """
     found = []
     for error in err.errors(include_url=False):
         place = ".".join(str(part) for part in error["loc"])
         text = error["msg"].removeprefix("Value error, ")
-        given = f" (given: {shown(error['input'])})" if error["type"] not in {"value_error", "missing"} else ""
+        given = (
+            f" (given: {shown(error['input'])})"
+            if with_input and error["type"] not in {"value_error", "missing"}
+            else ""
+        )
         found.append(f"{place}: {text}{given}" if place else f"{text}{given}")
     return "; ".join(found)

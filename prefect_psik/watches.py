@@ -10,11 +10,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from prefect_psik.answers import Facts
 from prefect_psik.batches import Call
 from prefect_psik.exceptions import PrefectPsikError, RemoteCodeError
 from prefect_psik.models import JobHandle, JobStatus
 from prefect_psik.outcome import judge, may_lack
-from prefect_psik.transport.base import Transport, error_from
+from prefect_psik.transport.base import Transport
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -99,8 +100,8 @@ class Poller:
     def __init__(
         self,
         transport: Transport,
-        call: Call,
-        judged: Callable[[dict[str, Any], JobHandle], Awaitable[JobStatus]],
+        call: Call[Facts],
+        judged: Callable[[Facts, JobHandle], Awaitable[JobStatus]],
         poll_interval: float,
     ) -> None:
         self.poll_interval = poll_interval
@@ -197,44 +198,43 @@ class Poller:
                 changed |= self._apply(watch, answers[watch.handle.stamp])
         return changed
 
-    def _apply(self, watch: _Watch, facts: dict[str, Any]) -> bool:
-        if facts.get("same"):
+    def _apply(self, watch: _Watch, facts: Facts | PrefectPsikError) -> bool:
+        if isinstance(facts, PrefectPsikError):
+            self._tell([watch], facts if isinstance(facts, RemoteCodeError) else Update(trouble=str(facts)))
+            return False
+        if facts.same or facts.later:
             if watch.silent:
                 watch.silent = False
                 for subscription in watch.subscriptions:
                     subscription.put(Update(trouble=watch.trouble))
-            return False
-        if "error" in facts:
-            error = error_from(facts["error"], self._transport.place)
-            self._tell([watch], error if isinstance(error, RemoteCodeError) else Update(trouble=str(error)))
             return False
         if watch.checking is not None:
             return False
         status = judge(facts, watch.handle)
         logs: dict[str, str] = {}
         behind = False
-        for stream, log in facts.get("logs", {}).items():
-            if log["text"]:
-                logs[stream] = log["text"]
-            watch.offsets[stream] = log["next"]
-            if log["size"] - log["next"] > LOG_BACKLOG_BYTES:
-                watch.offsets[stream] = log["size"] - LOG_BACKLOG_BYTES // 4
+        for stream, log in facts.logs.items():
+            if log.text:
+                logs[stream] = log.text
+            watch.offsets[stream] = log.next
+            if log.size - log.next > LOG_BACKLOG_BYTES:
+                watch.offsets[stream] = log.size - LOG_BACKLOG_BYTES // 4
                 logs[stream] = logs.get(stream, "") + "\n[… skipped, the log grows faster than it is read …]\n"
-            behind |= watch.offsets[stream] < log["size"]
-        watch.seen = None if behind else facts.get("token")
+            behind |= watch.offsets[stream] < log.size
+        watch.seen = None if behind else facts.token
         changed = status != watch.status or bool(logs)
         watch.status = status
         # A scheduler that does not answer is trouble on the way, as an endpoint that does not.
-        silent = facts.get("sacct_error") if facts.get("accounting") == "silent" else None
-        watch.trouble = None if status.state.is_final else facts.get("squeue_error") or silent
+        silent = facts.sacct_error if facts.accounting == "silent" else None
+        watch.trouble = None if status.state.is_final else facts.squeue_error or silent
         watch.silent = False
         update = Update(
             status=status,
             logs=logs,
-            tails=facts.get("tails", {}),
-            outputs=list(facts.get("outputs", {})),
+            tails=dict(facts.tails),
+            outputs=facts.outputs,
             trouble=watch.trouble,
-            now=facts.get("now"),
+            now=facts.now or None,
         )
         if may_lack(status, facts):
             watch.checking = asyncio.create_task(self._check(watch, facts, update))
@@ -248,7 +248,7 @@ class Poller:
         if update.is_final:
             self._forget(watch)
 
-    async def _check(self, watch: _Watch, facts: dict[str, Any], update: Update) -> None:
+    async def _check(self, watch: _Watch, facts: Facts, update: Update) -> None:
         """Tell the end of a job once its results were looked at, which may take long; other jobs do not wait."""
         while watch.subscriptions:
             try:

@@ -13,6 +13,7 @@ from prefect_psik.blocks import PsikBackend
 from prefect_psik.cli.app import FAILURE, app, shown
 from prefect_psik.exceptions import SpecError
 from prefect_psik.models import Verdict
+from prefect_psik.preflight import unusable
 from prefect_psik.psik_json import read_psik_json
 from prefect_psik.resolve import existing_backends, load_backend, resolve_spec
 from prefect_psik.runs import check
@@ -77,8 +78,11 @@ def preflight(backend: str, *, spec: Path | None = None) -> int:
     Returns:
         0 if all checks are fine or only warnings, else 1.
     """
-    block = load_backend(backend)
-    report = result(check(block, None if spec is None else resolve_spec(spec)))
+    resolved = None if spec is None else resolve_spec(spec)
+    try:
+        report = result(check(load_backend(backend), resolved))
+    except SpecError as err:  # of the block: a preflight itself raises none
+        report = unusable(backend, err)
     table = Table("check", "verdict", "what was found", title=shown(f"Preflight of {backend}"))
     colors = {Verdict.ok: "green", Verdict.warning: "yellow", Verdict.failed: "red"}
     for found in report.checks:

@@ -7,18 +7,19 @@ import json
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from prefect_psik.answers import Stream
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.cli.app import FAILURE, app, notes, passed_on, shown
 from prefect_psik.exceptions import PrefectPsikError, SpecError
 from prefect_psik.housekeeping import clean_jobs
-from prefect_psik.models import JobHandle, JobRecord, JobState, JobStatus
-from prefect_psik.records import cancel_jobs, read_logs, read_records, read_statuses
+from prefect_psik.models import JobHandle, JobState, JobStatus
+from prefect_psik.records import Records, cancel_jobs, damaged, intact, read_logs, read_records, read_statuses
 from prefect_psik.resolve import load_backend, resolve_handle
 from prefect_psik.session import Channel, Session
 from prefect_psik.waiting import result
@@ -42,11 +43,14 @@ def ls(backend: Backend = None, *, flow_run: str | None = None, limit: int = 50,
     """
     block = _block(backend)
 
-    async def work(channel: Channel) -> tuple[list[JobRecord], dict[str, JobStatus]]:
+    async def work(channel: Channel) -> tuple[Records, dict[str, JobStatus]]:
         found = await read_records(channel, block.endpoint_id, block.document_name, flow_run=flow_run, limit=limit)
-        return found, await read_statuses(channel, [record.handle for record in found])
+        return found, await read_statuses(channel, [record.handle for record in intact(found)])
 
-    records, statuses = result(on_block(block, work))
+    found, statuses = result(on_block(block, work))
+    for err in damaged(found).values():
+        notes.print(shown(err))
+    records = intact(found)
     if as_json:
         for record in records:
             status = statuses[record.handle.stamp]
@@ -97,7 +101,7 @@ def logs(
     *,
     backend: Backend = None,
     follow: Annotated[bool, Parameter(alias="-f")] = False,
-    stream: Literal["stdout", "stderr", "console"] = "stdout",
+    stream: Stream = "stdout",
 ) -> int:
     """Print the end of a job's log, at most 16 KiB; with -f also what comes, until the job ends.
 
@@ -142,8 +146,8 @@ def cancel(job: Job | None = None, *, backend: Backend = None, flow_run: str | N
 
     async def work(channel: Channel) -> dict[str, JobStatus | PrefectPsikError]:
         found = await read_records(channel, place.endpoint_id, place.document_name, flow_run=flow_run)
-        live = [record.handle for record in found if not record.state.is_final]
-        return await cancel_jobs(channel, live, {"flow_run": flow_run})
+        live = [record.handle for record in intact(found) if not record.state.is_final]
+        return await cancel_jobs(channel, live, {"flow_run": flow_run}) | damaged(found)
 
     outcomes = result(on_block(place, work))
     for outcome in outcomes.values():
@@ -182,13 +186,16 @@ def _handle(job: str, backend: str | None) -> tuple[JobHandle, PsikBackend | Non
     if job.replace(".", "", 1).isdecimal() and not Path(job).exists():
         block = _block(backend)
 
-        async def work(channel: Channel) -> list[JobRecord]:
+        async def work(channel: Channel) -> Records:
             return await read_records(channel, block.endpoint_id, block.document_name, stamps=[job])
 
         found = result(on_block(block, work))
-        if not found:
+        if job not in found:
             raise SpecError(f"There is no job {job} below {block.prefix} of this backend. See prefect-psik ls.")
-        return found[0].handle, block
+        record = found[job]
+        if isinstance(record, PrefectPsikError):
+            raise record
+        return record.handle, block
     if not job.lstrip().startswith("{"):
         try:
             job = Path(job).read_text(encoding="utf-8")
@@ -198,7 +205,7 @@ def _handle(job: str, backend: str | None) -> tuple[JobHandle, PsikBackend | Non
     return handle, block_of(handle, backend)
 
 
-def _reader(handle: JobHandle, stream: str, offset: int | None) -> Any:
+def _reader(handle: JobHandle, stream: Stream, offset: int | None) -> Any:
     return lambda channel: read_logs(channel, handle, stream, offset)
 
 

@@ -10,6 +10,9 @@ from typing import Any
 from prefect_psik.remote.files import _read, _read_json
 
 FINAL = ("completed", "failed", "canceled")
+STATES = ("new", "queued", "active", *FINAL)
+#: The end of the year 9999: a later time is none.
+LAST_SECOND = 253_402_300_799.0
 STREAMS = ("stdout", "stderr", "console")
 
 
@@ -27,7 +30,9 @@ def _parsed(text: str) -> list[tuple[float, int, str, str]]:
     for line in text.split("\n")[:-1]:  # behind the last newline is what is not all there yet
         fields = line.split(",", 3)
         with contextlib.suppress(ValueError, IndexError):
-            rows.append((float(fields[0]), int(fields[1]), fields[2], fields[3].strip()))
+            row = float(fields[0]), int(fields[1]), fields[2], fields[3].strip()
+            if 0 <= row[0] <= LAST_SECOND and row[2] in STATES:
+                rows.append(row)
     return rows
 
 

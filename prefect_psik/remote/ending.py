@@ -13,7 +13,7 @@ from prefect_psik.remote.directory import _has_end, _last_run, _native_id, _reco
 from prefect_psik.remote.facts import _facts, _Snapshot
 from prefect_psik.remote.files import _append, _audit, _lock_file, _read_json, _try_lock, _user, _write_whole
 from prefect_psik.remote.launch import _adopt, _doubt_left
-from prefect_psik.remote.payload import Trouble, _existing_prefix, _jobs
+from prefect_psik.remote.payload import DEFECTS, Trouble, _defect, _existing_prefix, _jobs, _os_trouble
 from prefect_psik.remote.processes import _members, _processes
 from prefect_psik.remote.slurm import SLURM_FINAL, _ask_squeue, _rows_by_id, _slurm
 
@@ -32,22 +32,20 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
     prefix = _existing_prefix(payload)
     jobs = {job["stamp"]: job for job in _jobs(payload)}
     runs: dict[str, dict[str, int]] = {"local": {}, "slurm": {}}
+    answers: dict[str, Any] = {}
     for stamp, job in jobs.items():
-        base = os.path.join(prefix, stamp)
-        record = _read_json(os.path.join(base, "prefect", "job.json"))
-        jobndx = job.get("jobndx") or _last_run(base) or 1
-        if record is not None and not _has_end(base, jobndx):
-            asked = {"time": time.time(), "user": _user(), "owner": job.get("owner")}
-            with contextlib.suppress(OSError):  # a full disk must not keep a job on its nodes
-                _write_whole(os.path.join(base, "prefect", f"cancel.{jobndx}"), json.dumps(asked).encode())
-            runs["slurm" if record["type"] == "slurm" else "local"][base] = jobndx
+        try:
+            _note_cancel(os.path.join(prefix, stamp), job, runs)
+        except OSError as err:
+            answers[stamp] = {"error": _os_trouble(err).answer}
+        except DEFECTS as err:
+            answers[stamp] = {"error": _defect("cancel", err).answer}
     unknown = {
         base: why for base, jobndx in runs["slurm"].items() if (why := _find_unrecorded(prefix, base, jobndx))
     }
     remaining, cancelled = _end_in_slurm({base: n for base, n in runs["slurm"].items() if base not in unknown})
     remaining |= unknown
     remaining.update(_end_processes(list(runs["local"].items())))
-    answers: dict[str, Any] = {}
     for base, jobndx in {**runs["local"], **runs["slurm"]}.items():
         stamp = os.path.basename(base)
         if base in remaining:
@@ -69,6 +67,19 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
     return {"jobs": answers}
 
 
+def _note_cancel(base: str, job: dict[str, Any], runs: dict[str, dict[str, int]]) -> None:
+    """Record that a run is to be canceled, if it has not ended, and add it to those of its kind."""
+    record = _read_json(os.path.join(base, "prefect", "job.json"))
+    jobndx = job.get("jobndx") or _last_run(base) or 1
+    if record is None or _has_end(base, jobndx):
+        return
+    kind = "slurm" if record["type"] == "slurm" else "local"
+    asked = {"time": time.time(), "user": _user(), "owner": job.get("owner")}
+    with contextlib.suppress(OSError):  # a full disk must not keep a job on its nodes
+        _write_whole(os.path.join(base, "prefect", f"cancel.{jobndx}"), json.dumps(asked).encode())
+    runs[kind][base] = jobndx
+
+
 def _end_in_slurm(runs: dict[str, int]) -> tuple[dict[str, str], set[str]]:
     """Ask Slurm to end these runs and wait until it says so; only ids that this prefix recorded are touched.
 
@@ -78,9 +89,11 @@ def _end_in_slurm(runs: dict[str, int]) -> tuple[dict[str, str], set[str]]:
     """
     ids = {base: _native_id(base, jobndx) or "" for base, jobndx in runs.items()}
     cancelled = {base for base, native_id in ids.items() if not native_id}  # it never began
-    waiting = {base: native_id for base, native_id in ids.items() if native_id}
+    waiting = {base: native_id for base, native_id in ids.items() if native_id.isdecimal()}
+    # scancel would read an option, or somebody's jobs, in what a job may write into its own record.
+    odd = {base: f"{ids[base]!r} is not an id of Slurm" for base in ids.keys() - waiting.keys() - cancelled}
     if not waiting:
-        return {}, cancelled
+        return odd, cancelled
     ok, text = _slurm("scancel", *waiting.values())
     deadline = time.monotonic() + SCANCEL_SECONDS
     answer = "Slurm has not been asked"
@@ -100,7 +113,7 @@ def _end_in_slurm(runs: dict[str, int]) -> tuple[dict[str, str], set[str]]:
             answer = f"scancel was {how}, but Slurm has it as {set(states.values())}"
         if waiting:
             time.sleep(0.5)
-    return dict.fromkeys(waiting, answer), cancelled
+    return {**odd, **dict.fromkeys(waiting, answer)}, cancelled
 
 
 def _find_unrecorded(prefix: str, base: str, jobndx: int) -> str | None:
@@ -114,14 +127,12 @@ def _find_unrecorded(prefix: str, base: str, jobndx: int) -> str | None:
     with _lock_file(os.path.join(prefix, ".locks", os.path.basename(base))) as handle:
         if not _try_lock(handle):
             return "it is being submitted just now"
-        intent = _read_json(os.path.join(base, "prefect", f"intent.{jobndx}"))
-        if intent is None:
-            return None
         try:
-            if _adopt(base, jobndx, float(intent["time"])) is not None:
+            intent = _read_json(os.path.join(base, "prefect", f"intent.{jobndx}"))
+            if intent is None or _adopt(base, jobndx, float(intent["time"])) is not None:
                 return None
-        except Trouble as trouble:
-            return str(trouble)
+        except (Trouble, OSError, *DEFECTS) as err:
+            return str(err)
         left = _doubt_left(base, jobndx, slurm=True)
     return f"Slurm has no trace of it yet, and may have for {left:.0f} s more" if left > 0 else None
 
@@ -131,13 +142,17 @@ def _end_processes(runs: list[tuple[str, int]]) -> dict[str, str]:
     begin = time.monotonic()
     asked: set[tuple[str, int]] = set()
     alive: dict[str, str] = {}
+    damaged: dict[str, str] = {}
     quiet = 0
     while runs and quiet < 2 and time.monotonic() - begin < TERM_SECONDS + KILL_SECONDS:
         table = _processes()
         force = time.monotonic() - begin > TERM_SECONDS
         alive = {}
         for base, jobndx in runs:
-            members = _members(base, jobndx, table)
+            try:
+                members = _members(base, jobndx, table)
+            except (OSError, *DEFECTS) as err:
+                members, damaged[base] = [], f"its records cannot be read ({err!r})"
             if members:
                 alive[base] = f"processes {[process.pid for process in members]} are alive"
             # psik's runner passes the signal on to the script; without it we tell everybody.
@@ -148,4 +163,4 @@ def _end_processes(runs: list[tuple[str, int]]) -> dict[str, str]:
                         os.kill(process.pid, signal.SIGKILL if force else signal.SIGTERM)
         quiet = 0 if alive else quiet + 1
         time.sleep(0.05)
-    return alive
+    return {**damaged, **alive}

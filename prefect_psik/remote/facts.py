@@ -21,11 +21,11 @@ from prefect_psik.remote.directory import (
     _parsed,
     _status_text,
 )
-from prefect_psik.remote.files import _read, _read_json, _size, _write_whole
+from prefect_psik.remote.files import _open, _read, _read_json, _size, _write_whole
 from prefect_psik.remote.outputs import _wanted
 from prefect_psik.remote.payload import DEFECTS, Trouble, _defect, _existing_prefix, _jobs, _os_trouble
 from prefect_psik.remote.processes import Process, _members, _processes
-from prefect_psik.remote.slurm import _shared_accounts, _shared_queue, _slurm_facts
+from prefect_psik.remote.slurm import _has_ended, _is_row, _shared_accounts, _shared_queue, _slurm_facts
 
 #: psik's exit codes behind which Slurm may stand: its own timer, SIGKILL, and a child killed by SIGKILL.
 KILLED = ("9", "-9", "137")
@@ -34,16 +34,18 @@ LOG_CHUNK_BYTES = 16 * 1024
 LOG_CALL_BYTES = 1024 * 1024
 #: What one answer carries of facts, tails of logs included; the wire takes 5 MB.
 FACTS_CALL_BYTES = 3 * 1024 * 1024
+#: What psik and the job's own files may take of that for one job.
+FACTS_JOB_BYTES = 1024 * 1024
 
 
 class _Snapshot:
     """What is looked up once for all jobs of a call, when first needed, and what the call may still carry."""
 
-    def __init__(self, prefix: str, native_ids: list[str | None]) -> None:
+    def __init__(self, prefix: str, jobs: list[dict[str, Any]]) -> None:
         self.log_budget = LOG_CALL_BYTES
         self.facts_budget = FACTS_CALL_BYTES
         self._prefix = prefix
-        self._native_ids = [native_id for native_id in native_ids if native_id]
+        self._native_ids = list(filter(None, (_legible_id(prefix, job) for job in jobs)))
         self._processes: dict[int, Process] | None = None
         self._squeue: dict[str, Any] | None = None
         self._sacct: dict[str, Any] | None = None
@@ -69,6 +71,16 @@ class _Snapshot:
         return self._sacct
 
 
+def _legible_id(prefix: str, job: dict[str, Any]) -> str | None:
+    """The native id of a job; none where its records do not have it, about which its own answer says more."""
+    try:
+        base = os.path.join(prefix, job["stamp"])
+        native_id = _native_id(base, job.get("jobndx") or _last_run(base) or 1)
+    except (OSError, *DEFECTS):
+        return None
+    return native_id if native_id and native_id.isdecimal() else None
+
+
 def status(payload: dict[str, Any]) -> dict[str, Any]:
     """Gather facts of many jobs.
 
@@ -83,9 +95,7 @@ def status(payload: dict[str, Any]) -> dict[str, Any]:
     """
     prefix = _existing_prefix(payload)
     jobs = _jobs(payload)
-    snapshot = _Snapshot(
-        prefix, [_native_id(os.path.join(prefix, job["stamp"]), job.get("jobndx") or 1) for job in jobs]
-    )
+    snapshot = _Snapshot(prefix, jobs)
     answers: dict[str, Any] = {}
     for job in jobs:
         if snapshot.facts_budget <= 0:
@@ -101,7 +111,13 @@ def status(payload: dict[str, Any]) -> dict[str, Any]:
 def _facts(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, Any]:
     """Gather the facts of one job; what is wrong with its directory concerns no other: `{"error"}`."""
     try:
-        return _gathered(prefix, job, snapshot)
+        facts = _gathered(prefix, job, snapshot)
+        size = len(json.dumps(facts))
+        if size > FACTS_JOB_BYTES:
+            raise Trouble(
+                "payload", f"The records of job {job['stamp']} have {size:,} bytes, too many for an answer."
+            )
+        return facts
     except Trouble as trouble:
         return {"error": trouble.answer}
     except OSError as err:
@@ -130,7 +146,7 @@ def _gathered(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str
         "refused": len(glob.glob(os.path.join(glob.escape(ours), f"refused.{jobndx}.*"))),
         "nodes": _nodes(base, jobndx),
     }
-    end = _read_json(os.path.join(ours, f"end.{jobndx}"))
+    end = _kept_end(ours, jobndx)
     if end is not None:
         facts.update(end)
     elif not _is_lasting(_parsed(text), jobndx, record):
@@ -195,6 +211,13 @@ def _is_lasting(rows: list[tuple[float, int, str, str]], jobndx: int, record: di
     return _ends(rows, jobndx) and not doubtful
 
 
+def _kept_end(ours: str, jobndx: int) -> dict[str, Any] | None:
+    """The end that was kept, if it is one: the job itself can write there."""
+    kept = _read_json(os.path.join(ours, f"end.{jobndx}")) or {}
+    rows = {name: kept.get(name) if _is_row(kept.get(name)) else None for name in ("squeue", "sacct")}
+    return {"alive": False, **rows} if any(map(_has_ended, rows.values())) else None
+
+
 def _keep_end(ours: str, jobndx: int, facts: dict[str, Any], record: dict[str, Any], *, ended: bool) -> None:
     """Keep an end that Slurm told and psik did not.
 
@@ -207,7 +230,7 @@ def _keep_end(ours: str, jobndx: int, facts: dict[str, Any], record: dict[str, A
         return  # psik may tell more yet, or accounting
     path = os.path.join(ours, f"end.{jobndx}")
     if not os.path.exists(path):
-        kept = {name: facts.get(name) for name in ("alive", "squeue", "sacct")}
+        kept = {"alive": False, "squeue": facts.get("squeue"), "sacct": facts.get("sacct")}
         with contextlib.suppress(OSError):
             _write_whole(path, json.dumps(kept).encode())
 
@@ -231,7 +254,7 @@ def _log_text(path: str, offset: int, snapshot: _Snapshot) -> dict[str, Any]:
     length = min(size - begin, LOG_CHUNK_BYTES, snapshot.log_budget)
     data = b""
     if length > 0:
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # it may just be renamed
+        with contextlib.suppress(FileNotFoundError), _open(path) as file:  # it may just be renamed
             file.seek(begin)
             data = file.read(length)
     snapshot.log_budget -= len(data)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import getpass
 import json
 import os
 import shutil
+import stat
 import time
-from typing import Any, Iterator
+from typing import IO, Any, Iterator
 
 STATUS_LIMIT = 64 * 1024
 LOCK_SECONDS = 10.0
@@ -68,10 +70,20 @@ def _append(path: str, line: str) -> None:
         os.close(handle)
 
 
+def _open(path: str) -> IO[bytes]:
+    """Open a plain file to read; a FIFO that a job put there must not hold up the others."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = os.fdopen(handle, "rb", closefd=True)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "this is not a plain file", path)
+    return file
+
+
 def _read(path: str, limit: int = STATUS_LIMIT) -> bytes | None:
     """Read the end of a file, or None if there is none."""
     try:
-        with open(path, "rb") as file:
+        with _open(path) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - limit))
             return file.read(limit)
@@ -85,7 +97,7 @@ def _read_json(path: str) -> dict[str, Any] | None:
         return None
     try:
         document = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 

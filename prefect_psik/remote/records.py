@@ -19,7 +19,7 @@ from prefect_psik.remote.files import (
     _try_lock,
     _write,
 )
-from prefect_psik.remote.payload import STAMP, Trouble, _existing_prefix, _jobs
+from prefect_psik.remote.payload import DEFECTS, STAMP, Trouble, _defect, _existing_prefix, _jobs, _os_trouble
 
 LIST_LIMIT = 500
 RUN_ID = re.compile(r"[0-9a-f-]{8,64}")
@@ -43,7 +43,7 @@ def list_jobs(payload: dict[str, Any]) -> dict[str, Any]:
         stamps = _all_stamps(prefix)
     wanted = stamps[skip : skip + limit]
     noted = _runs_by_stamp(prefix)
-    entries = {stamp: _entry(os.path.join(prefix, stamp), noted.get(stamp, [])) for stamp in wanted}
+    entries = {stamp: _legible_entry(os.path.join(prefix, stamp), noted.get(stamp, [])) for stamp in wanted}
     return {
         "jobs": {stamp: entry for stamp, entry in entries.items() if entry is not None},
         "more": len(stamps) > skip + limit,
@@ -91,6 +91,16 @@ def _runs_by_stamp(prefix: str) -> dict[str, list[str]]:
     return found
 
 
+def _legible_entry(base: str, flow_runs: list[str]) -> dict[str, Any] | None:
+    """List one job; what is wrong with its records concerns no other: `{"error"}`."""
+    try:
+        return _entry(base, flow_runs)
+    except OSError as err:
+        return {"error": _os_trouble(err).answer}
+    except DEFECTS as err:
+        return {"error": _defect("list", err).answer}
+
+
 def _entry(base: str, flow_runs: list[str]) -> dict[str, Any] | None:
     record = _read_json(os.path.join(base, "prefect", "job.json"))
     if record is None:
@@ -123,8 +133,7 @@ def remove(payload: dict[str, Any]) -> dict[str, Any]:
     for left in glob.glob(os.path.join(glob.escape(prefix), ".locks", "removed.*")):
         _remove_tree(left)
     jobs = _jobs(payload)
-    native_ids = [_native_id(os.path.join(prefix, job["stamp"]), job.get("jobndx") or 1) for job in jobs]
-    snapshot = _Snapshot(prefix, native_ids)
+    snapshot = _Snapshot(prefix, jobs)
     return {"jobs": {job["stamp"]: _remove_one(prefix, job, snapshot) for job in jobs}}
 
 

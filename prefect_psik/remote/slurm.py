@@ -19,6 +19,10 @@ from prefect_psik.remote.payload import Trouble
 SQUEUE_SECONDS = 15.0
 SACCT_SECONDS = 60.0
 COMMAND_SECONDS = 30.0
+#: What the clocks of login nodes differ by, at most.
+CLOCK_SECONDS = 600.0
+#: State, start, end, exit code, nodes and reason of a job.
+ROW_FIELDS = 6
 #: Ended jobs whose row in accounting is kept for all callers; those that were asked for first go first.
 SACCT_ROWS = 5000
 #: How sacct says that this site keeps no accounts, which is no trouble.
@@ -85,7 +89,7 @@ def _rows_by_id(text: str) -> dict[str, list[str]]:
     rows = {}
     for line in text.splitlines():
         fields = line.strip().split("|", 6)
-        if len(fields) == 7 and fields[0].isdecimal():
+        if len(fields) == ROW_FIELDS + 1 and fields[0].isdecimal() and fields[1].strip():
             rows[fields[0]] = fields[1:]
     return rows
 
@@ -108,10 +112,10 @@ def _shared_queue(prefix: str) -> dict[str, Any]:
     path = os.path.join(prefix, ".locks", "squeue.json")
     nothing: dict[str, Any] = {"time": 0.0, "rows": {}, "error": None}
     with _lock_file(f"{path}.lock") as handle:
-        known = _read_json(path) or nothing
+        known = _shared(path, nothing)
         if time.time() - known["time"] < SQUEUE_SECONDS or not _try_lock(handle):
             return known
-        known = _read_json(path) or nothing  # another caller may have renewed it meanwhile
+        known = _shared(path, nothing)  # another caller may have renewed it meanwhile
         if time.time() - known["time"] < SQUEUE_SECONDS:
             return known
         begin = time.time()
@@ -133,11 +137,11 @@ def _shared_accounts(prefix: str, wanted: list[str]) -> dict[str, Any]:
     path = os.path.join(prefix, ".locks", "sacct.json")
     nothing: dict[str, Any] = {"time": 0.0, "rows": {}, "error": None, "asked": [], "wanted": []}
     with _lock_file(f"{path}.lock") as handle:
-        known = {**nothing, **(_read_json(path) or {})}
+        known = _shared(path, nothing)
         missing = [native_id for native_id in wanted if not _has_ended(known["rows"].get(native_id))]
         if not missing or not _try_lock(handle):
             return known
-        known = {**nothing, **(_read_json(path) or {})}
+        known = _shared(path, nothing)
         wishes = list(dict.fromkeys([*known["wanted"], *missing]))
         new = set(wishes) - set(known["asked"])
         if time.time() - known["time"] < (SQUEUE_SECONDS if new else SACCT_SECONDS):
@@ -167,6 +171,29 @@ def _share(path: str, fresh: dict[str, Any]) -> None:
 
 def _has_ended(row: list[str] | None) -> bool:
     return row is not None and row[0].split()[0] in SLURM_FINAL
+
+
+def _is_row(row: Any) -> bool:
+    """Whether this is a job as `_rows_by_id` reads it."""
+    whole = isinstance(row, list) and len(row) == ROW_FIELDS and all(isinstance(field, str) for field in row)
+    return whole and bool(row[0].strip())
+
+
+def _shared(path: str, nothing: dict[str, Any]) -> dict[str, Any]:
+    """What a command of Slurm said last, if it is what we keep: every job of this user can write there."""
+    known = nothing
+    with contextlib.suppress(OSError):
+        known = {**nothing, **(_read_json(path) or {})}
+    fits = all(_is_like(known[name], nothing[name]) for name in nothing)
+    recent = fits and 0 <= known["time"] <= time.time() + CLOCK_SECONDS
+    return known if recent and all(map(_is_row, known["rows"].values())) else nothing
+
+
+def _is_like(value: Any, other: Any) -> bool:
+    if isinstance(other, list):
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    kinds = {type(None): (str, type(None)), float: (int, float)}
+    return isinstance(value, kinds.get(type(other), type(other)))
 
 
 def _find_in_slurm(base: str, since: float) -> str | None:
@@ -219,7 +246,7 @@ def _slurm_facts(
         intent: When it was about to be submitted; a list that is older says nothing of it.
         shared: What was looked up for all jobs.
     """
-    if native_id is None:
+    if native_id is None or not native_id.isdecimal():
         return {"alive": None}
     queue = shared.squeue
     row = queue["rows"].get(native_id)

@@ -4,16 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from prefect_psik.exceptions import (
-    FacilityError,
-    FacilitySetupError,
-    KeyConflict,
-    PrefectPsikError,
-    RemoteCodeError,
-    SpecError,
-    SubmitRejected,
-)
-
 #: Globus Compute takes 10 MB each way; we stay well below, for the envelope and its encoding.
 MAX_CALL_BYTES = 5_000_000
 CALL_SECONDS = 60.0
@@ -68,24 +58,3 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Let go of connections; a later call opens them again."""
-
-
-def error_from(answer: dict[str, Any], place: str) -> PrefectPsikError:
-    """Convert an answer's `{"kind", "message"}` to the error that a caller acts upon."""
-    kind, message = answer["kind"], answer["message"]
-    text = f"{message} (said by {place})"
-    match kind:
-        case "busy":
-            return FacilityError(text, transient=True)
-        case "setup":
-            return FacilitySetupError(text)
-        case "spec":
-            return SpecError(text)
-        case "rejected":
-            return SubmitRejected(text)
-        case "conflict":
-            return KeyConflict(text, stored=answer.get("canonical", ""))
-        case "payload":
-            return RemoteCodeError(text, remote_traceback=answer.get("traceback", ""))
-        case _:
-            return FacilityError(text)

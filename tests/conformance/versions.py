@@ -22,11 +22,12 @@ from uuid import UUID
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import Verdict
-from prefect_psik.preflight import judge_preflight, preflight_payload
+from prefect_psik.preflight import preflight_payload
 from prefect_psik.transport.base import Transport
 from tests.conformance.case import CALL_SECONDS, Case, Place, case
 from tests.testbed.endpoint import Endpoint
 from tests.testbed.facility import Facility
+from tests.unit.reports import judge_preflight
 
 #: A release that is not out: the installed code, whose metadata say that it is it.
 NEXT_PATCH = "3.1.2"

@@ -10,10 +10,10 @@ from pathlib import Path
 from prefect_psik import JobState, ResourceSpec
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.models import JobHandle
-from prefect_psik.outcome import judge
 from tests.outcomes.case import Seen, case
 from tests.outcomes.site import Site
 from tests.testbed.slurm import can_limit_memory
+from tests.unit.reports import judge
 
 HANG_SECONDS = 30.0
 HANGS = tuple(f"slurmctld stopped for 30 s during {what}" for what in ("submit", "status", "cancel"))

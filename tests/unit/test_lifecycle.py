@@ -67,7 +67,7 @@ class Facility:
             f"3.0,{ndx},{self.end}\n" if self.end else ""
         )
         facts = {"type": "local", "status": status, "native_id": str(76 + ndx)}
-        known = {"prefix": "/psik", "jobndx": str(ndx), "native_id": 76 + ndx, "attempt": run["attempt"]}
+        known = {"prefix": "/psik", "jobndx": ndx, "native_id": str(76 + ndx), "attempt": run["attempt"]}
         known |= {"created": created, "asked": run["asked"]}
         return {**known, "warnings": self.warnings} if created else {**known, "facts": facts}
 
@@ -245,7 +245,7 @@ async def test_outputs_that_went_before_they_were_fetched_fail_the_job(fetched: 
         ({"sizes": {}}, "announces different output files than it holds"),
         ({"sizes": {"a": 4}}, "holds 3 bytes of a, and announces 4"),
         ({"files": {"a": "no base64!"}}, "in bytes that do not decode"),
-        ({"files": {"a": None}}, "in bytes that do not decode"),
+        ({"files": {"a": None}}, "files.a"),
         ({"sizes": {"b": 1}, "files": {"b": "eA=="}, "entries": {"b": "b"}}, "do not name"),
         ({"sizes": {"b": 1}, "files": {"b": "eA=="}, "entries": {"b": "a"}}, "do not name"),
         ({"sizes": {"../a": 1}, "files": {"../a": "eA=="}, "entries": {"../a": "a"}}, "do not name"),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.launcher import NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
-from prefect_psik.outcome import judge, parse_status, rows_of_run
-from tests.unit.reports import report
+from prefect_psik.outcome import parse_status, rows_of_run
+from tests.unit.reports import judge, report
 
 NEW = '0.5,0,new,{"backend":{"type":"local","queue_name":"a,b"}}'
 HANDLE = JobHandle(prefix="/psik", stamp="123", key="k", native_id="77", duration=5)

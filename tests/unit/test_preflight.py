@@ -10,8 +10,9 @@ import pytest
 
 from prefect_psik.exceptions import PreflightFailed
 from prefect_psik.models import PreflightReport, Verdict
-from prefect_psik.preflight import failure_of, judge_preflight, slurm_minutes
+from prefect_psik.preflight import failure_of, slurm_minutes
 from prefect_psik.remote import letter
+from tests.unit.reports import judge_preflight
 
 GOOD: dict[str, Any] = {
     "letter": letter().rsplit('"', 2)[1],

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from prefect_psik.answers import CheckAnswer, FetchAnswer
+from prefect_psik.arrival import read
 from prefect_psik import JobSpec, PsikBackend
 from prefect_psik.identity import Identity
 from prefect_psik.results import brought, unmet
@@ -42,7 +44,8 @@ def checked(prefix: Path, run: int = 2) -> list[str]:
     json.dumps(answer)
     for kept in (prefix / STAMP / "prefect").glob("found.*"):
         kept.unlink()
-    return [text for _, text in unmet(answer["jobs"][STAMP]["found"])]
+    found = read(CheckAnswer, answer["jobs"][STAMP], what="a job", place="here").found
+    return [text for _, text in unmet(found)]
 
 
 def fetched(prefix: Path) -> dict[str, Any]:
@@ -392,7 +395,8 @@ def test_what_an_entry_brings_is_what_was_asked_for(
     base = a_job(tmp_path, outputs=[entry])
     make("file", base / "work" / name)
     assert checked(tmp_path) == []
-    assert list(brought(fetched(tmp_path), [entry], "here").values()) == [b"x"]
+    answer = read(FetchAnswer, fetched(tmp_path), what="a job", place="here")
+    assert list(brought(answer, [entry], "here").values()) == [b"x"]
 
 
 def test_a_directory_is_not_fresh_because_a_file_in_it_went(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.models import JobHandle, JobState
-from prefect_psik.outcome import judge
 from prefect_psik.transport.base import MAX_CALL_BYTES
+from tests.unit.reports import judge
 from tests.unit.test_remote import make_job, remote
 
 _COMMAND = """\

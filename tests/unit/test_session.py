@@ -24,6 +24,7 @@ from prefect_psik.watches import Update
 
 T = TypeVar("T")
 
+CREATED = {"created": True, "prefix": "/p", "jobndx": 1, "native_id": "7", "attempt": [], "asked": {}}
 HANDLE = JobHandle(prefix="/p", stamp="1", key="k", native_id="7")
 
 
@@ -97,19 +98,21 @@ async def _all_of(channel: Channel, jobs: list[dict[str, Any]]) -> list[Any]:
 
 def test_a_defect_in_one_call_ends_its_own_jobs_and_no_others() -> None:
     def answer(jobs: list[dict[str, Any]]) -> dict[str, Any]:
-        return {job["stamp"]: {"created": True} for job in jobs if jobs[0]["stamp"] != "0"}
+        if jobs[0]["stamp"] == "0":
+            raise ZeroDivisionError
+        return {job["stamp"]: CREATED for job in jobs}
 
     jobs = [{"stamp": str(number)} for number in range(MAX_JOBS_PER_CALL + 1)]
     found = on_session(_all_of(Channel(Session.current(), Answering(answer), "/p", 1.0), jobs))
     assert all(isinstance(error, RemoteCodeError) for error in found[:-1])
-    assert found[-1] == {"created": True}
+    assert found[-1].jobndx == 1
 
 
 def test_calls_are_sized_in_what_is_sent_not_in_characters() -> None:
-    transport = Answering(lambda jobs: {job["stamp"]: {"created": True} for job in jobs})
+    transport = Answering(lambda jobs: {job["stamp"]: CREATED for job in jobs})
     jobs = [{"stamp": str(number), "script": "é" * 12_000} for number in range(200)]
     found = on_session(_all_of(Channel(Session.current(), transport, "/p", 1.0), jobs))
-    assert found == [{"created": True}] * 200
+    assert [answer.jobndx for answer in found] == [1] * 200
     assert len(transport.sizes) > 1
     assert max(transport.sizes) < MAX_CALL_BYTES
 

@@ -22,8 +22,9 @@ from prefect_psik.blocks import BackendAttributes, PsikBackend
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import Verdict
-from prefect_psik.preflight import judge_preflight, preflight_payload
+from prefect_psik.preflight import preflight_payload
 from prefect_psik.remote import letter
+from tests.unit.reports import judge_preflight
 
 #: The letter as it arrives: one text, in a namespace of its own.
 remote: Any = ModuleType("the_letter")

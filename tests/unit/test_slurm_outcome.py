@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.models import JobHandle, JobState, JobStatus
-from prefect_psik.outcome import judge, parse_status, rows_of_run
+from prefect_psik.outcome import parse_status, rows_of_run
 from prefect_psik.slurm_outcome import (
     FORGOTTEN_SECONDS,
     SHARED_FILE_SYSTEM_SECONDS,
@@ -19,7 +19,7 @@ from prefect_psik.slurm_outcome import (
     odd_state,
     usage_of,
 )
-from tests.unit.reports import report
+from tests.unit.reports import judge, report
 
 HANDLE = JobHandle(prefix="/psik", stamp="123", key="k", native_id="77", duration=5, type="slurm")
 #: Submitted at 1000, started at 1002.
@@ -333,7 +333,7 @@ LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
             QUEUED,
             accounting="silent",
             sacct_error="sacct: error: Problem talking to the database: Connection refused",
-            **GONE | {"vanished": NOW - 10 * FORGOTTEN_SECONDS},
+            **GONE | {"vanished": NOW - 2 * FORGOTTEN_SECONDS},
         ),
         JobState.queued,
         "Connection refused",

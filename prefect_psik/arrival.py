@@ -1,0 +1,142 @@
+"""What arrives from the facility is checked here, once: the base of all answers, and how one is read.
+
+An answer that does not fit is an error for the job that it is about, and for no other. Fields that a model does
+not know are left out, since the code there may be of another release. Text that is only shown is made plain;
+logs, the names of output files and their contents keep what was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from prefect_psik.exceptions import (
+    FacilityError,
+    FacilitySetupError,
+    KeyConflict,
+    PrefectPsikError,
+    RemoteCodeError,
+    SpecError,
+    SubmitRejected,
+)
+from prefect_psik.plain_text import plain
+
+#: The last second that a date can be made of: the end of the year 9999.
+LAST_SECOND = 253_402_300_799.0
+#: More than any count of bytes or files; a longer number may not even become text.
+_MOST = 10**24
+#: What an error says of a malformed answer.
+_WORDS = 300
+
+
+def _plain(value: object) -> object:
+    return plain(value) if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_plain)]
+"""Text that is shown; its acting characters are replaced."""
+Word = Annotated[Text, Field(max_length=1000)]
+Time = Annotated[float, Field(ge=0, le=LAST_SECOND)]
+"""Unix time, seconds, by the facility's clock."""
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+Run = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""psik's run number within a job."""
+
+
+class Answer(BaseModel):
+    """An answer, or part of one: no type is converted, and no number is infinite or none at all."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Partial(Answer):
+    """An answer that holds all of `promised`, unless one of `instead` says why it does not."""
+
+    promised: ClassVar[frozenset[str]]
+    instead: ClassVar[tuple[str, ...]] = ("later", "missing")
+
+    @model_validator(mode="after")
+    def _keeps_its_promise(self) -> Self:
+        lacking = self.promised - self.model_fields_set
+        if lacking and not any(getattr(self, name) for name in self.instead):
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        return self
+
+
+class Refusal(Answer):
+    """Why an operation, or its part for one job, was not carried out."""
+
+    kind: Text
+    message: Text
+    canonical: Text = ""
+    traceback: Text = ""
+
+
+A = TypeVar("A", bound=Answer)
+
+
+def read(model: type[A], answer: object, *, what: str, place: str) -> A:
+    """Check an answer.
+
+    Args:
+        model: What it should be.
+        answer: As JSON brought it.
+        what: What it is about, for the error.
+        place: Who answered, for the error.
+
+    Raises:
+        PrefectPsikError: It is a refusal; by its kind.
+        RemoteCodeError: It is not what it should be.
+    """
+    if isinstance(answer, dict) and "error" in answer:
+        raise error_from(_checked(Refusal, answer["error"], what, place), place)
+    return _checked(model, answer, what, place)
+
+
+def read_jobs(
+    model: type[A], answers: dict[str, Any], stamps: Iterable[str], *, place: str
+) -> dict[str, A | PrefectPsikError]:
+    """Check the answers for several jobs, each by itself; an error stands for a job, and for no other."""
+    found: dict[str, A | PrefectPsikError] = {}
+    for stamp in stamps:
+        try:
+            found[stamp] = read(model, answers.get(stamp), what=f"job {stamp}", place=place)
+        except PrefectPsikError as err:
+            found[stamp] = err
+    return found
+
+
+def _checked(model: type[A], answer: object, what: str, place: str) -> A:
+    try:
+        return model.model_validate(answer)
+    except ValidationError as err:
+        first = err.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        why = f"{where}: {first['msg'].removeprefix('Value error, ')}"[:_WORDS]
+    raise RemoteCodeError(
+        f"The answer of {place} about {what} cannot be used ({why}). Something changed the records of "
+        "prefect-psik there, or the code there is of another release: look at the job's directory, and make a "
+        "preflight."
+    )
+
+
+def error_from(refusal: Refusal, place: str) -> PrefectPsikError:
+    """Convert a refusal to the error that a caller acts upon."""
+    text = f"{refusal.message} (said by {place})"
+    match refusal.kind:
+        case "busy":
+            return FacilityError(text, transient=True)
+        case "setup":
+            return FacilitySetupError(text)
+        case "spec":
+            return SpecError(text)
+        case "rejected":
+            return SubmitRejected(text)
+        case "conflict":
+            return KeyConflict(text, stored=refusal.canonical)
+        case "payload":
+            return RemoteCodeError(text, remote_traceback=refusal.traceback)
+        case _:
+            return FacilityError(text)
