@@ -210,6 +210,8 @@ def _prefix(facts: Mapping[str, Any]) -> Iterator[Check]:
         yield _check("prefix", Verdict.failed, facts["error"])
         return
     yield _check("prefix", Verdict.ok, f"{facts['path']} is writable.")
+    if "owners" in facts:  # a function of an older release says nothing of them
+        yield _owners(facts["path"], facts["owners"])
     yield _room("space", facts["free_bytes"], FREE_BYTES, "bytes")
     if facts["free_inodes"] is not None:
         yield _room("inodes", facts["free_inodes"], FREE_INODES, "files")
@@ -222,6 +224,13 @@ def _prefix(facts: Mapping[str, Any]) -> Iterator[Check]:
             f"flock does not work on the file system of {facts['path']}, so two calls could submit a job twice. "
             "Put the prefix on a file system with locks, or have it mounted with them (Lustre: -o flock).",
         )
+
+
+def _owners(path: str, owners: Mapping[str, list[str]]) -> Check:
+    wrong = [*owners["planted"], *owners["shared"]]
+    if wrong:
+        return _check("owners", Verdict.warning, " ".join(wrong))
+    return _check("owners", Verdict.ok, f"Nobody else can put job directories into {path}.")
 
 
 def _room(name: str, free: int, limits: tuple[int, int], unit: str) -> Check:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import stat
 from typing import Any
 
 from prefect_psik.remote.files import _read, _read_json
+from prefect_psik.remote.ownership import _check_owned, _job_directory
 
 FINAL = ("completed", "failed", "canceled")
 STREAMS = ("stdout", "stderr", "console")
@@ -49,11 +51,29 @@ def _recorded_id(base: str, jobndx: int) -> str | None:
     return next((row[3] for row in reversed(_rows(base)) if row[1] == jobndx and row[2] == "queued"), None)
 
 
+def _native_ids(prefix: str, jobs: list[dict[str, Any]]) -> dict[str, str | None]:
+    """Native ids by stamp; None also for a job whose directory cannot be read, which is that job's own trouble."""
+    found: dict[str, str | None] = {}
+    for job in jobs:
+        found[job["stamp"]] = None
+        with contextlib.suppress(OSError):
+            base = _job_directory(prefix, job["stamp"])
+            found[job["stamp"]] = _native_id(base, job.get("jobndx") or _last_run(base) or 1)
+    return found
+
+
 def _owner(base: str, jobndx: int) -> str | None:
+    """The id in the launcher's link, if there is one.
+
+    Raises:
+        NotOurs: Somebody else made the link.
+    """
+    path = os.path.join(base, "prefect", f"owner.{jobndx}")
     try:
-        owner = os.readlink(os.path.join(base, "prefect", f"owner.{jobndx}"))
+        owner, found = os.readlink(path), os.lstat(path)
     except OSError:
         return None
+    _check_owned(path, found, stat.S_IFLNK)
     return owner if owner.isdecimal() else None
 
 

@@ -13,7 +13,8 @@ from prefect_psik.remote.directory import _has_end, _last_run, _native_id, _reco
 from prefect_psik.remote.facts import _facts, _Snapshot
 from prefect_psik.remote.files import _append, _audit, _lock_file, _read_json, _try_lock, _user, _write_whole
 from prefect_psik.remote.launch import _adopt, _doubt_left
-from prefect_psik.remote.payload import Trouble, _existing_prefix, _jobs
+from prefect_psik.remote.ownership import _job_directory
+from prefect_psik.remote.payload import Trouble, _existing_prefix, _jobs, _os_trouble
 from prefect_psik.remote.processes import _members, _processes
 from prefect_psik.remote.slurm import SLURM_FINAL, _ask_squeue, _rows_by_id, _slurm
 
@@ -32,11 +33,17 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
     prefix = _existing_prefix(payload)
     jobs = {job["stamp"]: job for job in _jobs(payload)}
     runs: dict[str, dict[str, int]] = {"local": {}, "slurm": {}}
+    answers: dict[str, Any] = {}
     for stamp, job in jobs.items():
-        base = os.path.join(prefix, stamp)
-        record = _read_json(os.path.join(base, "prefect", "job.json"))
-        jobndx = job.get("jobndx") or _last_run(base) or 1
-        if record is not None and not _has_end(base, jobndx):
+        try:
+            base = _job_directory(prefix, stamp)
+            record = _read_json(os.path.join(base, "prefect", "job.json"))
+            jobndx = job.get("jobndx") or _last_run(base) or 1
+            ended = _has_end(base, jobndx)
+        except OSError as err:
+            answers[stamp] = {"error": _os_trouble(err).answer}
+            continue
+        if record is not None and not ended:
             asked = {"time": time.time(), "user": _user(), "owner": job.get("owner")}
             with contextlib.suppress(OSError):  # a full disk must not keep a job on its nodes
                 _write_whole(os.path.join(base, "prefect", f"cancel.{jobndx}"), json.dumps(asked).encode())
@@ -47,7 +54,6 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
     remaining, cancelled = _end_in_slurm({base: n for base, n in runs["slurm"].items() if base not in unknown})
     remaining |= unknown
     remaining.update(_end_processes(list(runs["local"].items())))
-    answers: dict[str, Any] = {}
     for base, jobndx in {**runs["local"], **runs["slurm"]}.items():
         stamp = os.path.basename(base)
         if base in remaining:

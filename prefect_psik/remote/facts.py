@@ -18,11 +18,13 @@ from prefect_psik.remote.directory import (
     _launched,
     _log,
     _native_id,
+    _native_ids,
     _parsed,
     _status_text,
 )
-from prefect_psik.remote.files import _read, _read_json, _size, _write_whole
+from prefect_psik.remote.files import _read, _read_json, _read_log, _size, _write_whole
 from prefect_psik.remote.outputs import _wanted
+from prefect_psik.remote.ownership import _job_directory
 from prefect_psik.remote.payload import DEFECTS, Trouble, _defect, _existing_prefix, _jobs, _os_trouble
 from prefect_psik.remote.processes import Process, _members, _processes
 from prefect_psik.remote.slurm import _shared_accounts, _shared_queue, _slurm_facts
@@ -83,9 +85,7 @@ def status(payload: dict[str, Any]) -> dict[str, Any]:
     """
     prefix = _existing_prefix(payload)
     jobs = _jobs(payload)
-    snapshot = _Snapshot(
-        prefix, [_native_id(os.path.join(prefix, job["stamp"]), job.get("jobndx") or 1) for job in jobs]
-    )
+    snapshot = _Snapshot(prefix, list(_native_ids(prefix, jobs).values()))
     answers: dict[str, Any] = {}
     for job in jobs:
         if snapshot.facts_budget <= 0:
@@ -111,7 +111,7 @@ def _facts(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, A
 
 
 def _gathered(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, Any]:
-    base = os.path.join(prefix, job["stamp"])
+    base = _job_directory(prefix, job["stamp"])
     record = _read_json(os.path.join(base, "prefect", "job.json"))
     if record is None:
         return _facts_without_directory(base, job, snapshot)
@@ -221,7 +221,7 @@ def _nodes(base: str, jobndx: int) -> str | None:
 
 def _tail(path: str, begin: int) -> str:
     length = min(_size(path) - begin, TAIL_BYTES)
-    return (_read(path, length) or b"").decode("utf-8", "replace") if length > 0 else ""
+    return (_read_log(path, length) or b"").decode("utf-8", "replace") if length > 0 else ""
 
 
 def _log_text(path: str, offset: int, snapshot: _Snapshot) -> dict[str, Any]:

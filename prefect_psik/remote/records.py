@@ -6,11 +6,13 @@ import contextlib
 import glob
 import os
 import re
+import stat
 from typing import Any, Iterator
 
-from prefect_psik.remote.directory import _asked, _last_run, _native_id, _rows
+from prefect_psik.remote.directory import _asked, _last_run, _native_id, _native_ids, _rows
 from prefect_psik.remote.facts import _facts, _Snapshot
 from prefect_psik.remote.files import (
+    AUDIT,
     _audit,
     _lock_file,
     _make_directory,
@@ -19,7 +21,8 @@ from prefect_psik.remote.files import (
     _try_lock,
     _write,
 )
-from prefect_psik.remote.payload import STAMP, Trouble, _existing_prefix, _jobs
+from prefect_psik.remote.ownership import _check_one, _job_directory
+from prefect_psik.remote.payload import STAMP, Trouble, _existing_prefix, _jobs, _os_trouble
 
 LIST_LIMIT = 500
 RUN_ID = re.compile(r"[0-9a-f-]{8,64}")
@@ -32,7 +35,8 @@ def list_jobs(payload: dict[str, Any]) -> dict[str, Any]:
         prefix, and optionally jobs (only these stamps), flow_run (only what it submitted), skip and limit.
 
     Returns:
-        `{"jobs": {stamp: entry}, "more": bool}`.
+        `{"jobs": {stamp: entry}, "refused": {stamp: error}, "more": bool}`; refused are jobs whose directories or
+        records cannot be read, or may be somebody else's.
     """
     prefix = _existing_prefix(payload)
     skip, limit = int(payload.get("skip") or 0), min(int(payload.get("limit") or LIST_LIMIT), LIST_LIMIT)
@@ -43,11 +47,14 @@ def list_jobs(payload: dict[str, Any]) -> dict[str, Any]:
         stamps = _all_stamps(prefix)
     wanted = stamps[skip : skip + limit]
     noted = _runs_by_stamp(prefix)
-    entries = {stamp: _entry(os.path.join(prefix, stamp), noted.get(stamp, [])) for stamp in wanted}
-    return {
-        "jobs": {stamp: entry for stamp, entry in entries.items() if entry is not None},
-        "more": len(stamps) > skip + limit,
-    }
+    entries, refused = {}, {}
+    for stamp in wanted:
+        try:
+            if (entry := _entry(_job_directory(prefix, stamp), noted.get(stamp, []))) is not None:
+                entries[stamp] = entry
+        except OSError as err:
+            refused[stamp] = _os_trouble(err).answer
+    return {"jobs": entries, "refused": refused, "more": len(stamps) > skip + limit}
 
 
 def _all_stamps(prefix: str) -> list[str]:
@@ -56,7 +63,7 @@ def _all_stamps(prefix: str) -> list[str]:
         for entry in entries:
             if STAMP.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
-                    found.append((entry.stat().st_mtime, entry.name))
+                    found.append((entry.stat(follow_symlinks=False).st_mtime, entry.name))
     return [name for _, name in sorted(found, reverse=True)]
 
 
@@ -120,11 +127,11 @@ def remove(payload: dict[str, Any]) -> dict[str, Any]:
         deleted of a job stays in `.locks/removed.STAMP`, and every later call tries again.
     """
     prefix = _existing_prefix(payload)
+    _check_one(os.path.join(prefix, AUDIT), stat.S_IFREG)
     for left in glob.glob(os.path.join(glob.escape(prefix), ".locks", "removed.*")):
         _remove_tree(left)
     jobs = _jobs(payload)
-    native_ids = [_native_id(os.path.join(prefix, job["stamp"]), job.get("jobndx") or 1) for job in jobs]
-    snapshot = _Snapshot(prefix, native_ids)
+    snapshot = _Snapshot(prefix, list(_native_ids(prefix, jobs).values()))
     return {"jobs": {job["stamp"]: _remove_one(prefix, job, snapshot) for job in jobs}}
 
 

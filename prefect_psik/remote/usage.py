@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-from prefect_psik.remote.directory import _last_run, _native_id
+from prefect_psik.remote.directory import _native_ids
 from prefect_psik.remote.files import _lock_file, _read_json, _try_lock, _write_whole
 from prefect_psik.remote.payload import _existing_prefix, _jobs
 from prefect_psik.remote.slurm import NO_ACCOUNTING, SLURM_FINAL, _slurm
@@ -29,10 +29,7 @@ def usage(payload: dict[str, Any]) -> dict[str, Any]:
         all there yet, the seconds after which to ask again, or None if that is of no use.
     """
     prefix = _existing_prefix(payload)
-    ids: dict[str, str | None] = {}
-    for job in _jobs(payload):
-        base = os.path.join(prefix, job["stamp"])
-        ids[job["stamp"]] = _native_id(base, job.get("jobndx") or _last_run(base) or 1)
+    ids = _native_ids(prefix, _jobs(payload))
     known, wait = _shared_usage(prefix, [native_id for native_id in ids.values() if native_id])
     answers = {}
     for stamp, native_id in ids.items():
