@@ -10,7 +10,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.exceptions import SpecError
 from prefect_psik.models import JobRecord, JobState, JobStatus, RemovedJob
-from prefect_psik.records import read_records, read_statuses, remove_jobs
+from prefect_psik.progress import run_logger
+from prefect_psik.records import Listing, read_records, read_statuses, remove_jobs
 from prefect_psik.resolve import BackendLike, aload_backend, load_backend
 from prefect_psik.session import Channel
 from prefect_psik.waiting import aresult, refuse_running_loop, result
@@ -28,7 +29,7 @@ def list_jobs(backend: BackendLike, *, flow_run: str | None = None, limit: int |
     """
     refuse_running_loop("alist_jobs")
     block = load_backend(backend)
-    return result(on_block(block, lambda channel: _list(channel, block, flow_run, limit)))
+    return _told(result(on_block(block, lambda channel: _list(channel, block, flow_run, limit))))
 
 
 @task(name="list psik jobs", cache_policy=NO_CACHE)
@@ -37,7 +38,7 @@ async def alist_jobs(
 ) -> list[JobRecord]:
     """Async twin of `list_jobs`."""
     block = await aload_backend(backend)
-    return await aresult(on_block(block, lambda channel: _list(channel, block, flow_run, limit)))
+    return _told(await aresult(on_block(block, lambda channel: _list(channel, block, flow_run, limit))))
 
 
 @task(name="clean psik jobs", cache_policy=NO_CACHE)
@@ -74,8 +75,15 @@ async def aclean_jobs(
     return await aresult(on_block(block, lambda channel: _clean(channel, block, older_than, keep_failed, dry_run)))
 
 
-async def _list(channel: Channel, block: PsikBackend, flow_run: str | None, limit: int | None) -> list[JobRecord]:
+async def _list(channel: Channel, block: PsikBackend, flow_run: str | None, limit: int | None) -> Listing:
     return await read_records(channel, block.endpoint_id, block.document_name, flow_run=flow_run, limit=limit)
+
+
+def _told(listing: Listing) -> list[JobRecord]:
+    """The jobs of a listing; a warning in the log for each that is left out."""
+    for error in listing.refused.values():
+        run_logger().warning("not listed: %s", error)
+    return listing.records
 
 
 async def _clean(
@@ -86,7 +94,7 @@ async def _clean(
             f"older_than is {older_than}: give a time since the job's end, such as timedelta(days=30)."
         )
     now = await _facility_time(channel)
-    records = await read_records(channel, block.endpoint_id, block.document_name)
+    records, _ = await read_records(channel, block.endpoint_id, block.document_name)
     statuses = await read_statuses(channel, [record.handle for record in records])
     wanted = [
         status

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from prefect_psik.batches import MAX_JOBS_PER_CALL
@@ -13,12 +13,20 @@ from prefect_psik.models import JobHandle, JobRecord, JobState, JobStatus
 from prefect_psik.outcome import judge
 from prefect_psik.plain_text import plain_values
 from prefect_psik.session import Channel
+from prefect_psik.transport.base import error_from
 from prefect_psik.watches import MAX_LOOKS_PER_CALL
 
 #: As many as the facility lists in one answer.
 PAGE = 500
 #: As much of a log as the facility gives in one answer.
 LOG_BYTES = 16 * 1024
+
+
+class Listing(NamedTuple):
+    """Jobs under a prefix; by stamp, why the directories of others were not used."""
+
+    records: list[JobRecord]
+    refused: dict[str, PrefectPsikError]
 
 
 async def read_records(
@@ -29,7 +37,7 @@ async def read_records(
     stamps: Sequence[str] = (),
     flow_run: str | None = None,
     limit: int | None = None,
-) -> list[JobRecord]:
+) -> Listing:
     """List jobs under a prefix, newest first.
 
     Args:
@@ -40,10 +48,10 @@ async def read_records(
         flow_run: Only those that this flow run, or one within it, submitted.
         limit: At most so many; None: all.
     """
-    found: list[JobRecord] = []
+    found = Listing([], {})
     skip, more = 0, True
-    while more and (limit is None or len(found) < limit):
-        page = PAGE if limit is None else min(PAGE, limit - len(found))
+    while more and (limit is None or len(found.records) < limit):
+        page = PAGE if limit is None else min(PAGE, limit - len(found.records))
         payload = {
             "jobs": [{"stamp": stamp} for stamp in stamps],
             "flow_run": flow_run,
@@ -51,7 +59,11 @@ async def read_records(
             "limit": page,
         }
         answer = await channel.ask("list", payload)
-        found += [_record(stamp, entry, endpoint_id, backend) for stamp, entry in answer["jobs"].items()]
+        found.records.extend(
+            _record(stamp, entry, endpoint_id, backend) for stamp, entry in answer["jobs"].items()
+        )
+        for stamp, error in answer.get("refused", {}).items():
+            found.refused[stamp] = error_from(error, channel.transport.place)
         skip, more = skip + page, bool(answer["more"])
     return found
 
@@ -114,9 +126,9 @@ async def cancel_flow_run(
     channel: Channel, endpoint_id: UUID | None, backend: str | None, flow_run: str
 ) -> dict[str, JobStatus | PrefectPsikError]:
     """Cancel all jobs that a flow run submitted here and that have not ended; by stamp."""
-    records = await read_records(channel, endpoint_id, backend, flow_run=flow_run)
+    records, refused = await read_records(channel, endpoint_id, backend, flow_run=flow_run)
     live = [record.handle for record in records if not record.state.is_final]
-    return await cancel_jobs(channel, live, {"flow_run": flow_run, "root_flow_run": flow_run})
+    return refused | await cancel_jobs(channel, live, {"flow_run": flow_run, "root_flow_run": flow_run})
 
 
 async def remove_jobs(channel: Channel, handles: Sequence[JobHandle]) -> dict[str, str | None]:
@@ -141,12 +153,17 @@ async def read_logs(channel: Channel, handle: JobHandle, stream: str, offset: in
 
     Returns:
         The text, the byte where the next one begins, and whether the job has ended.
+
+    Raises:
+        PrefectPsikError: The job's directory cannot be read, or may be somebody else's.
     """
     item: dict[str, Any] = {"stamp": handle.stamp, "jobndx": handle.jobndx}
     if offset is None:
         facts = (await channel.call("status", [item]))[handle.stamp]
         offset = max(0, int(facts.get("sizes", {}).get(stream, 0)) - LOG_BYTES)
     facts = (await channel.call("status", [item | {"offsets": {stream: offset}}]))[handle.stamp]
+    if "error" in facts:
+        raise error_from(facts["error"], channel.transport.place)
     status = judge(facts, handle)
     log = facts.get("logs", {}).get(stream, {"text": "", "next": offset})
     return log["text"], log["next"], status.state.is_final

@@ -206,7 +206,8 @@ class Poller:
             return False
         if "error" in facts:
             error = error_from(facts["error"], self._transport.place)
-            self._tell([watch], error if isinstance(error, RemoteCodeError) else Update(trouble=str(error)))
+            ends = isinstance(error, RemoteCodeError) or facts["error"].get("lasting")
+            self._tell([watch], error if ends else Update(trouble=str(error)))
             return False
         if watch.checking is not None:
             return False

@@ -17,8 +17,8 @@ from prefect_psik.blocks import PsikBackend
 from prefect_psik.cli.app import FAILURE, app, notes, passed_on, shown
 from prefect_psik.exceptions import PrefectPsikError, SpecError
 from prefect_psik.housekeeping import clean_jobs
-from prefect_psik.models import JobHandle, JobRecord, JobState, JobStatus
-from prefect_psik.records import cancel_jobs, read_logs, read_records, read_statuses
+from prefect_psik.models import JobHandle, JobState, JobStatus
+from prefect_psik.records import Listing, cancel_jobs, read_logs, read_records, read_statuses
 from prefect_psik.resolve import load_backend, resolve_handle
 from prefect_psik.session import Channel, Session
 from prefect_psik.waiting import result
@@ -42,11 +42,13 @@ def ls(backend: Backend = None, *, flow_run: str | None = None, limit: int = 50,
     """
     block = _block(backend)
 
-    async def work(channel: Channel) -> tuple[list[JobRecord], dict[str, JobStatus]]:
+    async def work(channel: Channel) -> tuple[Listing, dict[str, JobStatus]]:
         found = await read_records(channel, block.endpoint_id, block.document_name, flow_run=flow_run, limit=limit)
-        return found, await read_statuses(channel, [record.handle for record in found])
+        return found, await read_statuses(channel, [record.handle for record in found.records])
 
-    records, statuses = result(on_block(block, work))
+    (records, refused), statuses = result(on_block(block, work))
+    for error in refused.values():
+        _tell(error)
     if as_json:
         for record in records:
             status = statuses[record.handle.stamp]
@@ -141,9 +143,9 @@ def cancel(job: Job | None = None, *, backend: Backend = None, flow_run: str | N
     place = _block(backend)
 
     async def work(channel: Channel) -> dict[str, JobStatus | PrefectPsikError]:
-        found = await read_records(channel, place.endpoint_id, place.document_name, flow_run=flow_run)
+        found, refused = await read_records(channel, place.endpoint_id, place.document_name, flow_run=flow_run)
         live = [record.handle for record in found if not record.state.is_final]
-        return await cancel_jobs(channel, live, {"flow_run": flow_run})
+        return refused | await cancel_jobs(channel, live, {"flow_run": flow_run})
 
     outcomes = result(on_block(place, work))
     for outcome in outcomes.values():
@@ -182,10 +184,12 @@ def _handle(job: str, backend: str | None) -> tuple[JobHandle, PsikBackend | Non
     if job.replace(".", "", 1).isdecimal() and not Path(job).exists():
         block = _block(backend)
 
-        async def work(channel: Channel) -> list[JobRecord]:
+        async def work(channel: Channel) -> Listing:
             return await read_records(channel, block.endpoint_id, block.document_name, stamps=[job])
 
-        found = result(on_block(block, work))
+        found, refused = result(on_block(block, work))
+        if job in refused:
+            raise refused[job]
         if not found:
             raise SpecError(f"There is no job {job} below {block.prefix} of this backend. See prefect-psik ls.")
         return found[0].handle, block
