@@ -1,4 +1,4 @@
-"""What others own, could write or could replace is refused, with its path, owner and mode; nothing in it is used."""
+"""What others own, could write or could replace is refused, with path, owner and mode; nothing in it is used."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ PLANTS = {
     **{f"{name or 'directory'} of another": given_away(name) for name in ("", "prefect", "log", *RECORDS)},
     **{f"{name or 'directory'} open to a group": opened(name, 0o770) for name in ("", "prefect", "log", *RECORDS)},
     **{f"{name or 'directory'} open to all": opened(name, 0o707) for name in ("", "prefect/job.json")},
-    **{f"{name or 'directory'} with the setgid bit": opened(name, 0o2770) for name in ("", "prefect")},
+    **{f"{name or 'directory'} open to a group on purpose": opened(name, 0o2770) for name in ("", "prefect")},
     **{f"{name or 'directory'} a link": linked(name) for name in ("", "prefect", "log", *RECORDS)},
     **{f"{name} a FIFO": fifo(name) for name in RECORDS},
 }
