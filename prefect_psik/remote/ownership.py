@@ -137,50 +137,62 @@ def _check_place(prefix: str) -> list[str]:
     for path, found in _way_to(prefix):
         if path == prefix:
             _check_owned(path, found, stat.S_IFDIR)
-            if found.st_mode & stat.S_IWOTH or not found.st_mode & (stat.S_ISGID | stat.S_ISVTX):
-                _check_closed(path, found)
-        if stat.S_ISLNK(found.st_mode):
-            _check_link(path, found)
-        else:
-            warnings += _check_step(path, found)
+            if found.st_mode & _OTHERS and not (_is_of_a_group(found) or _is_sticky(found)):
+                raise _not_ours(path, found, "can be written by others", f"Close it: {_how_to_close(path)}.")
+        warnings += _check_step(path, found)
     return warnings
 
 
+def _check_above(path: str) -> None:
+    """Check every directory and link on the way to a path, and not the path.
+
+    Raises:
+        NotOurs: Somebody else could put something else in its place.
+    """
+    for step, found in _way_to(os.path.join(os.path.dirname(path), "")):
+        _check_step(step, found)
+
+
 def _check_step(path: str, found: os.stat_result) -> list[str]:
-    """Check one directory on the way to a prefix, or the prefix; returns a warning, or none."""
+    """Check one directory or link on the way to a prefix, or the prefix; returns a warning, or none."""
     known = _trusted(found) or _is_unmapped_root(found)
-    loose = _is_loose(path, found)
-    if known and not loose:
+    if known and not _is_loose(path, found):
         return []
-    if (
-        found.st_mode & stat.S_IWGRP
-        and found.st_mode & stat.S_ISGID
-        and not (loose and found.st_mode & stat.S_IWOTH)
-    ):
+    if _is_of_a_group(found):
         who = f"The group {_group(found.st_gid)}" if known else f"The owner of {path}, {_login(found.st_uid)},"
         cure = f"The sticky bit prevents it: chmod +t {path}" if known else "It should belong to root or to you"
         return [
             f"{who} can put other directories in the place of jobs below {path} on {socket.gethostname()} "
             f"({_described(found)}), and so change what a waiting job runs. {cure}."
         ]
-    advice = "Others could put other directories in the place of jobs below it. Choose a prefix elsewhere"
+    advice = "Others could put other directories in the place of jobs. Choose a prefix in a directory of your own"
     if not known:
         whose = f"belongs neither to {_login(os.geteuid())} nor to root"
-        raise _not_ours(path, found, whose, f"{advice}, in a directory of your own.")
-    closed = f"have it closed: chmod go-w {path}, or chmod 3770 {path} if a group shares it on purpose"
-    raise _not_ours(path, found, "can be written by others and has no sticky bit", f"{advice}, or {closed}.")
+        raise _not_ours(path, found, whose, f"{advice}.")
+    why = "can be written by others and has no sticky bit"
+    raise _not_ours(path, found, why, f"{advice}, or close this one: {_how_to_close(path)}.")
+
+
+def _how_to_close(path: str) -> str:
+    return f"chmod go-w {path}, or chmod 3770 {path} if a group shares it on purpose"
+
+
+def _is_of_a_group(found: os.stat_result) -> bool:
+    """Whether a directory is a group's on purpose, by the setgid bit, and not everybody's."""
+    shared = found.st_mode & stat.S_IWGRP and found.st_mode & stat.S_ISGID
+    return bool(shared) and stat.S_ISDIR(found.st_mode) and not found.st_mode & stat.S_IWOTH
+
+
+def _is_sticky(found: os.stat_result) -> bool:
+    """Whether the sticky bit keeps a group, not everybody, from the entries of others."""
+    return bool(found.st_mode & stat.S_ISVTX) and not found.st_mode & stat.S_IWOTH
 
 
 def _is_loose(path: str, found: os.stat_result) -> bool:
-    """Whether others can rename and replace what a directory holds."""
-    writable = found.st_mode & _OTHERS and not _is_private(path, found)
-    return bool(writable) and not found.st_mode & stat.S_ISVTX
-
-
-def _check_link(path: str, found: os.stat_result) -> None:
-    if not _trusted(found):
-        advice = "Its owner could let it lead elsewhere. Choose a prefix that does not lead through it."
-        raise _not_ours(path, found, f"belongs neither to {_login(os.geteuid())} nor to root", advice)
+    """Whether others can rename and replace what a directory holds. The bits of a link mean nothing."""
+    if not stat.S_ISDIR(found.st_mode) or found.st_mode & stat.S_ISVTX:
+        return False
+    return bool(found.st_mode & _OTHERS) and not _is_private(path, found)
 
 
 def _is_private(path: str, found: os.stat_result) -> bool:

@@ -32,19 +32,20 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give fi
 #: Somebody who is neither root nor the user of this test.
 OTHER = 4711
 OURS = "99"
-DONE = ("0,new,{}", "1,queued,999999999", "1,active,", "1,completed,")
+DONE = ('0,new,{"backend": {"type": "local"}}', "1,queued,999999999", "1,active,", "1,completed,")
 
 
 def job_at(prefix: Path, stamp: str) -> Path:
     """A whole job directory of a job that completed, which `new_job` would find again."""
     job = new_job()
     base = make_job(prefix, stamp, rows=DONE, key=job["key"], digest=job["digest"], outputs=["*"], expect=["*"])
-    (base / "spec.json").write_text("{}")
+    (base / "spec.json").write_text(json.dumps({"script": "true", "directory": str(base / "work")}))
+    (prefix / ".locks").mkdir(exist_ok=True)
     (base / "prefect" / "script").write_text("touch it-ran")
     (base / "prefect" / "intent.1").write_text(json.dumps({"time": 1.0, "attempt": [1, 1]}))
     (base / "work" / "forged.txt").write_text("forged")
     (base / "log" / "stdout.1").write_text("forged")
-    for path in (prefix, base, *base.rglob("*")):
+    for path in (prefix, prefix / ".locks", base, *base.rglob("*")):
         path.chmod(0o700 if path.is_dir() else 0o600)
     return base
 
@@ -369,6 +370,20 @@ def test_a_job_directory_that_appears_meanwhile_is_not_removed(tmp_path: Path) -
         error = only(call("submit", prefix))["error"]
     assert "File exists" in check_error(error)
     assert (prefix / STAMP / "precious").read_text() == "x"
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o1777, 0o777])
+def test_the_link_to_an_odd_prefix_lies_where_nobody_can_replace_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    """Slurm reaches the job through it, perhaps hours later."""
+    beside, home = tmp_path / "beside", tmp_path / "home"
+    beside.mkdir()
+    beside.chmod(mode)
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    plain = remote._plain(str(beside / "with blank" / "psik" / STAMP))
+    assert Path(plain).parent.parent == (home if mode == 0o777 else beside)
 
 
 # ------------------------------------------------------------------------------------------------ preflight
