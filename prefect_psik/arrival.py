@@ -74,6 +74,10 @@ class Refusal(Answer):
     traceback: Text = ""
 
 
+class NotOurs(FacilitySetupError):
+    """Something at the facility belongs to others, and is not used: a wait ends with it."""
+
+
 A = TypeVar("A", bound=Answer)
 
 
@@ -130,6 +134,8 @@ def error_from(refusal: Refusal, place: str) -> PrefectPsikError:
             return FacilityError(text, transient=True)
         case "setup":
             return FacilitySetupError(text)
+        case "foreign":
+            return NotOurs(text)
         case "spec":
             return SpecError(text)
         case "rejected":

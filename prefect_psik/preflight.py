@@ -16,7 +16,15 @@ from prefect_psik.exceptions import FacilityError, PreflightFailed, SpecError
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import Check, PreflightReport, Verdict
-from prefect_psik.preflight_facts import PrefixFacts, PreflightAnswer, PythonFacts, Said, SiteFacts, SlurmFacts
+from prefect_psik.preflight_facts import (
+    Owners,
+    PrefixFacts,
+    PreflightAnswer,
+    PythonFacts,
+    Said,
+    SiteFacts,
+    SlurmFacts,
+)
 from prefect_psik.remote import letter
 from prefect_psik.session import Channel
 
@@ -215,6 +223,8 @@ def _prefix(facts: PrefixFacts) -> Iterator[Check]:
         yield _check("prefix", Verdict.failed, facts.error)
         return
     yield _check("prefix", Verdict.ok, f"{facts.path} is writable.")
+    if facts.owners is not None:  # a function of an older release says nothing of them
+        yield _owners(facts.path, facts.owners)
     yield _room("space", facts.free_bytes, FREE_BYTES, "bytes")
     if facts.free_inodes is not None:
         yield _room("inodes", facts.free_inodes, FREE_INODES, "files")
@@ -227,6 +237,13 @@ def _prefix(facts: PrefixFacts) -> Iterator[Check]:
             f"flock does not work on the file system of {facts.path}, so two calls could submit a job twice. "
             "Put the prefix on a file system with locks, or have it mounted with them (Lustre: -o flock).",
         )
+
+
+def _owners(path: str, owners: Owners) -> Check:
+    wrong = [*owners.planted, *owners.shared]
+    if wrong:
+        return _check("owners", Verdict.warning, " ".join(wrong))
+    return _check("owners", Verdict.ok, f"Nobody else can put job directories into {path}.")
 
 
 def _room(name: str, free: int, limits: tuple[int, int], unit: str) -> Check:

@@ -16,6 +16,13 @@ class SiteFacts(Answer):
     file: Text | None = None
 
 
+class Owners(Answer):
+    """What others put, or can put, in the place of job directories, as sentences."""
+
+    shared: list[Text]
+    planted: list[Text]
+
+
 class PrefixFacts(Partial):
     """The prefix: why it cannot be used, or what is free there and whether locks work."""
 
@@ -24,6 +31,7 @@ class PrefixFacts(Partial):
 
     error: Text | None = None
     path: Text = ""
+    owners: Owners | None = None
     free_bytes: Count = 0
     free_inodes: Count | None = None
     locks: bool = False

@@ -34,7 +34,7 @@ async def read_records(
     flow_run: str | None = None,
     limit: int | None = None,
 ) -> Records:
-    """List jobs under a prefix by stamp, newest first; an error stands for a job whose records are damaged.
+    """List jobs under a prefix by stamp, newest first; an error stands for a job whose records are not usable.
 
     Args:
         channel: Of the backend.
@@ -159,6 +159,9 @@ async def read_logs(
 
     Returns:
         The text, the byte where the next one begins, and whether the job has ended.
+
+    Raises:
+        PrefectPsikError: The job's directory cannot be read, or may be somebody else's.
     """
     item: dict[str, Any] = {"stamp": handle.stamp, "jobndx": handle.jobndx}
     if offset is None:

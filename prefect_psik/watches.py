@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from prefect_psik.answers import Facts
+from prefect_psik.arrival import NotOurs
 from prefect_psik.batches import Call
 from prefect_psik.exceptions import PrefectPsikError, RemoteCodeError
 from prefect_psik.models import JobHandle, JobStatus
@@ -200,7 +201,9 @@ class Poller:
 
     def _apply(self, watch: _Watch, facts: Facts | PrefectPsikError) -> bool:
         if isinstance(facts, PrefectPsikError):
-            self._tell([watch], facts if isinstance(facts, RemoteCodeError) else Update(trouble=str(facts)))
+            self._tell(
+                [watch], facts if isinstance(facts, RemoteCodeError | NotOurs) else Update(trouble=str(facts))
+            )
             return False
         if facts.same or facts.later:
             if watch.silent:

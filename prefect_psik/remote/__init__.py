@@ -34,6 +34,7 @@ from importlib import resources
 
 #: In the order in which they are joined: a part uses only those before it. No two define the same name.
 PARTS = (
+    "ownership",
     "files",
     "payload",
     "site",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import stat
 from typing import Any
 
 from prefect_psik.remote.files import _read, _read_json
+from prefect_psik.remote.ownership import _check_owned
 
 FINAL = ("completed", "failed", "canceled")
 STATES = ("new", "queued", "active", *FINAL)
@@ -55,10 +57,17 @@ def _recorded_id(base: str, jobndx: int) -> str | None:
 
 
 def _owner(base: str, jobndx: int) -> str | None:
+    """The id in the launcher's link, if there is one.
+
+    Raises:
+        NotOurs: Somebody else made the link.
+    """
+    path = os.path.join(base, "prefect", f"owner.{jobndx}")
     try:
-        owner = os.readlink(os.path.join(base, "prefect", f"owner.{jobndx}"))
+        owner, found = os.readlink(path), os.lstat(path)
     except OSError:
         return None
+    _check_owned(path, found, stat.S_IFLNK)
     return owner if owner.isdecimal() else None
 
 

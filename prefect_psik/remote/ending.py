@@ -13,6 +13,7 @@ from prefect_psik.remote.directory import _has_end, _last_run, _native_id, _reco
 from prefect_psik.remote.facts import _facts, _Snapshot
 from prefect_psik.remote.files import _append, _audit, _lock_file, _read_json, _try_lock, _user, _write_whole
 from prefect_psik.remote.launch import _adopt, _doubt_left
+from prefect_psik.remote.ownership import _job_directory
 from prefect_psik.remote.payload import DEFECTS, Trouble, _defect, _existing_prefix, _jobs, _os_trouble
 from prefect_psik.remote.processes import _members, _processes
 from prefect_psik.remote.slurm import SLURM_FINAL, _ask_squeue, _rows_by_id, _slurm
@@ -35,7 +36,7 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
     answers: dict[str, Any] = {}
     for stamp, job in jobs.items():
         try:
-            _note_cancel(os.path.join(prefix, stamp), job, runs)
+            _note_cancel(_job_directory(prefix, stamp), job, runs)
         except OSError as err:
             answers[stamp] = {"error": _os_trouble(err).answer}
         except DEFECTS as err:

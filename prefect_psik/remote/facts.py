@@ -21,8 +21,9 @@ from prefect_psik.remote.directory import (
     _parsed,
     _status_text,
 )
-from prefect_psik.remote.files import _open, _read, _read_json, _size, _write_whole
+from prefect_psik.remote.files import _open, _read, _read_json, _read_log, _size, _write_whole
 from prefect_psik.remote.outputs import _wanted
+from prefect_psik.remote.ownership import _job_directory
 from prefect_psik.remote.payload import DEFECTS, Trouble, _defect, _existing_prefix, _jobs, _os_trouble
 from prefect_psik.remote.processes import Process, _members, _processes
 from prefect_psik.remote.slurm import _has_ended, _is_row, _shared_accounts, _shared_queue, _slurm_facts
@@ -74,7 +75,7 @@ class _Snapshot:
 def _legible_id(prefix: str, job: dict[str, Any]) -> str | None:
     """The native id of a job; none where its records do not have it, about which its own answer says more."""
     try:
-        base = os.path.join(prefix, job["stamp"])
+        base = _job_directory(prefix, job["stamp"])
         native_id = _native_id(base, job.get("jobndx") or _last_run(base) or 1)
     except (OSError, *DEFECTS):
         return None
@@ -127,7 +128,7 @@ def _facts(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, A
 
 
 def _gathered(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, Any]:
-    base = os.path.join(prefix, job["stamp"])
+    base = _job_directory(prefix, job["stamp"])
     record = _read_json(os.path.join(base, "prefect", "job.json"))
     if record is None:
         return _facts_without_directory(base, job, snapshot)
@@ -244,7 +245,7 @@ def _nodes(base: str, jobndx: int) -> str | None:
 
 def _tail(path: str, begin: int) -> str:
     length = min(_size(path) - begin, TAIL_BYTES)
-    return (_read(path, length) or b"").decode("utf-8", "replace") if length > 0 else ""
+    return (_read_log(path, length) or b"").decode("utf-8", "replace") if length > 0 else ""
 
 
 def _log_text(path: str, offset: int, snapshot: _Snapshot) -> dict[str, Any]:

@@ -13,8 +13,12 @@ import stat
 import time
 from typing import IO, Any, Iterator
 
+from prefect_psik.remote.ownership import _check_owned
+
 STATUS_LIMIT = 64 * 1024
 LOCK_SECONDS = 10.0
+#: Below the prefix: who submitted and canceled what.
+AUDIT = "audit.jsonl"
 
 
 def _write(path: str, data: bytes, mode: int = 0o600) -> None:
@@ -63,9 +67,26 @@ def _remove_tree(path: str, limit: int = 20) -> list[str]:
 
 
 def _append(path: str, line: str) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
+    with _open_ours(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as handle:
         os.write(handle, line.encode() + b"\n")
+
+
+@contextlib.contextmanager
+def _open_ours(path: str, flags: int) -> Iterator[int]:
+    """Open a plain file of this user or of root; what is in its place instead neither acts nor blocks.
+
+    Raises:
+        NotOurs: It is somebody else's, a link, or no plain file.
+    """
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        if err.errno in (errno.ELOOP, errno.ENXIO, errno.EMLINK):  # a link; a FIFO without a reader; a link in BSD
+            _check_owned(path, os.lstat(path), stat.S_IFREG)
+        raise
+    try:
+        _check_owned(path, os.fstat(handle), stat.S_IFREG)
+        yield handle
     finally:
         os.close(handle)
 
@@ -81,14 +102,31 @@ def _open(path: str) -> IO[bytes]:
 
 
 def _read(path: str, limit: int = STATUS_LIMIT) -> bytes | None:
-    """Read the end of a file, or None if there is none."""
+    """Read the end of a record, or None if there is none.
+
+    Raises:
+        NotOurs: It is not ours.
+    """
     try:
-        with _open(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - limit))
-            return file.read(limit)
+        with _open_ours(path, os.O_RDONLY) as handle, open(handle, "rb", closefd=False) as file:
+            return _end_of(file, limit)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _read_log(path: str, limit: int) -> bytes | None:
+    """Read the end of a log, which is the script's to do with as it likes, or None if there is none."""
+    try:
+        with _open(path) as file:
+            return _end_of(file, limit)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _end_of(file: IO[bytes], limit: int) -> bytes:
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(0, size - limit))
+    return file.read(limit)
 
 
 def _read_json(path: str) -> dict[str, Any] | None:
@@ -104,7 +142,7 @@ def _read_json(path: str) -> dict[str, Any] | None:
 
 def _audit(prefix: str, operation: str, job: dict[str, Any], **details: Any) -> None:
     entry = {"time": round(time.time(), 3), "operation": operation, "stamp": job["stamp"], "user": _user()}
-    _append(os.path.join(prefix, "audit.jsonl"), json.dumps({**entry, "owner": job.get("owner"), **details}))
+    _append(os.path.join(prefix, AUDIT), json.dumps({**entry, "owner": job.get("owner"), **details}))
 
 
 def _user() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from prefect_psik.remote.directory import _log, _native_id, _owner, _recorded_id
 from prefect_psik.remote.files import _append, _audit, _read_json, _size, _write_whole
+from prefect_psik.remote.ownership import _check_above
 from prefect_psik.remote.payload import Trouble
 from prefect_psik.remote.processes import _note_process
 from prefect_psik.remote.records import _note_owner
@@ -136,6 +137,7 @@ def _plain(base: str) -> str:
     for place in places:
         link = os.path.join(place, name)
         with contextlib.suppress(OSError):
+            _check_above(link)
             if not os.path.lexists(link):
                 with contextlib.suppress(FileExistsError):
                     os.symlink(prefix, link)

@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterable, Iterator
 from prefect_psik.remote.directory import _directory, _owner
 from prefect_psik.remote.files import _read_json, _write_whole
 from prefect_psik.remote.matches import TooMuch, _below, _expand, _matching, _Walk
+from prefect_psik.remote.ownership import _job_directory
 from prefect_psik.remote.payload import DEFECTS, _defect, _jobs, _os_trouble, _prefix
 
 OUTPUT_BYTES = 3 * 1024 * 1024
@@ -51,8 +52,8 @@ def _for_each(
     prefix, begin, spent = _prefix(payload), time.monotonic(), 0
     answers: dict[str, Any] = {}
     for job in _jobs(payload):
-        base = os.path.join(prefix, job["stamp"])
         try:
+            base = _job_directory(prefix, job["stamp"])
             if time.monotonic() - begin > LOOK_CALL_SECONDS or spent > LOOK_CALL_BYTES:
                 answers[job["stamp"]] = {"later": True}
             elif (record := _read_json(os.path.join(base, "prefect", "job.json"))) is None:

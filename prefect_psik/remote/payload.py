@@ -7,10 +7,12 @@ import os
 import re
 import shlex
 import socket
+import stat
 import time
 from typing import Any
 
-from prefect_psik.remote.files import _make_directory, _user, _write
+from prefect_psik.remote.files import AUDIT, _make_directory, _user, _write
+from prefect_psik.remote.ownership import NotOurs, _check_one, _check_place
 
 PROTOCOL = 1
 #: Which text answers; the joined letter ends with its own.
@@ -36,7 +38,7 @@ PASSING = (
 class Trouble(Exception):
     """Something that the caller must know, as a sentence.
 
-    `kind` is one of: payload, setup, spec, rejected, conflict, busy, missing.
+    `kind` is one of: payload, setup, foreign, spec, rejected, conflict, busy, missing.
     """
 
     def __init__(self, kind: str, message: str, **details: Any) -> None:
@@ -78,14 +80,18 @@ def _prefix(payload: dict[str, Any]) -> str:
             "Use variables that are set there, or write the path out.",
         )
     path = os.path.normpath(path)
-    for name in OWN_DIRECTORIES:
-        if os.path.islink(os.path.join(path, name)):
-            raise Trouble(
-                "setup",
-                f"{os.path.join(path, name)} on {socket.gethostname()} is a link, so what is kept there would "
-                "be written elsewhere. Remove the link, or choose another prefix.",
-            )
+    try:
+        _check_place(path)
+        _check_records(path)
+    except OSError as err:
+        raise _os_trouble(err) from None
     return path
+
+
+def _check_records(prefix: str) -> None:
+    """Refuse records beside the jobs' directories that somebody else may have put there, or can write."""
+    for name in OWN_DIRECTORIES:
+        _check_one(os.path.join(prefix, name), stat.S_IFDIR)
 
 
 def _existing_prefix(payload: dict[str, Any]) -> str:
@@ -103,11 +109,17 @@ def _writable_prefix(payload: dict[str, Any]) -> str:
     """Return the prefix, made if only its last component is missing, or if it is missing in a mount point."""
     prefix = _prefix(payload)
     try:
-        for directory in (*_missing_above(prefix), prefix, os.path.join(prefix, ".locks")):
+        for directory in (*_missing_above(prefix), prefix):
             _make_directory(directory)
+        _check_place(prefix)  # what was missing may be somebody else's by now
+        _make_directory(os.path.join(prefix, ".locks"))
+        _check_records(prefix)
+        _check_one(os.path.join(prefix, AUDIT), stat.S_IFREG)
         probe = os.path.join(prefix, ".locks", f".probe.{os.getpid()}.{time.monotonic_ns()}")
         _write(probe, b"")
         os.unlink(probe)
+    except NotOurs as err:
+        raise _os_trouble(err) from None
     except OSError as err:
         raise Trouble(
             "busy" if err.errno in PASSING else "setup",
@@ -147,6 +159,8 @@ def _is_missing(path: str) -> bool:
 
 
 def _os_trouble(err: OSError) -> Trouble:
+    if isinstance(err, NotOurs):
+        return Trouble("foreign", str(err))
     where = f" ({err.filename})" if err.filename else ""
     return Trouble(
         "busy" if err.errno in PASSING else "setup",

@@ -10,17 +10,22 @@ import platform
 import re
 import shutil
 import socket
+import stat
 import sys
 import time
 from typing import Any
 
 from prefect_psik.remote.files import _lock_file, _try_lock, _user, _write
+from prefect_psik.remote.ownership import NotOurs, _check_one, _check_place
 from prefect_psik.remote.payload import LETTER, PROTOCOL, Trouble, _prefix, _writable_prefix
+from prefect_psik.remote.records import _all_stamps
 from prefect_psik.remote.site import _check_backend, _check_prefix, _site_rules
 from prefect_psik.remote.slurm import _slurm
 
 #: Written and removed again: a quota shows in bytes, not in an empty file.
 PROBE_BYTES = 256 * 1024
+#: As many directories of others as are described.
+PLANTED = 5
 #: Commands that submit, to name the scheduler of a site where psik finds none.
 SUBMIT_COMMANDS = ("sbatch", "qsub", "bsub", "condor_submit", "flux")
 PACKAGES = ("psik", "globus-compute-endpoint", "globus-compute-sdk")
@@ -92,12 +97,26 @@ def _look_at_prefix(payload: dict[str, Any]) -> dict[str, Any]:
             # A file system without a table of inodes counts none at all.
             "free_inodes": space.f_favail if space.f_files else None,
             "locks": _locks_work(os.path.join(path, ".locks", "preflight")),
+            "owners": {"shared": _check_place(path), "planted": _planted(path)},
         }
     except Trouble as trouble:
         return {"error": trouble.answer["message"]}
     except OSError as err:
         reason = "its quota is used up" if err.errno == errno.EDQUOT else err.strerror or str(err)
         return {"error": f"{PROBE_BYTES:,} bytes cannot be written below {payload['prefix']}: {reason}."}
+
+
+def _planted(prefix: str) -> list[str]:
+    """Say which directories in the places of jobs are somebody else's: some of them, and no more than so many."""
+    found: list[str] = []
+    for stamp in _all_stamps(prefix):
+        try:
+            _check_one(os.path.join(prefix, stamp), stat.S_IFDIR)
+        except NotOurs as err:
+            found.append(str(err))
+            if len(found) >= PLANTED:
+                break
+    return found
 
 
 def _locks_work(path: str) -> bool:

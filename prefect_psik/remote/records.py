@@ -6,11 +6,13 @@ import contextlib
 import glob
 import os
 import re
+import stat
 from typing import Any, Iterator
 
 from prefect_psik.remote.directory import _asked, _last_run, _native_id, _rows
 from prefect_psik.remote.facts import _facts, _Snapshot
 from prefect_psik.remote.files import (
+    AUDIT,
     _audit,
     _lock_file,
     _make_directory,
@@ -19,6 +21,7 @@ from prefect_psik.remote.files import (
     _try_lock,
     _write,
 )
+from prefect_psik.remote.ownership import _check_one, _job_directory
 from prefect_psik.remote.payload import DEFECTS, STAMP, Trouble, _defect, _existing_prefix, _jobs, _os_trouble
 
 LIST_LIMIT = 500
@@ -32,7 +35,8 @@ def list_jobs(payload: dict[str, Any]) -> dict[str, Any]:
         prefix, and optionally jobs (only these stamps), flow_run (only what it submitted), skip and limit.
 
     Returns:
-        `{"jobs": {stamp: entry}, "more": bool}`.
+        `{"jobs": {stamp: entry}, "refused": {stamp: error}, "more": bool}`; refused are jobs whose directories or
+        records cannot be read, or may be somebody else's.
     """
     prefix = _existing_prefix(payload)
     skip, limit = int(payload.get("skip") or 0), min(int(payload.get("limit") or LIST_LIMIT), LIST_LIMIT)
@@ -43,7 +47,7 @@ def list_jobs(payload: dict[str, Any]) -> dict[str, Any]:
         stamps = _all_stamps(prefix)
     wanted = stamps[skip : skip + limit]
     noted = _runs_by_stamp(prefix)
-    entries = {stamp: _legible_entry(os.path.join(prefix, stamp), noted.get(stamp, [])) for stamp in wanted}
+    entries = {stamp: _legible_entry(prefix, stamp, noted.get(stamp, [])) for stamp in wanted}
     return {
         "jobs": {stamp: entry for stamp, entry in entries.items() if entry is not None},
         "more": len(stamps) > skip + limit,
@@ -56,7 +60,7 @@ def _all_stamps(prefix: str) -> list[str]:
         for entry in entries:
             if STAMP.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
-                    found.append((entry.stat().st_mtime, entry.name))
+                    found.append((entry.stat(follow_symlinks=False).st_mtime, entry.name))
     return [name for _, name in sorted(found, reverse=True)]
 
 
@@ -91,10 +95,10 @@ def _runs_by_stamp(prefix: str) -> dict[str, list[str]]:
     return found
 
 
-def _legible_entry(base: str, flow_runs: list[str]) -> dict[str, Any] | None:
+def _legible_entry(prefix: str, stamp: str, flow_runs: list[str]) -> dict[str, Any] | None:
     """List one job; what is wrong with its records concerns no other: `{"error"}`."""
     try:
-        return _entry(base, flow_runs)
+        return _entry(_job_directory(prefix, stamp), flow_runs)
     except OSError as err:
         return {"error": _os_trouble(err).answer}
     except DEFECTS as err:
@@ -130,6 +134,7 @@ def remove(payload: dict[str, Any]) -> dict[str, Any]:
         deleted of a job stays in `.locks/removed.STAMP`, and every later call tries again.
     """
     prefix = _existing_prefix(payload)
+    _check_one(os.path.join(prefix, AUDIT), stat.S_IFREG)
     for left in glob.glob(os.path.join(glob.escape(prefix), ".locks", "removed.*")):
         _remove_tree(left)
     jobs = _jobs(payload)

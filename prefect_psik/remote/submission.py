@@ -17,6 +17,7 @@ from prefect_psik.remote.directory import _asked, _attempt, _has_end, _last_run,
 from prefect_psik.remote.facts import _facts, _Snapshot
 from prefect_psik.remote.files import LOCK_SECONDS, _locked, _read_json, _write, _write_whole
 from prefect_psik.remote.launch import _launch, _plain
+from prefect_psik.remote.ownership import _check_place, _job_directory
 from prefect_psik.remote.payload import (
     DEFECTS,
     PROTOCOL,
@@ -48,8 +49,9 @@ def submit(payload: dict[str, Any]) -> dict[str, Any]:
     """
     jobs = _jobs(payload)
     rules = _site_rules()
-    if not all(_is_kept(_prefix(payload), job["stamp"]) for job in jobs):
-        _check_prefix(rules, _prefix(payload))
+    named = _prefix(payload)
+    if not all(_is_kept(named, job["stamp"]) for job in jobs):
+        _check_prefix(rules, named)
     prefix = _writable_prefix(payload)
     psik = _import_psik()
     loop = _sbatch_loop()
@@ -107,8 +109,8 @@ def _import_psik() -> Any:
 
 
 async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[str, Any]) -> dict[str, Any]:
-    base = os.path.join(prefix, job["stamp"])
     async with _locked(prefix, job["stamp"]) as held:
+        base = _job_directory(prefix, job["stamp"])
         if not held:
             # A call that was killed between fork and release leaves the lock with the job it started.
             last = _last_run(base)
@@ -147,7 +149,7 @@ async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[s
         "native_id": native_id,
         "attempt": job["attempt"],
         "asked": job.get("asked", {}),
-        "warnings": warnings,
+        "warnings": [*warnings, *_check_place(prefix)],
     }
 
 
@@ -206,8 +208,8 @@ async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Any
             raise Trouble("setup", f"{base} exists and is no job directory of prefect-psik. Move it away.")
         shutil.rmtree(base)
     spec = dict(job["spec"])
+    os.mkdir(base, 0o700)  # it fails if somebody else was quicker: what is in theirs is not ours to remove
     try:
-        os.mkdir(base, 0o700)
         os.mkdir(ours, 0o700)
         if spec.get("directory"):
             spec["directory"] = _given_directory(spec["directory"])

@@ -103,7 +103,7 @@ def test_the_files_of_other_users_stay_theirs(facility: Facility, endpoint: Mult
     theirs = run_job(own, script("id -un", name="theirs")).handle
     assert poll_job(theirs, backend=own).state is JobState.completed
     handle = JobHandle.model_validate(theirs.model_dump() | {"endpoint_id": endpoint.endpoint_id})
-    with pytest.raises(FacilitySetupError, match="Permission denied"):
+    with pytest.raises(FacilitySetupError, match=f"belongs neither to {endpoint.user} nor to root"):
         poll_job(handle, backend=backend_of(facility, endpoint))
 
 
