@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from prefect_psik import JobSpec, PsikBackend
 from prefect_psik.answers import CheckAnswer, FetchAnswer
 from prefect_psik.arrival import read
-from prefect_psik import JobSpec, PsikBackend
 from prefect_psik.identity import Identity
 from prefect_psik.results import brought, unmet
 from tests.unit.test_remote import STAMP, make_job, remote
