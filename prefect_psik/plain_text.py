@@ -18,6 +18,8 @@ _MARKUP = re.compile(r"[\\`*<>|~&]|\](?=[(\[:])|(?<!\w)_|_(?!\w)|^(?:[#=]|[+-](?
 
 def plain(text: str) -> str:
     """Replace each acting character by a visible one: a NUL by ␀, ESC by ␛, all others by �."""
+    if text.isprintable():  # most are, and there are many
+        return text
     return _ACTING.sub(lambda found: _picture(found[0]), text.replace("\r\n", "\n"))
 
 

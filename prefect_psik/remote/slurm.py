@@ -192,8 +192,9 @@ def _shared(path: str, nothing: dict[str, Any]) -> dict[str, Any]:
 def _is_like(value: Any, other: Any) -> bool:
     if isinstance(other, list):
         return isinstance(value, list) and all(isinstance(one, str) for one in value)
-    kinds = {type(None): (str, type(None)), float: (int, float)}
-    return isinstance(value, kinds.get(type(other), type(other)))
+    if other is None:
+        return value is None or isinstance(value, str)
+    return isinstance(value, (int, float) if isinstance(other, float) else type(other))
 
 
 def _find_in_slurm(base: str, since: float) -> str | None:

@@ -27,6 +27,7 @@ from tests.unit.reports import report
 from tests.unit.test_preflight import GOOD
 
 BAD, OTHER = (JobHandle(prefix="/p", stamp=stamp, key="k", native_id="7", type="slurm") for stamp in "12")
+BLOCK, SPEC = PsikBackend(), JobSpec(script="true")
 LOG = {"text": "a\n", "next": 2, "size": 2}
 ROW = ["COMPLETED", "2", "3", "0:0", "n1", "None"]
 STATUS: dict[str, Any] = {
@@ -133,7 +134,7 @@ async def _waited_for(channel: Channel, handle: JobHandle) -> JobResult:
 
 async def _submitted(channel: Channel, handle: JobHandle) -> object:
     identity = Identity(key="k", stamp=handle.stamp, attempt=[1, 2])
-    return await lifecycle.submit(channel, PsikBackend(), JobSpec(script="true"), identity, rerun=True, owner={})
+    return await lifecycle.submit(channel, BLOCK, SPEC, identity, rerun=True, owner={})
 
 
 async def _records_of(channel: Channel, handle: JobHandle) -> object:
@@ -246,7 +247,7 @@ def answers_to(operation: str) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("operation", WELL)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_malformed_answer_about_one_job_ends_that_job_alone(operation: str, data: st.DataObject) -> None:
     bad, other = both(Facility(operation, data.draw(answers_to(operation))))
@@ -264,7 +265,7 @@ WHOLE = st.one_of(
 
 
 @pytest.mark.parametrize("operation", [name for name in WELL if name != "usage"])
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_answer_that_is_malformed_as_a_whole_ends_each_wait_with_one_clear_error(
     operation: str, data: st.DataObject
@@ -274,11 +275,11 @@ def test_an_answer_that_is_malformed_as_a_whole_ends_each_wait_with_one_clear_er
         assert all(isinstance(o, KeyError) or is_clear(o) for o in found), found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(malformed(GOOD))
 def test_a_malformed_answer_to_a_preflight_is_a_failed_check(answer: Any) -> None:
     channel = Channel(Session.current(), Facility("preflight", answer, whole=True), "/p", 1.0)
-    checks = Session.current().run(preflight(channel, PsikBackend())).result(60).checks
+    checks = Session.current().run(preflight(channel, BLOCK)).result(60).checks
     assert all(check.message for check in checks)
     if not isinstance(answer, dict) or "user" not in answer:
         assert checks[-1].verdict is Verdict.failed

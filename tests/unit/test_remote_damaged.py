@@ -23,7 +23,10 @@ RUNNING = DONE[:3]
 
 
 def text(content: str) -> Callable[[Path], None]:
-    return lambda path: path.write_text(content) and None
+    def write(path: Path) -> None:
+        path.write_text(content)
+
+    return write
 
 
 def directory(path: Path) -> None:
