@@ -98,7 +98,8 @@ PLANTS = {
     **{f"{name or 'directory'} a link": linked(name) for name in ("", "prefect", "log", *RECORDS)},
     **{f"{name} a FIFO": fifo(name) for name in RECORDS},
 }
-OPERATIONS = ("submit", "rerun", "status", "cancel", "check", "fetch", "remove", "list")
+#: Removal is last: it takes our own job away.
+OPERATIONS = ("submit", "status", "cancel", "check", "fetch", "list", "rerun", "remove")
 
 
 def asked(operation: str, prefix: Path) -> dict[str, dict[str, Any]]:
@@ -117,26 +118,22 @@ def asked(operation: str, prefix: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("plant", PLANTS)
-def test_a_planted_job_is_refused_by_each_operation_and_ours_goes_on(
-    tmp_path: Path, operation: str, plant: str
-) -> None:
+def test_a_planted_job_is_refused_by_each_operation_and_ours_goes_on(tmp_path: Path, plant: str) -> None:
     prefix = tmp_path / "psik"
     planted, _ = job_at(prefix, STAMP), job_at(prefix, OURS)
     path = PLANTS[plant](planted)
     before = snapshot(planted, prefix / "none")
-    found = asked(operation, prefix)
-    message = found[STAMP]["kept"] if operation == "remove" else check_error(found[STAMP]["error"])
     status = path.lstat()
-    assert message.startswith(f"{path} on ")
-    assert f"owner {'root' if status.st_uid == 0 else f'uid {OTHER}'}, " in message
-    assert stat.S_ISLNK(status.st_mode) or f"mode {stat.S_IMODE(status.st_mode):04o}" in message
-    assert "forged" not in str(found[STAMP])
-    assert snapshot(planted, prefix / "none") == before
-    assert set(found[STAMP]) == ({"kept"} if operation == "remove" else {"error"})
-    assert "error" not in found[OURS]
-    assert "kept" not in found[OURS]
+    for operation in OPERATIONS:
+        found = asked(operation, prefix)
+        assert set(found[STAMP]) == ({"kept"} if operation == "remove" else {"error"}), operation
+        message = found[STAMP]["kept"] if operation == "remove" else check_error(found[STAMP]["error"])
+        assert message.startswith(f"{path} on "), operation
+        assert f"owner {'root' if status.st_uid == 0 else f'uid {OTHER}'}, " in message, operation
+        assert stat.S_ISLNK(status.st_mode) or f"mode {stat.S_IMODE(status.st_mode):04o}" in message, operation
+        assert snapshot(planted, prefix / "none") == before, operation
+        assert not {"error", "kept"} & set(found[OURS]), (operation, found[OURS])
 
 
 @pytest.mark.parametrize("name", ["end.1", "cancel.1", "found.1", "intent.1", "owner.1"])
@@ -153,7 +150,15 @@ def test_a_record_of_a_run_that_is_not_ours_is_not_believed(tmp_path: Path, name
     assert error["lasting"] is True
 
 
+def refused(operation: str, prefix: Path) -> str:
+    """Why an operation refuses a whole prefix."""
+    answer = call(operation, prefix)
+    return str(answer["prefix"]["error"] if operation == "preflight" else check_error(answer["error"]))
+
+
 def call(operation: str, prefix: Path, **fields: Any) -> dict[str, Any]:
+    """Carry out an operation for one job; nothing is started."""
+    operation = "submit" if operation == "rerun" else operation
     job = new_job(**fields) | {"jobndx": 1}
     payload = {**preflight_payload_of(), "prefix": str(prefix), "jobs": [job]}
     with nothing_is_started():
@@ -190,17 +195,16 @@ def test_a_prefix_that_is_used(tmp_path: Path, mode: int) -> None:
     assert stat.S_IMODE(prefix.stat().st_mode) == mode
 
 
-@pytest.mark.parametrize("operation", [*sorted(set(OPERATIONS) - {"rerun"}), "usage", "preflight"])
 @pytest.mark.parametrize("mode", [0o770, 0o775, 0o777, 0o707, 0o1777, 0o3777, 0o2777])
-def test_a_prefix_that_others_can_write_is_refused(tmp_path: Path, mode: int, operation: str) -> None:
+def test_a_prefix_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> None:
     prefix = tmp_path / "psik"
     job_at(prefix, STAMP)
     prefix.chmod(mode)
-    answer = call(operation, prefix)
-    message = answer["prefix"]["error"] if operation == "preflight" else check_error(answer["error"])
-    assert f"{prefix} on " in message
-    assert f"mode {mode:04o}" in message
-    assert f"chmod go-w {prefix}" in message
+    for operation in (*OPERATIONS, "usage", "preflight"):
+        message = refused(operation, prefix)
+        assert message.startswith(f"{prefix} on "), operation
+        assert f"mode {mode:04o}" in message
+        assert f"chmod go-w {prefix}" in message
 
 
 def its_owner(prefix: Path) -> Path:
@@ -268,7 +272,6 @@ def own_records(name: str) -> Callable[[Path], Path]:
     return plant
 
 
-@pytest.mark.parametrize("operation", ["submit", "status", "list", "remove", "preflight"])
 @pytest.mark.parametrize(
     "plant",
     [
@@ -285,19 +288,17 @@ def own_records(name: str) -> Callable[[Path], Path]:
         pytest.param(own_records(".runs"), id="runs"),
     ],
 )
-def test_a_prefix_that_others_own_or_can_replace_is_refused(
-    tmp_path: Path, operation: str, plant: Callable[[Path], Path]
-) -> None:
+def test_a_prefix_that_others_own_or_can_replace_is_refused(tmp_path: Path, plant: Callable[[Path], Path]) -> None:
     above = tmp_path / "above"
     above.mkdir(mode=0o755)
     job_at(above / "psik", STAMP)
     path = plant(above / "psik")
     before = snapshot(tmp_path, tmp_path / "none")
-    answer = call(operation, above / "psik")
-    message = answer["prefix"]["error"] if operation == "preflight" else check_error(answer["error"])
-    assert message.startswith(f"{path} on ")
-    assert "owner " in message
-    assert snapshot(tmp_path, tmp_path / "none") == before
+    for operation in (*OPERATIONS, "usage", "preflight"):
+        message = refused(operation, above / "psik")
+        assert message.startswith(f"{path} on "), operation
+        assert "owner " in message
+        assert snapshot(tmp_path, tmp_path / "none") == before, operation
 
 
 def test_directories_above_a_prefix_that_are_used(tmp_path: Path) -> None:
@@ -324,8 +325,7 @@ def test_a_directory_of_a_group_above_a_prefix_is_used_with_a_warning(tmp_path: 
 
 
 @pytest.mark.parametrize("plant", ["owner", "mode", "link", "fifo"])
-@pytest.mark.parametrize("operation", ["submit", "remove", "preflight"])
-def test_an_audit_file_of_another_is_not_written_to(tmp_path: Path, operation: str, plant: str) -> None:
+def test_an_audit_file_of_another_is_not_written_to(tmp_path: Path, plant: str) -> None:
     prefix = tmp_path / "psik"
     job_at(prefix, STAMP)
     audit = prefix / "audit.jsonl"
@@ -338,10 +338,9 @@ def test_an_audit_file_of_another_is_not_written_to(tmp_path: Path, operation: s
         audit.touch(mode=0o600)
         os.chown(audit, OTHER if plant == "owner" else 0, OTHER)
         audit.chmod(0o666 if plant == "mode" else 0o600)
-    answer = call(operation, prefix)
-    message = answer["prefix"]["error"] if operation == "preflight" else check_error(answer["error"])
-    assert message.startswith(f"{audit} on ")
-    assert (prefix / STAMP / "work").exists()
+    for operation in ("submit", "remove", "preflight"):
+        assert refused(operation, prefix).startswith(f"{audit} on "), operation
+        assert (prefix / STAMP / "work").exists()
 
 
 def test_a_cancel_does_not_depend_on_the_audit_file(tmp_path: Path) -> None:

@@ -405,7 +405,7 @@ def test_a_damaged_directory_is_the_trouble_of_its_own_job(commands: Commands, p
     assert answer["jobs"][broken]["error"]["kind"] == "setup"
     assert answer["jobs"][whole]["alive"] is True
     removed = remote.call("remove", {"prefix": str(prefix), "jobs": [{"stamp": broken}]})
-    assert "Is a directory" in removed["jobs"][broken]["kept"]
+    assert "is not a plain file" in removed["jobs"][broken]["kept"]
 
 
 def test_the_job_that_does_the_work_counts_not_the_one_that_was_noted(commands: Commands, prefix: Path) -> None:
