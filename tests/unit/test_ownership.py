@@ -112,10 +112,7 @@ def asked(operation: str, prefix: Path) -> dict[str, dict[str, Any]]:
         name = "submit" if operation == "rerun" else operation
         answer = check_answer(remote.call(name, {"prefix": str(prefix), "jobs": jobs}))
     assert not any(STAMP in str(call) for call in launch.call_args_list)
-    found: dict[str, dict[str, Any]] = dict(answer["jobs"])
-    if operation == "list":
-        found |= {stamp: {"error": error} for stamp, error in answer["refused"].items()}
-    return found
+    return dict(answer["jobs"])
 
 
 @pytest.mark.parametrize("plant", PLANTS)
@@ -147,7 +144,7 @@ def test_a_record_of_a_run_that_is_not_ours_is_not_believed(tmp_path: Path, name
     os.lchown(path, OTHER, OTHER)
     error = only({"jobs": {STAMP: call("status", tmp_path / "psik")["jobs"][STAMP]}})["error"]
     assert str(path) in check_error(error)
-    assert error["lasting"] is True
+    assert error["kind"] == "foreign"
 
 
 def refused(operation: str, prefix: Path) -> str:

@@ -34,7 +34,7 @@ remote: Any = ModuleType("the_letter")
 exec(compile(letter(), "<letter>", "exec"), remote.__dict__)
 
 OPERATIONS = ["submit", "status", "cancel", "check", "fetch"]
-KINDS = {"payload", "setup", "spec", "rejected", "conflict", "busy", "missing"}
+KINDS = {"payload", "setup", "foreign", "spec", "rejected", "conflict", "busy", "missing"}
 BAD_STAMPS = [
     "../x",
     "1/2",

@@ -402,7 +402,7 @@ def test_a_damaged_directory_is_the_trouble_of_its_own_job(commands: Commands, p
     record.unlink()
     record.mkdir()
     answer = remote.call("status", {"prefix": str(prefix), "jobs": [{"stamp": broken}, {"stamp": whole}]})
-    assert answer["jobs"][broken]["error"]["kind"] == "setup"
+    assert answer["jobs"][broken]["error"]["kind"] == "foreign"
     assert answer["jobs"][whole]["alive"] is True
     removed = remote.call("remove", {"prefix": str(prefix), "jobs": [{"stamp": broken}]})
     assert "is not a plain file" in removed["jobs"][broken]["kept"]
