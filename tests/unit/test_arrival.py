@@ -49,7 +49,7 @@ STATUS: dict[str, Any] = {
     "outputs": ["o"],
     "to_check": True,
     "token": None,
-    "now": 9.0,
+    "now": 9999.0,
 }
 FOUND = report("o", 1) | {"wrong": [{"name": "p", "why": "small", "size": 1, "min_bytes": 2}], "at_least": 1}
 #: What a facility answers to each operation for one job, when all is well.
@@ -119,15 +119,12 @@ class Facility:
         return None
 
 
-async def _waited_for(channel: Channel, handle: JobHandle) -> JobResult:
+async def _waited_for(channel: Channel, handle: JobHandle) -> object:
+    """The result of a job; or what a wait is told before the next look, if nothing is final yet."""
     subscription = channel.poller.subscribe(handle)
     try:
-        while True:
-            update = await asyncio.wrap_future(subscription.next())
-            if update.is_final:
-                return await lifecycle.finish(channel, update)
-            if update.trouble:
-                raise RemoteCodeError(update.trouble)
+        update = await asyncio.wrap_future(subscription.next())
+        return await lifecycle.finish(channel, update) if update.is_final else update
     finally:
         channel.poller.unsubscribe(handle, subscription)
 
