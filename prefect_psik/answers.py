@@ -100,7 +100,7 @@ class Facts(Partial):
     sacct_error: Text | None = None
     accounting: Literal["none", "unasked", "silent", "answers"] | None = None
     vanished: Time | None = None
-    tails: dict[Stream, str] = Field(default_factory=dict)
+    tails: dict[str, str] = Field(default_factory=dict)
     outputs: list[str] = Field(default_factory=list)
     to_check: bool = False
     found: list[Report] | None = None

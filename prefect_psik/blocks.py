@@ -156,11 +156,10 @@ class PsikBackend(Single, Block):
         _tell_unknown(cls, data)
         return data
 
-    @model_validator(mode="after")
-    def _tell_contradiction(self) -> PsikBackend:
+    def block_initialization(self) -> None:
+        """Log what contradicts itself in the block; Prefect calls this when it is made or loaded."""
         if self.contradiction is not None:
             _logger.warning("A psik-backend block contradicts itself: %s", self.contradiction)
-        return self
 
     @property
     def contradiction(self) -> str | None:

@@ -11,7 +11,7 @@
     │   ├── FacilitySetupError psik, the prefix or the endpoint is not as it must be
     │   ├── PreflightFailed    a check before the submission failed; carries all checks
     │   ├── PayloadTooLarge    too much for the wire: use Globus Transfer
-    │   └── RemoteCodeError    our code at the facility failed; carries the remote traceback
+    │   └── RemoteCodeError    our code at the facility failed, or its answer for this job is malformed
     ├── SubmitRejected         the facility refused the job and said why; nothing was submitted
     ├── WaitLimitReached       a limit of the wait is reached; the job was left or canceled, as asked
     │   ├── QueueLimitReached  it is still queued: try another facility

@@ -234,7 +234,7 @@ class Poller:
         update = Update(
             status=status,
             logs=logs,
-            tails={**facts.tails},
+            tails=facts.tails,
             outputs=facts.outputs,
             trouble=watch.trouble,
             now=facts.now or None,

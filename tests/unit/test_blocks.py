@@ -67,6 +67,7 @@ async def test_what_needs_a_scheduler_where_there_is_none_is_told_when_loaded_an
     caplog: pytest.LogCaptureFixture, document: dict[str, Any], says: str
 ) -> None:
     assert says in told(caplog, document)
+    assert len(caplog.messages) == 1
     channel = Channel(Session.current(), Facility("preflight", GOOD, whole=True), "/p", 1.0)
     report = await preflight(channel, PsikBackend.model_validate(document))
     [row] = [check for check in report.checks if check.name == "block"]
@@ -76,7 +77,11 @@ async def test_what_needs_a_scheduler_where_there_is_none_is_told_when_loaded_an
 
 @pytest.mark.parametrize(
     "document",
-    [{}, {"attributes": {"type": "local"}}, {"endpoint_id": ENDPOINT, "attributes": {"queue_name": "q"}}],
+    [
+        {},
+        {"attributes": {"type": "local"}},
+        {"endpoint_id": ENDPOINT, "attributes": {"type": "slurm", "queue_name": "q"}},
+    ],
 )
 def test_a_block_in_order_says_nothing(caplog: pytest.LogCaptureFixture, document: dict[str, Any]) -> None:
     assert told(caplog, document) == ""
