@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,35 @@ def test_directories_above_a_prefix_that_are_used(tmp_path: Path) -> None:
     answer = only(call("submit", tmp_path / "link" / "private" / "psik"))
     assert answer["created"] is True
     assert answer["warnings"] == []
+
+
+def access_list(path: Path, kind: str) -> None:
+    """Let one more user write in a directory, by a POSIX ACL, as `setfacl` does; the mode shows its mask."""
+    entries = ((0x01, 7, -1), (0x02, 7, OTHER), (0x04, 5, -1), (0x10, 7, -1), (0x20, 5, -1))
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    try:
+        os.setxattr(path, f"system.posix_acl_{kind}", packed)
+    except OSError as err:
+        pytest.skip(f"no access lists here: {err}")
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_write_access_by_an_access_list_is_seen(tmp_path: Path, above: bool) -> None:
+    prefix = tmp_path / "above" / "psik"
+    job_at(prefix, STAMP)
+    path = prefix.parent if above else prefix
+    path.chmod(0o755)
+    access_list(path, "access")
+    assert refused("submit", prefix).startswith(f"{path} on ")
+
+
+def test_an_access_list_that_is_inherited_opens_no_job(tmp_path: Path) -> None:
+    prefix = tmp_path / "psik"
+    prefix.mkdir(mode=0o700)
+    access_list(prefix, "default")
+    assert only(call("submit", prefix))["created"] is True
+    made = [path for path in prefix.rglob("*") if path.is_dir()]
+    assert {path.stat().st_mode & 0o077 for path in made} == {0}, "the mask lets nobody in"
 
 
 def test_a_directory_of_a_group_above_a_prefix_is_used_with_a_warning(tmp_path: Path) -> None:
