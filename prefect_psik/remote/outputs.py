@@ -145,7 +145,8 @@ def _report(place: _Place, wanted: dict[str, Any], walk: _Walk) -> dict[str, Any
     """Count the matches of an entry, and describe those that do not count; stop when there are enough."""
     matches, good, trouble = 0, 0, None
     wrong: list[dict[str, Any]] = []
-    walk.unread, names = {}, {}
+    names: dict[str, str] = {}
+    walk.unread = {}
     enough = float("inf") if wanted["count"] is not None else wanted["at_least"]
     try:
         for path in _matching(place.directory, wanted["path"], walk):
