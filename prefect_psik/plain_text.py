@@ -28,6 +28,16 @@ def _picture(character: str) -> str:
     return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else "�"
 
 
+def printable(name: object) -> str:
+    r"""Write a name or path on one line: what is not printable becomes an escape."""
+    return "".join(char if char.isprintable() else _escape(char) for char in str(name))
+
+
+def _escape(char: str) -> str:
+    byte = ord(char) - 0xDC00  # Python reads such bytes of a file name as halves of surrogate pairs
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else char.encode("unicode_escape").decode("ascii")
+
+
 def plain_values(found: Any) -> Any:
     """Apply `plain` to all texts in a document of JSON."""
     if isinstance(found, str):

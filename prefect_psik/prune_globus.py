@@ -18,7 +18,7 @@ from typing import TypeVar
 from prefect_psik.blocks import GlobusCollection
 from prefect_psik.exceptions import TransferError
 from prefect_psik.prune_look import entries_of
-from prefect_psik.prune_models import CHANGED, CHANGED_AT_CHECK, PruneFile
+from prefect_psik.prune_models import CHANGED, CHANGED_AT_CHECK, DIFFERENT, PruneFile
 from prefect_psik.transfer_models import FileEntry, Order
 from prefect_psik.transfer_once import repeated
 from prefect_psik.transfer_runs import globus_carrier_of, id_of, name_of
@@ -61,7 +61,7 @@ class GlobusPrune:
             await self._make_equal(check, copies, f"{name_of(check)}:{self._path}", "its room")
             onto = [(source.path(file), check.path(f"{self._room}/{file}")) for file in part]
             moved = await self._make_equal(source, onto, f"{name_of(source)}:{self._path}", "the room")
-            reasons |= {file: "has another checksum at the check" for file in part if source.path(file) in moved}
+            reasons |= {file: DIFFERENT for file in part if source.path(file) in moved}
         return reasons
 
     async def delete(self, files: list[PruneFile]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from prefect_psik.blocks import GlobusCollection
 from prefect_psik.exceptions import TransferCause, TransferError
-from prefect_psik.prune_marks import PREFIX, Mark
+from prefect_psik.prune_marks import PREFIX, Mark, is_marked
 from prefect_psik.transfer_models import FileEntry
 from prefect_psik.transfer_once import repeated
 from prefect_psik.transfer_runs import carrier_of, list_below
@@ -30,8 +30,8 @@ async def look(collection: GlobusCollection, path: str) -> Look:
         entries += [entry for entry in beside if posixpath.basename(entry.path).startswith(PREFIX)]
     found = Look()
     for entry in entries:
-        *above, name = entry.path.split("/")
-        if any(part.startswith(PREFIX) for part in above):
+        above, _, name = entry.path.rpartition("/")
+        if is_marked(above):
             continue
         if mark := Mark.read(name, entry.modified):
             found.marks[entry.path] = mark

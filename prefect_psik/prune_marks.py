@@ -146,6 +146,11 @@ class Mark:
         return f"{who}, since {since}, at most until {until}"
 
 
+def is_marked(path: str) -> bool:
+    """Whether a path is a mark, or leads into one: it belongs to a prune, and is no data."""
+    return f"/{PREFIX}" in f"/{path}"
+
+
 def activate(prune_id: str) -> None:
     """Note that a prune of this process writes marks."""
     _active.add(prune_id)

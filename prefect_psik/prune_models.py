@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_psik.plain_text import printable
 from prefect_psik.single import Single
 
 
@@ -23,7 +24,9 @@ class PruneVerdict(StrEnum):
     """The check is not proven to hold it: it stays."""
 
 
-#: Reasons to keep a file that was proven.
+#: Why a file stays whose size is the check's.
+DIFFERENT = "has other contents at the check"
+#: Why a file stays that was proven.
 CHANGED = "changed while it was compared"
 CHANGED_AT_CHECK = "changed at the check while it was compared"
 
@@ -47,9 +50,7 @@ class PruneFile(_Stored):
     @property
     def shown(self) -> str:
         """The path for logs and errors: what would act on a terminal is shown as an escape."""
-        return "".join(
-            sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in self.path
-        )
+        return printable(self.path)
 
 
 class PruneReport(_Stored):

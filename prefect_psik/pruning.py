@@ -48,7 +48,7 @@ def prune(
 ) -> PruneReport:
     """Delete the files below a path that a check collection is proven to hold under the same path.
 
-    Proven means: same name, same size, same checksum of the contents. For Globus collections the check's files
+    Proven means: same name, same size, same contents. For Globus collections the check's files
     are copied beside themselves for that, so the check needs free space for them while it lasts. The plan is shown
     in a table artifact before anything is deleted. Directories stay. An interrupt, or a cancel of the flow run,
     ends it; it may be run again at any time, also after a crash.

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from prefect_psik.answers import FetchAnswer, Report, Wrong
 from prefect_psik.exceptions import RemoteCodeError
+from prefect_psik.plain_text import printable
 
 #: Entries that a message tells; more are counted.
 _TOLD = 5
@@ -51,12 +52,12 @@ def in_words(sentences: Sequence[str]) -> str:
 
 def described(wrong: Wrong) -> str:
     """Why a file is no result of this run, or does not come back."""
-    name = _shown(wrong.name)
+    name = printable(wrong.name)
     match wrong.why:
         case "dangling":
-            return f"{name} is a link to {_shown(wrong.target)}, which does not exist"
+            return f"{name} is a link to {printable(wrong.target)}, which does not exist"
         case "outside":
-            return f"{name} points to {_shown(wrong.target)}, outside the job's directory"
+            return f"{name} points to {printable(wrong.target)}, outside the job's directory"
         case "link":
             return f"{name} is a link to a directory, which is followed only where it is named itself"
         case "number":
@@ -80,10 +81,6 @@ def described(wrong: Wrong) -> str:
             return f"{name} stands for two files with names that are not UTF-8; only the first came back"
         case _:
             return f"{name} cannot be read ({wrong.text or wrong.why})"
-
-
-def _shown(name: str) -> str:
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
 
 
 def _bytes(size: int) -> str:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from prefect_psik.plain_text import printable
+
 #: A file is written under a name of this end, in its directory, until it is whole and verified.
 PART = ".prefect-psik-part"
 _PART_NAME = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(PART)}")
@@ -47,7 +49,7 @@ class IrregularFile(Exception):
         self.kind = kind
 
     def __str__(self) -> str:
-        return f"{shown(self.path)} is a {self.kind}, not a file"
+        return f"{printable(self.path)} is a {self.kind}, not a file"
 
 
 class Changed(Exception):
@@ -61,12 +63,6 @@ class ChecksumMismatch(Exception):
 def kind_of(mode: int) -> str | None:
     """What a file mode stands for; None: a regular file."""
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "special file")
-
-
-def shown(path: Path | str) -> str:
-    """A path as text that can be stored and printed, whatever bytes are in its name."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def open_file(path: Path, access: int = os.O_RDONLY) -> BinaryIO:

@@ -16,6 +16,7 @@ from globus_sdk.transport import RetryConfig
 
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import ConsentRequired, FacilityError, TransferCause, TransferError
+from prefect_psik.prune_marks import PREFIX as PRUNE_MARK
 from prefect_psik.transfer_models import Arrival, FileEntry, Order, TransferState, TransferStatus
 from prefect_psik.transport.threads import in_daemon_thread
 
@@ -74,6 +75,8 @@ class GlobusCarrier:
             data = TransferData(
                 order.source, str(order.destination), sync_level=order.sync, verify_checksum=True, **common
             )
+            # Marks of prunes belong to where they are; a rule counts below an item that is a directory.
+            data.add_filter_rule(f"{PRUNE_MARK}*", method="exclude", type="dir")
             for source, destination in order.items:
                 # Whether it is a directory is found out by the service, at the source.
                 data.add_item(source, destination)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from prefect_psik.exceptions import TransferCause, TransferError
+from prefect_psik.plain_text import printable
 from prefect_psik.transfer_delete import delete_tree
 from prefect_psik.transfer_file import (
     Changed,
@@ -24,7 +25,6 @@ from prefect_psik.transfer_file import (
     copy_file,
     digest,
     remove_left_parts,
-    shown,
     state_digest,
 )
 from prefect_psik.transfer_models import Arrival, FileEntry, LeftOut, Order, TransferState, TransferStatus
@@ -99,7 +99,7 @@ class _Copy(_Task):
         except IrregularFile as err:
             self._fail(TransferCause.other, str(err))
         except OSError as err:
-            where = f"{shown(err.filename)}: " if err.filename else ""
+            where = f"{printable(err.filename)}: " if err.filename else ""
             self._fail(_CAUSES.get(err.errno or 0, TransferCause.other), f"{where}{err.strerror or err}")
         else:
             self.names = b"".join(sorted(self._seen)) if len(self._seen) <= MOST_NAMES else None
@@ -131,7 +131,7 @@ class _Copy(_Task):
     def _transfer(self, source: str, target: Path) -> None:
         origin = resolved(source, self.order.source_base)
         if origin is None:
-            raise _Stopped(TransferCause.other, f"{shown(source)} leads out of the base path by a link")
+            raise _Stopped(TransferCause.other, f"{printable(source)} leads out of the base path by a link")
         if not origin.is_dir():
             self._make_directory(target.parent)
             self._file(origin, target)
@@ -154,14 +154,14 @@ class _Copy(_Task):
     def _make_directory(self, target: Path) -> None:
         # What is above was looked at before: the item's own path at the beginning, then one level after the other.
         if target.is_symlink() and resolved(target, self.order.destination_base) is None:
-            raise _Stopped(TransferCause.other, f"{shown(target)} leads out of the base path by a link")
+            raise _Stopped(TransferCause.other, f"{printable(target)} leads out of the base path by a link")
         target.mkdir(parents=True, exist_ok=True)
         remove_left_parts(target)
 
     def _leave_out(self, path: Path, reason: str) -> None:
         known = {one.reason: one for one in self.status.left_out}
         before = known.get(reason, LeftOut(reason=reason, count=0))
-        paths = before.paths if len(before.paths) >= MOST_PATHS else [*before.paths, shown(path)]
+        paths = before.paths if len(before.paths) >= MOST_PATHS else [*before.paths, printable(path)]
         known[reason] = LeftOut(reason=reason, count=before.count + 1, paths=paths)
         self._note(left_out=list(known.values()))
 
@@ -180,7 +180,7 @@ class _Copy(_Task):
             return False
         one, other, level = source.lstat(), target.stat(), self.order.sync
         if os.path.samestat(one, other):
-            raise _Stopped(TransferCause.other, f"{shown(source)} and {shown(target)} are the same file")
+            raise _Stopped(TransferCause.other, f"{printable(source)} and {printable(target)} are the same file")
         if level == "exists":
             return True
         if target.is_symlink() or one.st_size != other.st_size:  # a link is no copy
@@ -204,23 +204,25 @@ class _Copy(_Task):
             self._note(bytes_transferred=before.bytes_transferred, faults=before.faults + 1)
             return copy_file(source, target, self._step)
         except Changed:
-            raise _Stopped(TransferCause.changed, f"{shown(source)} changed while it was read, twice") from None
+            raise _Stopped(
+                TransferCause.changed, f"{printable(source)} changed while it was read, twice"
+            ) from None
         except ChecksumMismatch:
             raise _Stopped(
-                TransferCause.checksum, f"what was written for {shown(target)} is not what was read"
+                TransferCause.checksum, f"what was written for {printable(target)} is not what was read"
             ) from None
 
     def _delete(self, path: Path) -> None:
         self._check()
         if path.is_dir() and not path.is_symlink() and not self.order.recursive:
-            raise _Stopped(TransferCause.other, f"{shown(path)} is a directory, and recursive is off")
+            raise _Stopped(TransferCause.other, f"{printable(path)} is a directory, and recursive is off")
         left = delete_tree(str(path))
         self._left += left
         self._note(files=self.status.files + (not left))
 
 
 def _not_deleted(left: list[OSError]) -> _Stopped:
-    named = "; ".join(f"{shown(err.filename)}: {err.strerror}" for err in left[:MOST_TOLD])
+    named = "; ".join(f"{printable(err.filename)}: {err.strerror}" for err in left[:MOST_TOLD])
     more = f"; and {len(left) - MOST_TOLD} more" if len(left) > MOST_TOLD else ""
     cause = _CAUSES.get(left[0].errno or 0, TransferCause.other)
     return _Stopped(cause, f"{len(left)} entries could not be deleted, all others are gone: {named}{more}")
@@ -271,13 +273,14 @@ class LocalCarrier:
 
     async def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
         """See `Carrier`."""
-        waiting = [top := Path(path)]
+        top = Path(path)
+        waiting = [str(top)]
         try:
-            if not waiting[0].is_dir():
+            if not await asyncio.to_thread(top.is_dir):
                 yield entry_of(waiting.pop())
             while waiting:
                 here = waiting.pop()
-                for found, entry in await asyncio.to_thread(entries_in, here, missing_ok=here is not top):
+                for found, entry in await asyncio.to_thread(entries_in, here, missing_ok=here != str(top)):
                     yield entry
                     if recursive and entry.kind == "directory":
                         waiting.append(found)

@@ -19,6 +19,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_e
 from prefect_psik.batches import REPEAT_SECONDS, is_transient
 from prefect_psik.exceptions import TransferCause, TransferError
 from prefect_psik.marks import set_label
+from prefect_psik.prune_marks import is_marked
 from prefect_psik.transfer_models import Arrival, Carrier, Order, TransferState
 
 T = TypeVar("T")
@@ -115,11 +116,11 @@ async def _is_still_there(carrier: Carrier, order: Order, task_id: str, files: i
 
 
 async def _files_below(carrier: Carrier, collection: str, path: str, stands_for: str) -> dict[str, int]:
-    """The sizes of the files below a path, by what their paths are below another."""
+    """The sizes of the files below a path, by what their paths are below another; no copies that a prune made."""
     return {
         posixpath.normpath(posixpath.join(stands_for, posixpath.relpath(entry.path, path))): entry.size
         async for entry in carrier.list(collection, path, recursive=True)
-        if entry.kind == "file"
+        if entry.kind == "file" and not is_marked(entry.path)
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
+from operator import attrgetter
 
 from prefect_psik import cancellation
 from prefect_psik.blocks import GlobusCollection
@@ -228,11 +229,14 @@ async def list_below(
     carrier: Carrier, collection: GlobusCollection, path: str, *, recursive: bool
 ) -> list[FileEntry]:
     """List what is below a path of the collection's own, with paths below its base path."""
-    found = []
-    async for entry in carrier.list(id_of(collection), path, recursive=recursive):
-        relative = posixpath.relpath(entry.path, collection.path(""))
-        found.append(entry.model_copy(update={"path": relative}))
-    return sorted(found, key=lambda entry: entry.path)
+    found, top = [], posixpath.normpath(path)
+    relative = posixpath.relpath(top, collection.path(""))
+    above = "" if relative == "." else f"{relative}/"
+    async for entry in carrier.list(id_of(collection), top, recursive=recursive):
+        # Thousands of them: what is above the names is the same for all.
+        entry.path = relative if entry.path == top else above + entry.path.removeprefix(top).lstrip("/")
+        found.append(entry)
+    return sorted(found, key=attrgetter("path"))
 
 
 # ------------------------------------------------------------------------------------------ ways to a place

@@ -6,12 +6,14 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from prefect_psik.exceptions import SpecError
+from prefect_psik.plain_text import printable
 from prefect_psik.prune_marks import PREFIX as PRUNE_MARK
-from prefect_psik.transfer_file import is_part, kind_of, shown
+from prefect_psik.transfer_file import is_part, kind_of
 from prefect_psik.transfer_models import FileEntry, Order
 
 #: Why entries of a directory are left out, beside those that are no files at all.
@@ -100,18 +102,19 @@ def refuse(order: Order) -> None:
 
 def _meeting(one: Path, other: Path, target: Path) -> SpecError:
     return SpecError(
-        f"{shown(one)} and {shown(other)} would both go to {shown(target)}. Nothing was copied. Give each item a "
-        "destination of its own."
+        f"{printable(one)} and {printable(other)} would both go to {printable(target)}. "
+        "Nothing was copied. Give each item a destination of its own."
     )
 
 
 def _inside(path: str, base: str, done: str) -> Path:
     found = resolved(path, base)
     if found is None:
-        end = shown(os.path.realpath(path))
+        end = printable(os.path.realpath(path))
         raise SpecError(
-            f"{shown(path)} leads by a link to {end}, out of the base path {shown(base)}, so it is not {done}. "
-            "Nothing was changed. Name what is below the base path, or use a collection whose base path holds it."
+            f"{printable(path)} leads by a link to {end}, out of the base path {printable(base)}, so it is not "
+            f"{done}. Nothing was changed. Name what is below the base path, or use a collection whose base path "
+            "holds it."
         )
     return found
 
@@ -124,13 +127,13 @@ def _refuse_source(source: Path, target: Path) -> None:
     if stat.S_ISDIR(mode):
         if any(_is_same(source, above) for above in (target, *target.parents)):
             raise SpecError(
-                f"{shown(source)} would be copied into itself, to {shown(target)}. Nothing was copied. Choose a "
-                "destination outside of it."
+                f"{printable(source)} would be copied into itself, to {printable(target)}. Nothing was copied. "
+                "Choose a destination outside of it."
             )
     elif kind := kind_of(mode):
         raise SpecError(
-            f"{shown(source)} is a {kind}, and only files and directories are copied. Nothing was copied. Leave "
-            "it out of the items."
+            f"{printable(source)} is a {kind}, and only files and directories are copied. Nothing was copied. "
+            "Leave it out of the items."
         )
 
 
@@ -142,19 +145,19 @@ def _is_same(one: Path, other: Path) -> bool:
         return False
 
 
-def entries_in(directory: Path, *, missing_ok: bool) -> list[tuple[Path, FileEntry]]:
-    """Look at what a directory holds; what disappears meanwhile is left out."""
+def entries_in(directory: str, *, missing_ok: bool) -> list[tuple[str, FileEntry]]:
+    """List what a directory holds, by name, each with its real path; what disappears meanwhile is left out."""
     found = []
     try:
-        paths = sorted(directory.iterdir())
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((entry.path, _entry(entry.path, entry.stat(follow_symlinks=False))))
     except FileNotFoundError:
         if not missing_ok:
             raise
         return []
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            found.append((path, entry_of(path)))
-    return found
+    return sorted(found, key=itemgetter(0))
 
 
 _KINDS: dict[int, Literal["file", "directory", "link"]] = {
@@ -164,19 +167,22 @@ _KINDS: dict[int, Literal["file", "directory", "link"]] = {
 }
 
 
-def listed_name(path: Path) -> str:
+def listed_name(path: Path | str) -> str:
     """A path as lists have it: what is no text in it is written out."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def entry_of(path: Path) -> FileEntry:
+def entry_of(path: str) -> FileEntry:
     """What is at a path, links not followed."""
-    found = path.lstat()
-    name, listed = str(path), listed_name(path)
+    return _entry(path, Path(path).lstat())
+
+
+def _entry(path: str, found: os.stat_result) -> FileEntry:
+    listed = listed_name(path)
     return FileEntry(
         path=listed,
         kind=_KINDS.get(stat.S_IFMT(found.st_mode), "other"),
         size=found.st_size,
         modified=found.st_mtime,
-        is_exact=listed == name,
+        is_exact=listed == path,
     )

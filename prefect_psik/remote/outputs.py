@@ -107,16 +107,19 @@ class _Place:
             "run": _mark(base, started, f"intent.{jobndx}"),
             "job": _mark(base, "intent.1", f"process.1.{_owner(base, 1)}"),
         }
-        self._inside: dict[str, bool] = {}
+        self._real: dict[str, str] = {}
 
     def is_inside(self, path: str) -> bool:
         """Whether a path, links followed, is in the job's directory."""
-        above = os.path.dirname(path)
-        if os.path.islink(path):
-            return (os.path.realpath(path) + os.sep).startswith(self.top + os.sep)
-        if above not in self._inside:
-            self._inside[above] = (os.path.realpath(above) + os.sep).startswith(self.top + os.sep)
-        return self._inside[above]
+        real = os.path.realpath(path) if os.path.islink(path) else self.above(path)
+        return (real + os.sep).startswith(self.top + os.sep)
+
+    def above(self, path: str) -> str:
+        """The directory that a path is in, links followed."""
+        name = os.path.dirname(path)
+        if name not in self._real:
+            self._real[name] = os.path.realpath(name)
+        return self._real[name]
 
     def begun(self, fresh: str, device: int) -> float:
         """When the run began, by the clock of a file system; of another one than the prefix's, somewhat before."""
@@ -143,11 +146,15 @@ def _report(place: _Place, wanted: dict[str, Any], walk: _Walk) -> dict[str, Any
     """Count the matches of an entry, and describe those that do not count; stop when there are enough."""
     matches, good, trouble = 0, 0, None
     wrong: list[dict[str, Any]] = []
+    names: dict[str, str] = {}
     walk.unread = {}
     enough = float("inf") if wanted["count"] is not None else wanted["at_least"]
     try:
         for path in _matching(place.directory, wanted["path"], walk):
             walk.pay()
+            above = os.path.dirname(path)
+            if names.setdefault(place.above(path), above) != above:
+                continue  # its directory was here under another name
             matches += 1
             why = _wrong(place, path, wanted, walk)
             if why is None:

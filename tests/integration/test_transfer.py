@@ -82,6 +82,18 @@ def test_what_is_there_is_not_moved_again_and_what_differs_is(places: tuple[Plac
     assert away.files() == home.files()
 
 
+def test_marks_of_prunes_stay_where_they_are(places: tuple[Place, Place]) -> None:
+    """With the copies that a prune compares; a directory of data that is empty arrives."""
+    source, destination = places
+    source.write("raw/1")
+    source.write("raw/.prefect-psik-prune-check-0/raw/1")
+    for name in ("raw/sub/.prefect-psik-prune-source-0", "raw/empty"):
+        (source.root / name).mkdir(parents=True)
+    assert run_transfer(source.block, destination.block, "raw").files == 1
+    there = destination.root / "raw"
+    assert {str(path.relative_to(there)) for path in there.rglob("*")} == {"1", "sub", "empty"}
+
+
 async def test_the_async_twins(places: tuple[Place, Place]) -> None:
     home, away = places
     home.write("raw", b"raw")

@@ -19,7 +19,7 @@ import pytest
 from globus_compute_sdk import Client
 from globus_compute_sdk.errors import TaskExecutionFailed
 from globus_compute_sdk.serialize import ComputeSerializer, DillCode, DillDataBase64
-from globus_sdk import DeleteData, TransferAPIError, TransferClient
+from globus_sdk import DeleteData, TransferAPIError, TransferClient, TransferData
 
 from prefect_psik.credentials import transfer_login
 from tests.testbed.emulator.capture import Capture, find_pickles, pickles_in
@@ -227,6 +227,26 @@ def test_a_dropped_reply_and_an_error_are_retried_by_the_sdk(facility: Facility,
     facility.globus.clear_faults()
     after = len([message for message in facility.globus.messages() if message.kind == "task"])
     assert after - before == 2, "the lost reply's task and the one that was sent again"
+
+
+def test_a_directory_travels_with_its_empty_ones_and_without_what_the_filter_rules_exclude(globus: Globus) -> None:
+    """The first rule that matches counts; a directory that is left out takes along what is in it."""
+    client = TransferClient(app=transfer_login(None).get_client())
+    home, scratch, name = globus.collection("home"), globus.collection("scratch"), uuid.uuid4().hex
+    top = Path(home.root) / name
+    for path in ("keep.log/1.log", "kept.log", "x.log", "x.txt", "old.d/x.txt", "sub/old.d/kept.log"):
+        (top / path).parent.mkdir(parents=True, exist_ok=True)
+        (top / path).write_text("x")
+    (top / "empty").mkdir()
+    data = TransferData(home.id, scratch.id)
+    data.add_filter_rule("kept.*", method="include", type="file")
+    data.add_filter_rule("*.log", type="file")
+    data.add_filter_rule("old.?")
+    data.add_item(f"/{name}", f"/{name}")
+    assert client.task_wait(client.submit_transfer(data)["task_id"], timeout=60, polling_interval=1)
+    there = Path(scratch.root) / name
+    found = {str(path.relative_to(there)) for path in there.rglob("*")}
+    assert found == {"keep.log", "kept.log", "x.txt", "sub", "empty"}
 
 
 def test_transfer_makes_directories_and_tells_the_events_of_a_task(globus: Globus) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ from prefect_psik.cli.app import passed_on
 from prefect_psik.exceptions import FacilityError, FailureCause, JobError, ScriptFailed
 from prefect_psik.lifecycle import error_of
 from prefect_psik.models import JobHandle, JobResult, JobState
-from prefect_psik.plain_text import code_block, markdown, plain, plain_values
+from prefect_psik.plain_text import code_block, markdown, plain, plain_values, printable
 from prefect_psik.progress import Reporter, job_card
 from prefect_psik.watches import Update
 from tests.unit.reports import judge
@@ -144,3 +146,18 @@ def test_a_terminal_obeys_nothing_and_a_pipe_gets_every_byte() -> None:
 
     assert passed_on("a\x1b]0;title\x07\n", Terminal()) == "a␛]0;title␇\n"
     assert passed_on("a\x1b]0;title\x07\n", io.StringIO()) == "a\x1b]0;title\x07\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("scan é☃ 1.h5", "scan é☃ 1.h5"),
+        (os.fsdecode(b"scan\xe9.h5"), r"scan\xe9.h5"),
+        ("new\nline\t\x1b[31m", r"new\nline\t\x1b[31m"),
+        ("\ud800\u202e", r"\ud800\u202e"),
+        (Path("/p/a\x00b"), r"/p/a\x00b"),
+    ],
+)
+def test_a_name_is_one_line_that_can_be_stored_and_printed(name: object, text: str) -> None:
+    assert printable(name) == text
+    assert text.encode().decode() == text

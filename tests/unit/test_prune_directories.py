@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_psik import PruneReport, PruneVerdict, SpecError, TransferError
+from prefect_psik import PruneReport, PruneVerdict, SpecError, TransferError, prune_local
 from prefect_psik.prune_marks import LEASE_SECONDS, PREFIX, SKEW_SECONDS, Mark, MarkKind, activate, deactivate
 from prefect_psik.prune_plan import Prune
 from tests.integration.transfer_places import Place, local
@@ -169,6 +170,43 @@ async def test_a_file_that_is_written_while_others_are_deleted_stays(
     await prune.let_go()
     assert reasons(report) == {FILES[-1]: "changed while it was compared"}
     assert last.read_bytes() == b"NEW DATA"
+
+
+@pytest.mark.parametrize("most", [1, 7, 2**20], ids=["1 byte", "7 bytes", "all at once"])
+async def test_files_are_compared_to_their_last_byte_however_they_are_read(
+    places: tuple[Place, Place], monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Some file systems hand out less than was asked for; large files are read in parts."""
+    content = bytes(range(50))
+    for place in places:
+        for name in ("same", "first", "middle", "last", "empty"):
+            place.write(f"rec/{name}", b"" if name == "empty" else content)
+    for name, at in (("first", 0), ("middle", 16), ("last", 49)):
+        places[1].write(f"rec/{name}", content[:at] + b"X" + content[at + 1 :])
+    read = os.read
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "read", lambda descriptor, size: read(descriptor, min(size, most)))
+        patched.setattr(prune_local, "_CHUNK_BYTES", 16)
+        report = await done(places[0].block, places[1].block, "rec")
+    different = {f"rec/{name}": "has other contents at the check" for name in ("first", "last", "middle")}
+    assert reasons(report) == different
+    assert set(places[0].files()) == set(different)
+
+
+@pytest.mark.parametrize("end", [0, 1])
+async def test_what_is_no_file_any_more_when_it_is_compared_is_not_waited_for(
+    places: tuple[Place, Place], end: int
+) -> None:
+    for place in places:
+        place.write("rec/1", b"")
+    report = await planned(places[0].block, places[1].block, "rec", dry_run=True)
+    odd = places[end].root / "rec/1"
+    odd.unlink()
+    os.mkfifo(odd)
+    work = prune_local.LocalPrune(places[0].block, places[1].block, time.time() + 60)
+    where = "changed at the check while it was compared" if end else "changed while it was compared"
+    assert await work.prove(report.files) == {"rec/1": where}
+    assert stat.S_ISFIFO(odd.lstat().st_mode)
 
 
 async def test_what_cannot_be_deleted_stays_with_its_reason(

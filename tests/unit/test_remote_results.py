@@ -146,6 +146,20 @@ def test_one_that_is_empty_is_told_beside_the_count(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("entry", "count"), [("*/*.tiff", 4), ("*/", 3), ("**/*.tiff", 4), ("latest/*.tiff", 3)])
+def test_a_directory_under_two_names_has_its_files_once(tmp_path: Path, entry: str, count: int) -> None:
+    """Else half of the slices would do. Links that match themselves count by their names, as `latest` does."""
+    base = a_job(tmp_path, expect=[{"path": entry, "count": count}])
+    work = base / "work"
+    for name in ("scan/1", "scan/2", "scan/3", "dark/1"):
+        make("file", work / f"{name}.tiff")
+    (work / "latest").symlink_to("scan")
+    assert checked(tmp_path) == []
+    (work / "scan/3.tiff").unlink()
+    if not entry.endswith("/"):
+        assert checked(tmp_path) == [f"{count - 1} of {count} match {entry}"]
+
+
 def test_a_count_has_no_upper_limit(tmp_path: Path) -> None:
     base = a_job(tmp_path, expect={"*.tiff": 2160})
     for number in range(2159):

@@ -27,9 +27,10 @@ from prefect_psik import (
     run_transfer,
     transfer_local,
 )
-from prefect_psik.transfer_file import PART, Changed, IrregularFile, copy_file, open_file, shown
+from prefect_psik.transfer_file import PART, Changed, IrregularFile, copy_file, open_file
 from prefect_psik.transfer_local import LocalCarrier
 from prefect_psik.transfer_models import Order, TransferStatus
+from prefect_psik.transfer_runs import list_below
 
 OLD = time.time() - 1000
 
@@ -505,7 +506,6 @@ def test_a_name_that_is_no_text_is_copied_and_can_be_told(ends: tuple[Path, Path
     assert (away / "d" / name).read_text() == "x"
     assert TransferResult.model_validate_json(found.model_dump_json()) == found
     assert found.left_out[0].paths == [f"{home}/d/scan\\xe9\\n.h5link"]
-    assert shown("é") == "é"
 
 
 def test_only_our_own_parts_are_taken_for_parts(ends: tuple[Path, Path]) -> None:
@@ -565,3 +565,19 @@ async def test_what_is_too_much_to_keep_is_not_known_again(
     task_id, _ = await asyncio.to_thread(_carry_out, carrier, home / "d", away / "d")
     assert await carrier.arrival(task_id) is None
     assert not await carrier.holds(task_id, {str(away / "d" / "file"): 11, str(away / "d" / "more"): 4})
+
+
+@pytest.mark.parametrize("base", ["", "/", "//"])
+@pytest.mark.parametrize("path", ["rec", "rec/", "./rec", "rec//.", "", ".", "rec/sub", "rec/1"])
+def test_paths_of_a_list_are_below_the_base_path_however_they_are_spelled(
+    tmp_path: Path, base: str, path: str
+) -> None:
+    (tmp_path / "rec/sub").mkdir(parents=True)
+    for name in ("1", "sub/rec"):
+        (tmp_path / "rec" / name).write_text("x")
+    collection = GlobusCollection(base_path=f"{tmp_path}{base}")
+    listed = asyncio.run(list_below(LocalCarrier(), collection, collection.path(path), recursive=True))
+    everything = ["rec", "rec/1", "rec/sub", "rec/sub/rec"]
+    top = os.path.normpath(path or ".")
+    below = [name for name in everything if top == "." or name.startswith(f"{top}/")]
+    assert [entry.path for entry in listed] == (below or [top])

@@ -179,6 +179,15 @@ async def test_where_files_go_is_compared_and_not_where_they_came_from(labels: d
     assert await _submit(service, SECOND, order) == ("task 1", True)
 
 
+async def test_copies_that_a_prune_made_are_no_data(labels: dict[str, dict[str, Any]]) -> None:
+    """They exist while it lasts, beside the files of its check, and no transfer takes them along."""
+    service = Service(here={"a": 1, "b/.prefect-psik-prune-check-1/b/c": 5, "b/c": 2}, there={"a": 1, "b/c": 2})
+    await _submit(service, FIRST)
+    assert await _submit(service, SECOND) == ("task 0", False)
+    service.here["b/d"] = 5
+    assert await _submit(service, SECOND) == ("task 1", True)
+
+
 async def test_how_a_copy_ended_is_kept_for_the_process_after_this_one(labels: dict[str, dict[str, Any]]) -> None:
     service = Service(ended=Arrival(status=DONE, names="YWJj"))
     await _submit(service, FIRST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import shutil
@@ -209,12 +210,25 @@ class Worker:
         recursive = item.get("recursive")
         if recursive is not None and recursive != found[0]:
             raise Ended("INVALID_PATH_TYPE", f"{item['source_path']} is {'a' if found[0] else 'no'} directory")
-        pairs = _files(source, destination) if found[0] else iter([(source, destination)])
+        rules = job.body.get("filter_rules") or []
+        pairs = _below(source, destination, rules) if found[0] else iter([(source, destination)])
         for origin, target in pairs:
+            if origin.is_dir():
+                self._persist(
+                    job.destination.name + job.destination.path(target), partial(self._directory, target)
+                )
+                continue
             job.files += 1
             # Both ends are looked at: what is away or forbidden at either holds the file up.
             self._persist(job.destination.name + job.destination.path(target), lambda: None)
             self._persist(job.source.name + job.source.path(origin), partial(self._one, origin, target))
+
+    def _directory(self, target: Path) -> None:
+        assert self._job.destination is not None
+        if not target.is_dir():
+            if not self._job.destination.writable:
+                raise PermissionError(target)
+            self._job.destination.make_directory(target)
 
     def _one(self, source: Path, target: Path) -> None:
         job = self._job
@@ -267,14 +281,28 @@ class _Fault(Exception):
     """A fault that was ordered, or found."""
 
 
-def _files(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the files of a directory tree beside where they go; links are left out."""
+def _below(source: Path, target: Path, rules: list[Json]) -> Iterator[tuple[Path, Path]]:
+    """Yield a directory tree, each directory before what it holds, beside where it goes; links are left out."""
+    yield source, target
     with os.scandir(source) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(source / entry.name, target / entry.name)
-            elif entry.is_file(follow_symlinks=False):
+            is_directory = entry.is_dir(follow_symlinks=False)
+            if not is_directory and not entry.is_file(follow_symlinks=False):
+                continue
+            if _is_excluded(entry.name, "dir" if is_directory else "file", rules):
+                continue
+            if is_directory:
+                yield from _below(source / entry.name, target / entry.name, rules)
+            else:
                 yield source / entry.name, target / entry.name
+
+
+def _is_excluded(name: str, kind: str, rules: list[Json]) -> bool:
+    """Apply the first filter rule that matches; without one an entry is included."""
+    for rule in rules:
+        if rule.get("type") in (None, kind) and fnmatch.fnmatchcase(name, rule["name"]):
+            return bool(rule["method"] == "exclude")
+    return False
 
 
 def _differs(source: Path, target: Path, level: int) -> bool:
