@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from prefect_psik.admission import Ticket, line_of
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.exceptions import (
     ERRORS,
@@ -66,6 +67,7 @@ async def submit(
     rerun: bool,
     owner: dict[str, Any],
     again: Again | None = None,
+    ticket: Ticket | None = None,
 ) -> Submitted:
     """Create or get a job; a failed or canceled one runs again for a newer attempt.
 
@@ -77,23 +79,25 @@ async def submit(
         rerun: Whether a newer attempt runs a failed or canceled job again.
         owner: Who submits.
         again: The run that failed within this attempt, and what the next one asks for.
+        ticket: Of the waiter, where the queue may be full.
 
     Raises:
         KeyConflict: The key stands for another job; shows the difference.
         SubmitRejected: The facility refused.
     """
     job = block.submission(spec, identity, owner, asked=again.asked if again else None)
+    job |= line_of(job)
     if again is not None:
         job |= {"rerun_after": again.after, "attempt": [*identity.attempt, again.number]}
     try:
-        answer = await channel.submit(job)
+        answer = await channel.submit(job, ticket)
         handle = _handle(answer, block, job, identity)
         if again is not None:
             return Submitted(handle, bool(answer["created"]), plain_values(answer.get("warnings", [])))
         if not answer["created"] and rerun and identity.attempt > answer["attempt"]:
             status = await channel.judged(answer["facts"], handle)
             if status.state in (JobState.failed, JobState.canceled):
-                answer = await channel.submit(job | {"rerun_after": handle.jobndx})
+                answer = await channel.submit(job | {"rerun_after": handle.jobndx}, ticket)
                 handle = _handle(answer, block, job, identity)
     except KeyConflict as err:
         raise _conflict(err, spec, identity) from None

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
+from prefect_psik.admission import Admission, Ticket
 from prefect_psik.batches import REPEAT_SECONDS, Batcher, is_transient
 from prefect_psik.exceptions import FacilityTimeout, PrefectPsikError
 from prefect_psik.models import JobHandle, JobStatus
@@ -45,10 +46,11 @@ class Channel:
             Batcher(transport, partial(self.call, operation))
             for operation in ("submit", "cancel", "check", "fetch", "usage")
         )
+        self._admission = Admission(self._submits.add)
 
-    async def submit(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Create or get one job; see `remote.submit`."""
-        return await self._submits.add(job)
+    async def submit(self, job: dict[str, Any], ticket: Ticket | None = None) -> dict[str, Any]:
+        """Create or get one job, as soon as the queue has a place for it; see `remote.submit`."""
+        return await self._admission.submit(job, ticket or Ticket())
 
     async def cancel(self, handle: JobHandle, owner: dict[str, Any]) -> JobStatus:
         """Cancel one job and return what became of it."""

@@ -36,7 +36,7 @@ PASSING = (
 class Trouble(Exception):
     """Something that the caller must know, as a sentence.
 
-    `kind` is one of: payload, setup, spec, rejected, conflict, busy, missing.
+    `kind` is one of: payload, setup, spec, rejected, full, conflict, busy, missing.
     """
 
     def __init__(self, kind: str, message: str, **details: Any) -> None:

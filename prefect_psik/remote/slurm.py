@@ -200,6 +200,17 @@ def _find_in_slurm(base: str, since: float) -> str | None:
     )
 
 
+def _submit_limit_is_zero(account: str | None, qos: str | None) -> bool:
+    """Whether this user may not have a single job in the queue; False where Slurm does not show its limits."""
+    which = [f"users={_user()}"]
+    which += [f"accounts={account}"] if account else []
+    which += [f"qos={qos}", "flags=assoc,qos"] if qos else ["flags=assoc"]
+    ok, text = _slurm("scontrol", "-o", "show", "assoc_mgr", *which)
+    lines = text.splitlines() if ok else []
+    ours = [line for line in lines if account or "Account=" not in line or " DefAssoc=Yes " in line]
+    return any(re.search(r"SubmitJobs\w*=0\(", line) for line in ours)
+
+
 def _slurm_message_seconds() -> float:
     """Slurm's MessageTimeout, after which nobody may still carry out a request."""
     ok, text = _slurm("scontrol", "show", "config")

@@ -13,10 +13,24 @@ from prefect_psik.exceptions import (
     SpecError,
     SubmitRejected,
 )
+from prefect_psik.plain_text import plain
 
 #: Globus Compute takes 10 MB each way; we stay well below, for the envelope and its encoding.
 MAX_CALL_BYTES = 5_000_000
 CALL_SECONDS = 60.0
+
+
+class QueueFull(SubmitRejected):
+    """The queue takes no more jobs of this account for now; whoever submits waits for a place.
+
+    Args:
+        message: What sbatch said.
+        limit: The limit that is reached, as Slurm calls it.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False, limit: str = "") -> None:
+        super().__init__(message, transient=transient)
+        self.limit = limit
 
 
 class Transport(Protocol):
@@ -83,6 +97,8 @@ def error_from(answer: dict[str, Any], place: str) -> PrefectPsikError:
             return SpecError(text)
         case "rejected":
             return SubmitRejected(text)
+        case "full":
+            return QueueFull(text, limit=plain(str(answer.get("limit", ""))))
         case "conflict":
             return KeyConflict(text, stored=answer.get("canonical", ""))
         case "payload":
