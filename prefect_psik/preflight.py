@@ -17,6 +17,8 @@ from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import Check, PreflightReport, Verdict
 from prefect_psik.plain_text import plain, plain_values
 from prefect_psik.remote import letter
+from prefect_psik.reservations import held_by
+from prefect_psik.sbatch import long_name
 from prefect_psik.session import Channel
 
 PSIK_OLDEST = (3, 1, 1)
@@ -53,7 +55,11 @@ async def preflight(channel: Channel, block: PsikBackend, spec: JobSpec | None =
             if "error" in answer:
                 checks.append(_check("call", Verdict.failed, plain(answer["error"]["message"])))
             else:
-                checks += judge_preflight(answer, duration=payload["duration"], nodes=payload["nodes"])
+                options = {long_name(name): value for name, value in payload["spec"]["attributes"].items()}
+                asked = {"required": options.get("--nodelist", ""), "excluded": options.get("--exclude", "")}
+                checks += judge_preflight(
+                    answer, duration=payload["duration"], nodes=payload["nodes"], asked=asked
+                )
     except SpecError as err:
         checks.append(_check("directives", Verdict.failed, str(err)))
     except FacilityError as err:
@@ -90,13 +96,16 @@ def failure_of(report: PreflightReport) -> PreflightFailed | None:
     )
 
 
-def judge_preflight(facts: Mapping[str, Any], *, duration: int, nodes: int) -> list[Check]:
+def judge_preflight(
+    facts: Mapping[str, Any], *, duration: int, nodes: int, asked: Mapping[str, str] | None = None
+) -> list[Check]:
     """Judge what the facility said.
 
     Args:
         facts: As `remote.preflight` gathers them.
         duration: Requested walltime, minutes.
         nodes: Requested number of nodes.
+        asked: Nodes that are `required` or `excluded` by the job's options.
     """
     facts = plain_values(dict(facts))
     checks = [
@@ -112,6 +121,7 @@ def judge_preflight(facts: Mapping[str, Any], *, duration: int, nodes: int) -> l
         checks.append(_psik_python(facts["psik_python"]))
     if "slurm" in facts:
         checks += _slurm(facts["slurm"], duration, nodes)
+        checks += _maintenance(facts["slurm"], duration, nodes, asked or {}, float(facts.get("now", 0.0)))
     return checks
 
 
@@ -292,6 +302,18 @@ def _queue(partition: Mapping[str, str] | None, duration: int, nodes: int) -> Ch
         )
     limit = f" of at most {longest} min" if longest is not None else ""
     return _check("queue", Verdict.ok, f"The partition {name} is up and takes jobs{limit}.")
+
+
+def _maintenance(
+    facts: Mapping[str, Any], duration: int, nodes: int, asked: Mapping[str, str], now: float
+) -> Iterator[Check]:
+    """A row on a reservation for which the job would wait, if there is one."""
+    partition = facts.get("partition")
+    if partition is None or "held" not in facts:
+        return
+    job = {"partition": partition["PartitionName"], "nodes": str(nodes), **asked}
+    if text := held_by({**facts["held"], **job}, duration * 60, now):
+        yield _check("maintenance", Verdict.warning, f"The job would wait: {text}.")
 
 
 def _test(test: Mapping[str, Any] | None) -> Check:

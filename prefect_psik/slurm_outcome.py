@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.models import JobHandle, JobState, JobStatus
+from prefect_psik.reservations import held_by
 
 #: How long psik's last line may take to be seen on the login node after Slurm calls the job ended.
 SHARED_FILE_SYSTEM_SECONDS = 60.0
@@ -139,10 +141,21 @@ def pending(facts: Mapping[str, Any]) -> Pending | None:
     row = row_of(facts)
     if row is None or row.state != "PENDING" or row.reason in ("", "None"):
         return None
+    if text := _held(facts, row.reason):
+        return Pending(f"{row.reason}: {text}", False)
     for words, hint, stuck in _PENDING:
         if re.search(words, row.reason):
             return Pending(f"{row.reason}: {hint}", stuck)
     return Pending(row.reason, False)
+
+
+def _held(facts: Mapping[str, Any], reason: str) -> str | None:
+    """Which reservation a job waits for, in words."""
+    held = facts.get("held")
+    if not isinstance(held, Mapping) or not re.search("ReqNodeNotAvail|reserved", reason, re.IGNORECASE):
+        return None
+    limit = _seconds(str(held.get("limit")))
+    return held_by(held, math.inf if limit is None else limit, float(facts.get("now", 0.0)), reason)
 
 
 def slurm_end(facts: Mapping[str, Any]) -> float | None:

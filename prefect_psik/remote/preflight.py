@@ -17,7 +17,7 @@ from typing import Any
 from prefect_psik.remote.files import _lock_file, _try_lock, _user, _write
 from prefect_psik.remote.payload import LETTER, PROTOCOL, Trouble, _prefix, _writable_prefix
 from prefect_psik.remote.site import _check_backend, _check_prefix, _site_rules
-from prefect_psik.remote.slurm import _slurm
+from prefect_psik.remote.slurm import _reservations, _slurm
 
 #: Written and removed again: a quota shows in bytes, not in an empty file.
 PROBE_BYTES = 256 * 1024
@@ -127,6 +127,7 @@ def _look_at_slurm(backend: dict[str, Any], spec: dict[str, Any], has_psik: bool
     ok, text = _slurm("sacct", "-n", "-X", "-j", "999999999")
     facts["accounting"] = {"ok": ok, "text": "" if ok else text}
     facts["partition"] = _partition(backend.get("queue_name"))
+    facts["held"] = _reservations()
     if has_psik:
         facts["test"] = _test_only(backend, spec)
     return facts
