@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from prefect_psik.batches import MAX_JOBS_PER_CALL, is_transient
 from prefect_psik.exceptions import PrefectPsikError, RemoteCodeError
-from prefect_psik.sbatch import long_name
+from prefect_psik.sbatch import read_arguments
 from prefect_psik.transport.base import QueueFull
 from prefect_psik.watches import Subscription
 
@@ -43,7 +43,7 @@ def line_of(job: dict[str, Any]) -> dict[str, Line]:
     backend = job["backend"]
     if backend["type"] != "slurm":
         return {}
-    given = {long_name(option): str(value) for option, value in job["spec"]["attributes"].items()}
+    given = read_arguments(job["spec"]["attributes"])
     account = given.get("--account") or backend["project_name"]
     return {"line": Line(account, given.get("--qos"), given.get("--partition") or backend["queue_name"])}
 

@@ -18,7 +18,7 @@ from prefect_psik.models import Check, PreflightReport, Verdict
 from prefect_psik.plain_text import plain, plain_values
 from prefect_psik.remote import letter
 from prefect_psik.reservations import held_by
-from prefect_psik.sbatch import long_name
+from prefect_psik.sbatch import read_arguments
 from prefect_psik.session import Channel
 
 PSIK_OLDEST = (3, 1, 1)
@@ -55,7 +55,7 @@ async def preflight(channel: Channel, block: PsikBackend, spec: JobSpec | None =
             if "error" in answer:
                 checks.append(_check("call", Verdict.failed, plain(answer["error"]["message"])))
             else:
-                options = {long_name(name): value for name, value in payload["spec"]["attributes"].items()}
+                options = read_arguments(payload["spec"]["attributes"])
                 asked = {"required": options.get("--nodelist", ""), "excluded": options.get("--exclude", "")}
                 checks += judge_preflight(
                     answer, duration=payload["duration"], nodes=payload["nodes"], asked=asked

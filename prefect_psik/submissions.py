@@ -82,7 +82,9 @@ class Submission:
     @property
     def place(self) -> str:
         """Where, as a person would say it."""
-        return f"backend {self.block.document_name}" if self.block.document_name else self.block.endpoint
+        block = self.block
+        named = {"endpoint_id": block.endpoint_id, "backend": block.document_name}
+        return JobHandle(prefix=block.prefix, stamp=self.identity.stamp, key=self.identity.key, **named).place
 
     def begin(self, again: Again | None) -> Sending:
         """Start it on the session's loop."""

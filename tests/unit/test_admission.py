@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from prefect_psik import admission
+from prefect_psik import BackendAttributes, JobSpec, PsikBackend, admission
 from prefect_psik.admission import Admission, Line, Ticket, Waiting, line_of
 from prefect_psik.exceptions import FacilityError, FlowRunCancelling, PrefectPsikError, SubmitRejected
+from prefect_psik.identity import Identity
 from prefect_psik.transport.base import QueueFull, error_from
 
 LINE = Line("proj", None, "debug")
@@ -200,15 +201,18 @@ async def test_a_refusal_ends_its_own_wait_only() -> None:
 
 
 def test_the_line_is_what_sbatch_is_given() -> None:
-    def of(attributes: dict[str, str], **backend: str | None) -> Any:
+    def of(script: str = "true", options: dict[str, str] | None = None, **backend: str | None) -> Any:
         given = {"type": "slurm", "project_name": "proj", "queue_name": "debug", **backend}
-        return line_of({"backend": given, "spec": {"attributes": attributes}}).get("line")
+        block = PsikBackend(attributes=BackendAttributes.model_validate(given))
+        spec = JobSpec(name="n", script=f"#!/bin/bash\n{script}\n", attributes=options or {})
+        return line_of(block.submission(spec, Identity(key="k", stamp="1", attempt=[1]), {})).get("line")
 
-    assert of({}) == LINE
-    assert of({"-A": "other", "--qos": "few", "-p": "gpu"}) == Line("other", "few", "gpu")
-    assert str(of({"-q": "few"})) == "account proj with quality of service few"
-    assert str(of({}, project_name=None)) == "the default account"
-    assert of({}, type="local") is None
+    assert of() == LINE
+    assert of(options={"--qos": "few"}) == Line("proj", "few", "debug")
+    assert str(of(options={"-q": "few"})) == "account proj with quality of service few"
+    assert of("#SBATCH -A other --qos=few\n#SBATCH -p gpu") == Line("other", "few", "gpu")
+    assert str(of(project_name=None)) == "the default account"
+    assert of(type="local") is None
 
 
 def test_the_facilitys_answer_becomes_the_error_that_waits() -> None:
