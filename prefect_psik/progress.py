@@ -20,6 +20,7 @@ from prefect.logging import get_run_logger
 
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus, PreflightReport, Verdict
 from prefect_psik.plain_text import code_block, markdown, plain, plain_values
+from prefect_psik.reservations import lasting
 from prefect_psik.watches import Update
 
 _LINE_LIMIT = 500
@@ -80,11 +81,12 @@ class Reporter:
                 self.logger.info("%s %s | %s", name, stream, plain(line[:_LINE_LIMIT]), extra=extra)
 
     def _tell_state(self, status: JobStatus) -> None:
-        if status.state == self._state and status.reason == self._reason:
+        reason = lasting(status.reason or "")
+        if status.state == self._state and reason == self._reason:
             return
-        self._state, self._reason = status.state, status.reason
+        self._state, self._reason = status.state, reason
         why = f" ({status.reason})" if status.reason else ""
-        if status.reason and status.started is None and status.reason not in self.waits:
+        if status.reason and status.started is None and not status.state.is_final:
             self.waits.append(status.reason)
         if status.stuck:
             self.logger.warning("%s will not start by itself%s", self.handle, why)

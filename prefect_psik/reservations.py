@@ -144,6 +144,11 @@ def _numbers(text: str) -> list[str]:
     return numbers
 
 
+def lasting(reason: str) -> str:
+    """A reason without what changes with the time alone: how short the job would have to be."""
+    return re.sub(r"; with a duration of at most .+? it could start now", "", reason)
+
+
 def in_hours(minutes: int) -> str:
     """A duration as a person reads it: 45 min, 5 h 10 min, 2 days 3 h."""
     days, minutes = divmod(minutes, 24 * 60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_psik.models import JobHandle
+from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
 from prefect_psik.outcome import judge
+from prefect_psik.progress import Reporter, job_card
 from prefect_psik.reservations import expand, held_by, in_hours, read_reservations
+from prefect_psik.watches import Update
 
 NOW = 1_795_803_000
 HOUR = 3600
@@ -191,6 +194,22 @@ def test_the_wait_says_so_in_slurms_words_first(slurms: str) -> None:
     assert reason is not None
     assert reason.startswith(f"{slurms}: does not fit before the maintenance of ")
     assert reason.endswith("; with a duration of at most 5 h 10 min it could start now")
+
+
+def test_the_wait_is_logged_once_and_stands_on_the_card(caplog: pytest.LogCaptureFixture) -> None:
+    handle = JobHandle(prefix="/p", stamp="1", key="k", native_id="7", type="slurm", name="recon")
+    reporter = Reporter(handle, ["a place in the queue of account proj (AssocMaxSubmitJobLimit), for 9.0 s"])
+    caplog.set_level(logging.INFO, logger="prefect_psik")
+    for minutes in ("5 h 10 min", "5 h 9 min", "5 h"):
+        text = f"{BY_MAINTENANCE}: does not fit before the maintenance of 1 Dec 08:00 CET"
+        reason = f"{text}; with a duration of at most {minutes} it could start now"
+        reporter.tell(Update(status=JobStatus(handle=handle, state=JobState.queued, reason=reason)))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert said[0].endswith("with a duration of at most 5 h 10 min it could start now)")
+    card = job_card(JobResult(handle=handle, state=JobState.completed), reporter.waits)
+    assert "| waited for | a place in the queue of account proj (AssocMaxSubmitJobLimit), for 9.0 s; Req" in card
+    assert "maintenance of 1 Dec 08:00 CET" in card
 
 
 def test_other_waits_say_nothing_of_it() -> None:
