@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from prefect_psik.admission import line_of
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.directives import Note
 from prefect_psik.exceptions import FacilityError, PreflightFailed, SpecError
@@ -81,6 +82,7 @@ def preflight_payload(block: PsikBackend, spec: JobSpec) -> dict[str, Any]:
         "prefix": block.prefix,
         "backend": job["backend"],
         "spec": job["spec"],
+        **line_of(job),
         "duration": job["asked"]["duration"],
         "nodes": resources.get("node_count") or 1,
     }
@@ -320,6 +322,9 @@ def _test(test: Mapping[str, Any] | None) -> Check:
     if test is None or test["ok"] is None:
         why = test["text"] if test else "psik is not there"
         return _check("resources", Verdict.warning, f"sbatch was not asked about the job: {why}.")
+    if test.get("full"):
+        text = f"The queue takes no more jobs for now ({test['full']}): a submission waits for a place."
+        return _check("resources", Verdict.warning, text)
     text = re.sub(r"start at (\d{9,})", _as_time, test["text"].rstrip("."))
     if test["ok"]:
         return _check("resources", Verdict.ok, f"sbatch would take the job: {text}.")

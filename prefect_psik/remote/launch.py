@@ -165,8 +165,7 @@ def _no_place(limit: str, text: str) -> Trouble:
 
 def _is_closed(job: dict[str, Any]) -> bool:
     """Whether the limit on jobs in the queue is 0, so that no end of another job makes a place."""
-    account, qos, _ = job.get("line") or (None, None, None)
-    return _submit_limit_is_zero(account, qos)
+    return _submit_limit_is_zero(*(job.get("line") or (None, None))[:2])
 
 
 def _refusal(text: str, limit: str | None) -> Trouble:

@@ -93,6 +93,14 @@ def _left_out() -> list[str]:
     ]
 
 
+def _submit_limit(text: str) -> str | None:
+    """The limit on the number of jobs that sbatch names in what it says of a refusal; None: it is another refusal."""
+    if OVER_A_LIMIT not in text:
+        return None
+    lines = [_VOICE.sub("", line).strip() for line in text.splitlines() if _VOICE.match(line)]
+    return next((line for line in lines if SUBMIT_LIMIT.fullmatch(line)), None)
+
+
 class _Heard:
     """What sbatch said on stderr, and how it ended."""
 
@@ -108,10 +116,7 @@ class _Heard:
     @property
     def submit_limit(self) -> str | None:
         """The limit on the number of jobs in the queue that this one would exceed, as Slurm calls it."""
-        if not self.refused or OVER_A_LIMIT not in self.text:
-            return None
-        lines = [_VOICE.sub("", line).strip() for line in self.text.splitlines() if _VOICE.match(line)]
-        return next((line for line in lines if SUBMIT_LIMIT.fullmatch(line)), None)
+        return _submit_limit(self.text) if self.refused else None
 
     @property
     def is_usage(self) -> bool:

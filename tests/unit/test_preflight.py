@@ -69,6 +69,13 @@ def test_a_maintenance_ahead_is_a_warning(duration: int, waits: bool) -> None:
         )
 
 
+def test_a_full_queue_is_a_warning_since_a_submission_waits() -> None:
+    test = {"ok": False, "text": "AssocMaxSubmitJobLimit Job violates", "full": "AssocMaxSubmitJobLimit"}
+    verdict, message = verdicts(changed("slurm.test", test))["resources"]
+    assert (verdict, message.startswith("The queue takes no more jobs for now (")) == (Verdict.warning, True)
+    assert verdicts(changed("slurm.test", {**test, "full": None}))["resources"][0] is Verdict.failed
+
+
 def test_all_is_well() -> None:
     found = verdicts(GOOD)
     assert {verdict for verdict, _ in found.values()} == {Verdict.ok}
