@@ -94,7 +94,7 @@ def _left_out() -> list[str]:
 
 
 def _submit_limit(text: str) -> str | None:
-    """The limit on the number of jobs that sbatch names in what it says of a refusal; None: it is another refusal."""
+    """The limit on the number of jobs that sbatch names in its refusal; None: it refuses for another reason."""
     if OVER_A_LIMIT not in text:
         return None
     lines = [_VOICE.sub("", line).strip() for line in text.splitlines() if _VOICE.match(line)]
