@@ -79,7 +79,7 @@ def test_of_several_the_first_in_the_way_counts() -> None:
         ("", {}),
     ],
 )
-def test_a_maintenance_of_other_nodes_is_not_in_the_way(nodes: str, job: dict[str, str]) -> None:
+def test_a_maintenance_of_other_nodes_is_not_in_the_way(nodes: str, job: dict[str, Any]) -> None:
     assert said(line("m", AHEAD, 12, nodes), **job) is None
 
 

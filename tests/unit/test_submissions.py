@@ -159,7 +159,7 @@ def test_a_job_that_comes_of_an_interrupted_submission_is_canceled(
 ) -> None:
     cancelling.add("root")
 
-    def interrupted(future: Future[Submitted]) -> Submitted:
+    def interrupted(future: Future[object], within: float | None = None) -> Submitted:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(submissions, "result", interrupted)
@@ -218,7 +218,7 @@ async def test_a_full_queue_is_waited_for_and_told_once(full: Facility, caplog: 
     assert handle.stamp == "123"
     assert waits(caplog) == 1
     assert wait.seconds > 0.4
-    assert wait.notes[0].startswith("a place in the queue of account proj (AssocMaxSubmitJobLimit), for 0.")
+    assert wait.notes[0].startswith("a place in the queue of account proj (AssocMaxSubmitJobLimit), for ")
 
 
 def test_the_limit_of_the_queue_ends_the_wait_for_a_place(full: Facility) -> None:
