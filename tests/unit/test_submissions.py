@@ -185,6 +185,7 @@ async def test_a_job_that_comes_of_a_cancelled_task_is_canceled(place: Facility,
 def full(place: Facility, monkeypatch: pytest.MonkeyPatch) -> Facility:
     """A facility whose queue takes no jobs until `place.end` says so."""
     monkeypatch.setattr(admission, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(cancellation, "watch", lambda wait: None)  # no server is asked here
     real = place._submit
 
     def submit(job: dict[str, Any]) -> dict[str, Any]:
