@@ -122,7 +122,8 @@ class Submission:
         )
         if self.on_cancel == "cancel":
             cancellation.note_job(channel, submitted.handle, self.flow_runs)
-            if isinstance(ticket.left, FlowRunCancelling):  # it got a place at the last moment
+            ours = submitted.created or self.identity.is_own
+            if ours and isinstance(ticket.left, FlowRunCancelling):  # it got a place at the last moment
                 await channel.cancel(submitted.handle, owner)
         return submitted
 
