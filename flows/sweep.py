@@ -1,4 +1,4 @@
-"""Sweep: one job for each row of a table of parameters, a few in the queue at a time, restartable.
+"""Sweep: one job for each row of a table of parameters, as many at a time as the queue takes, restartable.
 
 Each value of a row is a variable of the job's script. The key of a row's job is made of the sweep's name and of
 the row, so a sweep that runs again under its name finds the rows that are done and waits for those that run.
@@ -43,7 +43,7 @@ async def sweep(
     script: Path = EXAMPLE,
     backend: str | None = None,
     resources: ResourceSpec = ResourceSpec(duration=10, exclusive_node_use=False),  # noqa: B008 - a default of the form
-    at_once: Annotated[int, Field(ge=1)] = 10,
+    at_once: Annotated[int | None, Field(ge=1)] = None,
     tries: Annotated[int, Field(ge=1, le=9)] = 1,
     patience: timedelta | None = None,
 ) -> list[Row]:
@@ -55,7 +55,8 @@ async def sweep(
         script: The script, on this machine. It writes its result, a mapping, into `result.json`.
         backend: Name of a `psik-backend` block. Empty: this machine, without Globus or Slurm.
         resources: What one row's job asks for.
-        at_once: How many jobs may be in the queue or running at the same time.
+        at_once: How many jobs may be in the queue or running at the same time. Empty: as many as the facility
+            takes; the others wait for a place in its queue.
         tries: How many jobs a row may have. A new run with a higher number runs failed rows again.
         patience: Longest time of a job in the queue; then it is canceled. Empty: no limit.
 
@@ -67,7 +68,7 @@ async def sweep(
         raise ValueError(f"The table of the sweep {name} has no rows. Give at least one.")
     where = await PsikBackend.aload(backend) if backend else PsikBackend()
     limits = WaitLimits(queue=patience, on_limit="cancel")
-    room = asyncio.Semaphore(at_once)
+    room = asyncio.Semaphore(at_once or len(rows))
 
     async def one(row: Row) -> Row:
         job = JobSpec.from_script(

@@ -9,6 +9,7 @@ from pydantic import Field, PlainValidator, model_validator
 from prefect_psik.arrival import Answer, Count, Partial, Refusal, Run, Text, Time, Word
 from prefect_psik.models import JobState
 from prefect_psik.plain_text import plain
+from prefect_psik.reservations import Held
 
 Stream = Literal["stdout", "stderr", "console"]
 
@@ -96,6 +97,7 @@ class Facts(Partial):
     squeue: Row | None = None
     squeue_time: Time = 0.0
     squeue_error: Text | None = None
+    held: Held | None = None
     sacct: Row | None = None
     sacct_error: Text | None = None
     accounting: Literal["none", "unasked", "silent", "answers"] | None = None

@@ -71,11 +71,25 @@ class Refusal(Answer):
     kind: Text
     message: Text
     canonical: Text = ""
+    limit: Text = ""
     traceback: Text = ""
 
 
 class NotOurs(FacilitySetupError):
     """Something at the facility belongs to others, and is not used: a wait ends with it."""
+
+
+class QueueFull(SubmitRejected):
+    """The queue takes no more jobs of this account for now; whoever submits waits for a place.
+
+    Args:
+        message: What sbatch said.
+        limit: The limit that is reached, as Slurm calls it.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False, limit: str = "") -> None:
+        super().__init__(message, transient=transient)
+        self.limit = limit
 
 
 A = TypeVar("A", bound=Answer)
@@ -140,6 +154,8 @@ def error_from(refusal: Refusal, place: str) -> PrefectPsikError:
             return SpecError(text)
         case "rejected":
             return SubmitRejected(text)
+        case "full":
+            return QueueFull(text, limit=refusal.limit)
         case "conflict":
             return KeyConflict(text, stored=refusal.canonical)
         case "payload":

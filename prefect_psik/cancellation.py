@@ -144,10 +144,11 @@ def _run_of(handle: JobHandle) -> tuple[str, int]:
 async def end_wait(beginning: Future[W]) -> None:
     """The opposite of `begin_wait` and `watch`, which may not have come to its end yet."""
     wait: W = await asyncio.wrap_future(beginning)
-    _forget(wait)
+    unwatch(wait)
 
 
-def _forget(wait: Watched) -> None:
+def unwatch(wait: Watched) -> None:
+    """The opposite of `watch`; again does no harm. On the session's loop only."""
     wait.leave()
     waits = _waits.get(wait.flow_runs, [])
     if wait in waits:
@@ -209,7 +210,7 @@ async def _watch(flow_runs: tuple[str, ...]) -> None:
             await _end_unsupervised(flow_runs[0], left)
             for wait in waits:
                 wait.tell(_told(wait, left))
-                _forget(wait)
+                unwatch(wait)
         await asyncio.sleep(WATCH_SECONDS)
 
 

@@ -18,6 +18,7 @@ from prefect_psik.exceptions import FailureCause, SpecError
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.limits import WaitLimits
 from prefect_psik.models import JobHandle, JobResult, JobStatus, PreflightReport
+from prefect_psik.place_waits import PlaceWait
 from prefect_psik.preflight import unusable
 from prefect_psik.progress import atell_preflight, tell_preflight
 from prefect_psik.resolve import (
@@ -54,11 +55,13 @@ def submit_job(
     key: str | None = None,
     rerun: Rerun = "on_retry",
     on_cancel: OnCancel = "cancel",
+    limits: WaitLimits | None = None,
 ) -> JobHandle:
-    """Submit a job once, and return at once.
+    """Submit a job once, and return as soon as it is in the queue.
 
     A normal return means that the job is recorded at the facility and handed to its scheduler. A task
-    retry, a flow retry or a second process with the same key gets the same job back.
+    retry, a flow retry or a second process with the same key gets the same job back. Where a limit on the number
+    of jobs in the queue is reached (Slurm's MaxSubmitJobs), it waits for a place.
 
     Args:
         backend: A `psik-backend` block or its name; None: the one that the spec names.
@@ -68,6 +71,8 @@ def submit_job(
         rerun: `on_retry`: a retry of the task or flow runs a failed or canceled job again, as the next
             run of the same job. `never`: it gets that job back.
         on_cancel: `leave`: the hook `cancel_psik_jobs` of the flow run leaves it alone.
+        limits: How long to wait for a place in a full queue (`queue`), and without an answer meanwhile
+            (`trouble`); None: for ever.
 
     Returns:
         The handle by which the job is found again, from any process.
@@ -78,12 +83,15 @@ def submit_job(
         BackendClosed: The block does not accept jobs.
         KeyConflict: The key stands for a job with another spec.
         SubmitRejected: The facility refused the job, with its words.
+        WaitLimitReached: A limit is reached while there is no place in the queue; nothing was submitted.
+        FlowRunCancelling: The flow run is being cancelled.
         FacilityError: Trouble on the way or there.
     """
     refuse_running_loop("asubmit_job")
     spec = resolve_spec(spec)
     block = load_backend(backend_name(backend, spec))
-    return submissions.submit(Submission.of(block, spec, key=key, rerun=rerun, on_cancel=on_cancel))
+    submission = Submission.of(block, spec, key=key, rerun=rerun, on_cancel=on_cancel)
+    return submissions.submit(submission, wait=PlaceWait(limits))
 
 
 @task(name="submit psik job", task_run_name=_submit_name, cache_policy=NO_CACHE)
@@ -94,11 +102,13 @@ async def asubmit_job(
     key: str | None = None,
     rerun: Rerun = "on_retry",
     on_cancel: OnCancel = "cancel",
+    limits: WaitLimits | None = None,
 ) -> JobHandle:
     """Async twin of `submit_job`."""
     spec = resolve_spec(spec)
     block = await aload_backend(backend_name(backend, spec))
-    return await submissions.asubmit(Submission.of(block, spec, key=key, rerun=rerun, on_cancel=on_cancel))
+    submission = Submission.of(block, spec, key=key, rerun=rerun, on_cancel=on_cancel)
+    return await submissions.asubmit(submission, wait=PlaceWait(limits))
 
 
 @task(name="wait for psik job", cache_policy=NO_CACHE)

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from prefect_psik.admission import Ticket, line_of
 from prefect_psik.answers import Facts, FetchAnswer, SubmitAnswer
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.exceptions import (
@@ -67,6 +68,7 @@ async def submit(
     rerun: bool,
     owner: dict[str, Any],
     again: Again | None = None,
+    ticket: Ticket | None = None,
 ) -> Submitted:
     """Create or get a job; a failed or canceled one runs again for a newer attempt.
 
@@ -78,16 +80,18 @@ async def submit(
         rerun: Whether a newer attempt runs a failed or canceled job again.
         owner: Who submits.
         again: The run that failed within this attempt, and what the next one asks for.
+        ticket: Of the waiter, where the queue may be full.
 
     Raises:
         KeyConflict: The key stands for another job; shows the difference.
         SubmitRejected: The facility refused.
     """
     job = block.submission(spec, identity, owner, asked=again.asked if again else None)
+    job |= line_of(job)
     if again is not None:
         job |= {"rerun_after": again.after, "attempt": [*identity.attempt, again.number]}
     try:
-        answer = await channel.submit(job)
+        answer = await channel.submit(job, ticket)
         handle = _handle(answer, block, job, identity)
         if again is not None:
             return Submitted(handle, answer.created, answer.warnings)
@@ -95,7 +99,7 @@ async def submit(
         if newer and isinstance(answer.facts, Facts):
             status = await channel.judged(answer.facts, handle)
             if status.state in (JobState.failed, JobState.canceled):
-                answer = await channel.submit(job | {"rerun_after": handle.jobndx})
+                answer = await channel.submit(job | {"rerun_after": handle.jobndx}, ticket)
                 handle = _handle(answer, block, job, identity)
     except KeyConflict as err:
         raise _conflict(err, spec, identity) from None

@@ -42,7 +42,9 @@ class WaitLimits(Single, BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     queue: Limit | None = Field(
-        default=None, description="Longest time in the queue, by the facility's clock: QueueLimitReached."
+        default=None,
+        description="Longest time in the queue, by the facility's clock, and before that for a place in it: "
+        "QueueLimitReached.",
     )
     run: Limit | None = Field(
         default=None, description="Longest time since its start, by the facility's clock: RunLimitReached."
@@ -60,16 +62,31 @@ class LimitWatch:
 
     Args:
         limits: Those that hold.
-        handle: Of the job, for the error.
+        handle: Of the job, for the error; None: it was not submitted yet.
         clock: Monotonic seconds; a test gives its own.
+        subject: The job and where it is, where there is no handle.
+        queued: What it does in the queue.
+        ahead: Seconds that it waited for a place in the queue before.
     """
 
-    def __init__(self, limits: WaitLimits, handle: JobHandle, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limits: WaitLimits,
+        handle: JobHandle | None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        subject: str = "",
+        queued: str = "has been in the queue",
+        ahead: float = 0.0,
+    ) -> None:
         self._limits = limits
         self._handle = handle
         self._clock = clock
+        self._subject = f"{str(handle)[0].upper()}{str(handle)[1:]} on {handle.place}" if handle else subject
+        self._queued = queued
+        self._ahead = ahead
         self._trouble: tuple[float, str] | None = None
-        self._phase: tuple[str, float] = ("queue", clock())
+        self._phase: tuple[str, float] = ("queue", clock() - ahead)
 
     def note(self, update: Update) -> None:
         """Take an update into account."""
@@ -83,7 +100,8 @@ class LimitWatch:
         active = update.status.state is JobState.active
         phase, since = ("run", update.status.started) if active else ("queue", update.status.submitted)
         if since is not None and update.now is not None:
-            self._phase = (phase, now - max(0.0, update.now - since))
+            before = 0.0 if active else self._ahead
+            self._phase = (phase, now - max(0.0, update.now - since) - before)
         elif self._phase[0] != phase:
             self._phase = (phase, now)
 
@@ -109,9 +127,9 @@ class LimitWatch:
         return found
 
     def _error(self, kind: str, limit: timedelta) -> WaitLimitReached:
-        job = f"{str(self._handle)[0].upper()}{str(self._handle)[1:]} on {self._handle.place}"
+        job = self._subject
         if kind == "queue":
-            return QueueLimitReached(f"{job} has been in the queue for more than {limit}.", handle=self._handle)
+            return QueueLimitReached(f"{job} {self._queued} for more than {limit}.", handle=self._handle)
         if kind == "run":
             return RunLimitReached(f"{job} has been running for more than {limit}.", handle=self._handle)
         why = self._trouble[1] if self._trouble else ""

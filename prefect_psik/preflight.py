@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from prefect_psik.admission import line_of
 from prefect_psik.arrival import read
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.directives import Note
@@ -26,6 +27,8 @@ from prefect_psik.preflight_facts import (
     SlurmFacts,
 )
 from prefect_psik.remote import letter
+from prefect_psik.reservations import held_by
+from prefect_psik.sbatch import read_arguments
 from prefect_psik.session import Channel
 
 PSIK_OLDEST = (3, 1, 1)
@@ -60,7 +63,9 @@ async def preflight(channel: Channel, block: PsikBackend, spec: JobSpec | None =
             payload = preflight_payload(block, spec)
             answer = await transport.call("preflight", payload, timeout=ANSWER_SECONDS)
             facts = read(PreflightAnswer, answer, what="the preflight", place=transport.place)
-            checks += judge_preflight(facts, duration=payload["duration"], nodes=payload["nodes"])
+            options = read_arguments(payload["spec"]["attributes"])
+            asked = {"required": options.get("--nodelist", ""), "excluded": options.get("--exclude", "")}
+            checks += judge_preflight(facts, duration=payload["duration"], nodes=payload["nodes"], asked=asked)
     except SpecError as err:
         checks.append(_check("directives", Verdict.failed, str(err)))
     except FacilityError as err:
@@ -87,6 +92,7 @@ def preflight_payload(block: PsikBackend, spec: JobSpec) -> dict[str, Any]:
         "prefix": block.prefix,
         "backend": job["backend"],
         "spec": job["spec"],
+        **line_of(job),
         "duration": job["asked"]["duration"],
         "nodes": resources.get("node_count") or 1,
     }
@@ -102,13 +108,16 @@ def failure_of(report: PreflightReport) -> PreflightFailed | None:
     )
 
 
-def judge_preflight(facts: PreflightAnswer, *, duration: int, nodes: int) -> list[Check]:
+def judge_preflight(
+    facts: PreflightAnswer, *, duration: int, nodes: int, asked: Mapping[str, str] | None = None
+) -> list[Check]:
     """Judge what the facility said.
 
     Args:
         facts: As `remote.preflight` gathers them.
         duration: Requested walltime, minutes.
         nodes: Requested number of nodes.
+        asked: Nodes that are `required` or `excluded` by the job's options.
     """
     checks = [
         _check("call", Verdict.ok, f"{facts.user} on {facts.host} answers."),
@@ -123,6 +132,7 @@ def judge_preflight(facts: PreflightAnswer, *, duration: int, nodes: int) -> lis
         checks.append(_psik_python(facts.psik_python))
     if facts.slurm:
         checks += _slurm(facts.slurm, duration, nodes)
+        checks += _maintenance(facts.slurm, duration, nodes, asked or {}, facts.now)
     return checks
 
 
@@ -315,10 +325,24 @@ def _queue(partition: Mapping[str, str] | None, duration: int, nodes: int) -> Ch
     return _check("queue", Verdict.ok, f"The partition {name} is up and takes jobs{limit}.")
 
 
+def _maintenance(
+    facts: SlurmFacts, duration: int, nodes: int, asked: Mapping[str, str], now: float
+) -> Iterator[Check]:
+    """A row on a reservation for which the job would wait, if there is one."""
+    if facts.partition is None or facts.held is None:
+        return
+    job = {"partition": facts.partition["PartitionName"], "nodes": str(nodes), **asked}
+    if text := held_by(facts.held.model_copy(update=job), duration * 60, now):
+        yield _check("maintenance", Verdict.warning, f"The job would wait: {text}.")
+
+
 def _test(test: Said | None) -> Check:
     if test is None or test.ok is None:
         why = test.text if test else "psik is not there"
         return _check("resources", Verdict.warning, f"sbatch was not asked about the job: {why}.")
+    if test.full:
+        text = f"The queue takes no more jobs for now ({test.full}): a submission waits for a place."
+        return _check("resources", Verdict.warning, text)
     text = re.sub(r"start at ([0-9]{9,11})\b", _as_time, test.text.rstrip("."))
     if test.ok:
         return _check("resources", Verdict.ok, f"sbatch would take the job: {text}.")

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from prefect_psik.arrival import Answer, Count, Partial, Text, Word
+from prefect_psik.arrival import Answer, Count, Partial, Text, Time, Word
+from prefect_psik.reservations import Held
 
 
 class SiteFacts(Answer):
@@ -45,10 +46,11 @@ class PythonFacts(Answer):
 
 
 class Said(Answer):
-    """What a command of Slurm said; `ok` is None if it was not asked."""
+    """What a command of Slurm said; `ok` is None if it was not asked, `full` the limit that leaves no place."""
 
     ok: bool | None
     text: Text
+    full: Text | None = None
 
 
 class SlurmFacts(Answer):
@@ -60,12 +62,14 @@ class SlurmFacts(Answer):
     accounting: Said = Said(ok=None, text="it was not asked")
     partition: dict[Word, Word] | None = None
     test: Said | None = None
+    held: Held | None = None
 
 
 class PreflightAnswer(Answer):
     """What decides whether a job can be submitted."""
 
     letter: Text | None = None
+    now: Time = 0.0
     host: Text
     user: Text
     python: Annotated[str, Field(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}(\..{0,50})?$")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from prefect.artifacts import (
@@ -19,9 +20,12 @@ from prefect.logging import get_run_logger
 
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus, PreflightReport, Verdict
 from prefect_psik.plain_text import code_block, markdown, plain, plain_values
+from prefect_psik.reservations import lasting
 from prefect_psik.watches import Update
 
 _LINE_LIMIT = 500
+#: Of the reasons for which a job waited, the card shows so many.
+MOST_WAITS = 5
 
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter[Any]:
@@ -33,10 +37,16 @@ def run_logger() -> logging.Logger | logging.LoggerAdapter[Any]:
 
 
 class Reporter:
-    """Tells the progress of one job where the waiter runs."""
+    """Tells the progress of one job where the waiter runs.
 
-    def __init__(self, handle: JobHandle) -> None:
+    Args:
+        handle: Of the job.
+        waits: What it waited for before it was submitted, for the card.
+    """
+
+    def __init__(self, handle: JobHandle, waits: Sequence[str] = ()) -> None:
         self.handle = handle
+        self.waits = list(waits)
         self.logger = run_logger()
         self._state: JobState | None = None
         self._reason: str | None = None
@@ -71,60 +81,56 @@ class Reporter:
                 self.logger.info("%s %s | %s", name, stream, plain(line[:_LINE_LIMIT]), extra=extra)
 
     def _tell_state(self, status: JobStatus) -> None:
-        if status.state == self._state and status.reason == self._reason:
+        reason = lasting(status.reason or "")
+        if status.state == self._state and reason == self._reason:
             return
-        self._state, self._reason = status.state, status.reason
+        self._state, self._reason = status.state, reason
         why = f" ({status.reason})" if status.reason else ""
+        if status.reason and status.started is None and not status.state.is_final:
+            self.waits.append(status.reason)
         if status.stuck:
             self.logger.warning("%s will not start by itself%s", self.handle, why)
         elif not status.state.is_final:
             self.logger.info("%s is %s%s", self.handle, status.state.value, why)
-        if not in_run():
-            return
-        emit_event(
-            event=f"psik.job.{'stuck' if status.stuck else status.state.value}",
-            resource={
-                "prefect.resource.id": f"psik.job.{self.handle.stamp}",
-                "prefect.resource.name": plain(self.handle.name or self.handle.stamp),
-            },
-            payload={
-                "stamp": self.handle.stamp,
-                "native_id": status.handle.native_id,
-                "backend": self.handle.backend,
-                "cause": status.cause.value if status.cause else None,
-                "exit_code": status.exit_code,
-            },
-        )
+        payload = {
+            "native_id": status.handle.native_id,
+            "backend": self.handle.backend,
+            "cause": status.cause.value if status.cause else None,
+            "exit_code": status.exit_code,
+        }
+        event = "stuck" if status.stuck else status.state.value
+        emit_job_event(event, self.handle.stamp, self.handle.name or self.handle.stamp, payload)
 
     def finish(self, result: JobResult) -> None:
         """Log the end and leave a card in Prefect's UI."""
         self._log_end(result)
         if in_run():
-            create_markdown_artifact(**_job_artifact(result))
+            create_markdown_artifact(**_job_artifact(result, self.waits))
 
     async def afinish(self, result: JobResult) -> None:
         """Log the end and leave a card in Prefect's UI."""
         self._log_end(result)
         if in_run():
-            await acreate_markdown_artifact(**_job_artifact(result))
+            await acreate_markdown_artifact(**_job_artifact(result, self.waits))
 
     def _log_end(self, result: JobResult) -> None:
-        spent = f" after {_seconds(result.run_seconds)}" if result.run_seconds is not None else ""
+        spent = f" after {in_words(result.run_seconds)}" if result.run_seconds is not None else ""
         self.logger.info("%s is %s%s", result.handle, result.state.value, spent)
         for warning in result.warnings:
             self.logger.warning("%s: %s", result.handle, warning)
 
 
-def job_card(result: JobResult) -> str:
-    """A job at its end, as Markdown."""
+def job_card(result: JobResult, waits: Sequence[str] = ()) -> str:
+    """A job at its end, as Markdown; `waits`: what it waited for before it started."""
     handle = result.handle
     rows = {
         "state": result.state.value + (f" ({result.cause.value})" if result.cause else ""),
         "exit code": result.exit_code,
         "backend": handle.place,
         "native id": result.native_id,
-        "queued": _seconds(result.queue_seconds),
-        "ran": _seconds(result.run_seconds),
+        "waited for": "; ".join(waits[:MOST_WAITS]) or None,
+        "queued": _optional_words(result.queue_seconds),
+        "ran": _optional_words(result.run_seconds),
         "nodes": _nodes(result),
         "node-hours": result.node_hours and f"{result.node_hours:.3g}",
         "peak memory": result.peak_memory and f"{result.peak_memory / 1024**2:,.0f} MiB",
@@ -154,9 +160,20 @@ def in_run() -> bool:
     return TaskRunContext.get() is not None or FlowRunContext.get() is not None
 
 
-def _job_artifact(result: JobResult) -> dict[str, Any]:
+def emit_job_event(event: str, stamp: str, name: str, payload: dict[str, Any]) -> None:
+    """Emit an event `psik.job.EVENT` of a job, in a flow or task run."""
+    if not in_run():
+        return
+    emit_event(
+        event=f"psik.job.{event}",
+        resource={"prefect.resource.id": f"psik.job.{stamp}", "prefect.resource.name": plain(name)},
+        payload={"stamp": stamp, **payload},
+    )
+
+
+def _job_artifact(result: JobResult, waits: Sequence[str]) -> dict[str, Any]:
     key = artifact_key(f"psik-{result.handle.name or 'job'}")
-    return {"key": key, "markdown": job_card(result), "description": markdown(result.message)}
+    return {"key": key, "markdown": job_card(result, waits), "description": markdown(result.message)}
 
 
 def artifact_key(text: str) -> str:
@@ -164,9 +181,12 @@ def artifact_key(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _seconds(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
+def _optional_words(seconds: float | None) -> str | None:
+    return None if seconds is None else in_words(seconds)
+
+
+def in_words(seconds: float) -> str:
+    """A time that was measured, as a person reads it."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -14,6 +14,7 @@ from prefect_psik.jobspec import JobSpec
 from prefect_psik.lifecycle import Again
 from prefect_psik.limits import LimitWatch, WaitLimits
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus, PreflightReport
+from prefect_psik.place_waits import PlaceWait
 from prefect_psik.preflight import failure_of, preflight
 from prefect_psik.progress import Reporter, run_logger
 from prefect_psik.retry import RetryRule
@@ -24,13 +25,20 @@ from prefect_psik.watches import Update
 from prefect_psik.ways import on_block, on_handle
 
 
-def wait(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel, limits: WaitLimits) -> JobResult:
-    """Wait until a job is final, within limits."""
-    session, reporter = Session.current(), Reporter(handle)
+def wait(
+    handle: JobHandle,
+    block: PsikBackend | None,
+    on_cancel: OnCancel,
+    limits: WaitLimits,
+    before: PlaceWait | None = None,
+) -> JobResult:
+    """Wait until a job is final, within limits; `before`: its wait for a place in the queue."""
+    before = before or PlaceWait()
+    session, reporter = Session.current(), Reporter(handle, before.notes)
     beginning = _begin_wait(handle, block, on_cancel)
     try:
         waiting = result(beginning)
-        update = _follow(waiting, reporter, limits, lambda update: update.is_final)
+        update = _follow(waiting, reporter, limits, lambda update: update.is_final, before.seconds)
         found = result(session.run(_finish(waiting, update)))
     except INTERRUPTS:
         linger(session.run(cancellation.after_interrupt(beginning)))
@@ -42,14 +50,19 @@ def wait(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel, limi
 
 
 async def await_(
-    handle: JobHandle, block: PsikBackend | None, on_cancel: OnCancel, limits: WaitLimits
+    handle: JobHandle,
+    block: PsikBackend | None,
+    on_cancel: OnCancel,
+    limits: WaitLimits,
+    before: PlaceWait | None = None,
 ) -> JobResult:
     """Async twin of `wait`."""
-    session, reporter = Session.current(), Reporter(handle)
+    before = before or PlaceWait()
+    session, reporter = Session.current(), Reporter(handle, before.notes)
     beginning = _begin_wait(handle, block, on_cancel)
     try:
         waiting = await aresult(beginning)
-        update = await _afollow(waiting, reporter, limits, lambda update: update.is_final)
+        update = await _afollow(waiting, reporter, limits, lambda update: update.is_final, before.seconds)
         found = await aresult(session.run(_finish(waiting, update)))
     except INTERRUPTS:
         await alinger(session.run(cancellation.after_interrupt(beginning)))
@@ -106,9 +119,12 @@ def _started(update: Update) -> JobStatus:
     return update.status
 
 
-def _follow(waiting: Wait, reporter: Reporter, limits: WaitLimits, enough: Callable[[Update], bool]) -> Update:
-    """Take the updates of a job, and tell them, until one is enough."""
-    watch, update, upcoming = LimitWatch(limits, waiting.handle), Update(), waiting.subscription.next()
+def _follow(
+    waiting: Wait, reporter: Reporter, limits: WaitLimits, enough: Callable[[Update], bool], ahead: float = 0.0
+) -> Update:
+    """Take the updates of a job, and tell them, until one is enough; `ahead`: seconds that count as queued."""
+    watch, update = LimitWatch(limits, waiting.handle, ahead=ahead), Update()
+    upcoming = waiting.subscription.next()
     while not enough(update):
         if reached := watch.reached():
             raise result(Session.current().run(_over_limit(waiting, reached, limits)))
@@ -123,10 +139,11 @@ def _follow(waiting: Wait, reporter: Reporter, limits: WaitLimits, enough: Calla
 
 
 async def _afollow(
-    waiting: Wait, reporter: Reporter, limits: WaitLimits, enough: Callable[[Update], bool]
+    waiting: Wait, reporter: Reporter, limits: WaitLimits, enough: Callable[[Update], bool], ahead: float = 0.0
 ) -> Update:
     """Async twin of `_follow`."""
-    watch, update, upcoming = LimitWatch(limits, waiting.handle), Update(), waiting.subscription.next()
+    watch, update = LimitWatch(limits, waiting.handle, ahead=ahead), Update()
+    upcoming = waiting.subscription.next()
     while not enough(update):
         if reached := watch.reached():
             raise await aresult(Session.current().run(_over_limit(waiting, reached, limits)))
@@ -178,9 +195,10 @@ def run(submission: Submission, limits: WaitLimits, retry: RetryRule) -> JobResu
     """Submit a job and wait for it, again where the rule says so."""
     again: Again | None = None
     while True:
-        handle = submit(submission, again)
+        place = PlaceWait(limits)
+        handle = submit(submission, again, place)
         try:
-            return wait(handle, submission.block, submission.on_cancel, limits)
+            return wait(handle, submission.block, submission.on_cancel, limits, place)
         except JobFailed as err:
             again = _another_run(err, again, retry)
             if again is None:
@@ -191,9 +209,10 @@ async def arun(submission: Submission, limits: WaitLimits, retry: RetryRule) -> 
     """Async twin of `run`."""
     again: Again | None = None
     while True:
-        handle = await asubmit(submission, again)
+        place = PlaceWait(limits)
+        handle = await asubmit(submission, again, place)
         try:
-            return await await_(handle, submission.block, submission.on_cancel, limits)
+            return await await_(handle, submission.block, submission.on_cancel, limits, place)
         except JobFailed as err:
             again = _another_run(err, again, retry)
             if again is None:

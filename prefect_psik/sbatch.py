@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 #: Options with a value, long and short name.
 _VALUED = """
@@ -65,6 +66,15 @@ def long_name(option: str) -> str:
         full = [name for name in VALUED | FLAGS if name.startswith(option)]
         return full[0] if len(full) == 1 else option
     return _LONG.get(option, option)
+
+
+def read_arguments(arguments: Iterable[str]) -> dict[str, str]:
+    """Read options that are one argument each, `--qos=few` or `-qfew`: values by long names."""
+    found = {}
+    for argument in arguments:
+        name, _, value = argument.partition("=") if argument.startswith("--") else (argument[:2], "", argument[2:])
+        found[long_name(name)] = value
+    return found
 
 
 def setting(name: str) -> str:

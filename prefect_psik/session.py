@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
+from prefect_psik.admission import Admission, Ticket
 from prefect_psik.answers import (
     CheckAnswer,
     Facts,
@@ -58,10 +59,11 @@ class Channel:
         self._checks = Batcher(transport, partial(self.call, "check", CheckAnswer))
         self._fetches = Batcher(transport, partial(self.call, "fetch", FetchAnswer))
         self._usages = Batcher(transport, partial(self.call, "usage", UsageAnswer))
+        self._admission = Admission(self._submits.add)
 
-    async def submit(self, job: dict[str, Any]) -> SubmitAnswer:
-        """Create or get one job; see `remote.submit`."""
-        return await self._submits.add(job)
+    async def submit(self, job: dict[str, Any], ticket: Ticket | None = None) -> SubmitAnswer:
+        """Create or get one job, as soon as the queue has a place for it; see `remote.submit`."""
+        return await self._admission.submit(job, ticket or Ticket())
 
     async def cancel(self, handle: JobHandle, owner: dict[str, Any]) -> JobStatus:
         """Cancel one job and return what became of it."""

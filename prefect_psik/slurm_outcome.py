@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from prefect_psik.answers import Facts, SlurmRow
 from prefect_psik.arrival import LAST_SECOND
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.models import JobHandle, JobState, JobStatus
+from prefect_psik.reservations import held_by
 
 #: How long psik's last line may take to be seen on the login node after Slurm calls the job ended.
 SHARED_FILE_SYSTEM_SECONDS = 60.0
@@ -129,10 +131,20 @@ def pending(facts: Facts) -> Pending | None:
     row = row_of(facts)
     if row is None or row.state != "PENDING" or row.reason in ("", "None"):
         return None
+    if text := _held(facts, row.reason):
+        return Pending(f"{row.reason}: {text}", False)
     for words, hint, stuck in _PENDING:
         if re.search(words, row.reason):
             return Pending(f"{row.reason}: {hint}", stuck)
     return Pending(row.reason, False)
+
+
+def _held(facts: Facts, reason: str) -> str | None:
+    """Which reservation a job waits for, in words."""
+    if facts.held is None or not re.search("ReqNodeNotAvail|reserved", reason, re.IGNORECASE):
+        return None
+    limit = _seconds(facts.held.limit)
+    return held_by(facts.held, math.inf if limit is None else limit, facts.now, reason)
 
 
 def slurm_end(facts: Facts) -> float | None:

@@ -9,20 +9,37 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from prefect_psik import cancellation, lifecycle
+from prefect_psik.admission import Ticket
 from prefect_psik.blocks import PsikBackend
-from prefect_psik.cancellation import INTERRUPTS, OnCancel, owner_of
+from prefect_psik.cancellation import INTERRUPTS, OnCancel, Watched, owner_of
 from prefect_psik.directives import Note
+from prefect_psik.exceptions import FlowRunCancelling, PrefectPsikError
 from prefect_psik.identity import Identity, current_caller, enclosing_flow_runs, identify
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.lifecycle import Again, Submitted
 from prefect_psik.marks import mark, place_of
 from prefect_psik.models import JobHandle
+from prefect_psik.place_waits import PlaceWait
 from prefect_psik.progress import run_logger
-from prefect_psik.session import Channel
+from prefect_psik.session import Channel, Session
 from prefect_psik.waiting import alinger, aresult, linger, result
 from prefect_psik.ways import on_block
 
 Rerun = Literal["on_retry", "never"]
+
+
+@dataclass(frozen=True)
+class Sending:
+    """A submission that was begun: what will come of it, and its ticket for a queue that may be full."""
+
+    future: Future[Submitted]
+    ticket: Ticket
+
+    def over(self, wait: PlaceWait) -> None:
+        """Give it up if a limit is reached while it has no place in the queue."""
+        reached = wait.reached()
+        if reached is not None:
+            Session.current().loop.call_soon_threadsafe(self.ticket.withdraw, reached)
 
 
 @dataclass(frozen=True)
@@ -57,34 +74,97 @@ class Submission:
         _tell_directives(spec, notes)
         return cls(block, spec, identity, rerun, on_cancel, enclosing_flow_runs())
 
-    def begin(self, again: Again | None) -> Future[Submitted]:
+    @property
+    def job(self) -> str:
+        """The job as a person would call it, before it has an id."""
+        return f"job {self.spec.name!r}" if self.spec.name else f"job {self.identity.stamp}"
+
+    @property
+    def place(self) -> str:
+        """Where, as a person would say it."""
+        block = self.block
+        named = {"endpoint_id": block.endpoint_id, "backend": block.document_name}
+        return JobHandle(prefix=block.prefix, stamp=self.identity.stamp, key=self.identity.key, **named).place
+
+    def begin(self, again: Again | None) -> Sending:
         """Start it on the session's loop."""
+        ticket = Ticket()
 
         async def work(channel: Channel) -> Submitted:
             cancellation.refuse_cancelling(self.flow_runs)
             troubles: list[str] = []
             if self.on_cancel == "cancel":
                 troubles = await mark(self.flow_runs, place_of(self.block))
-            submitted = await lifecycle.submit(
-                channel,
-                self.block,
-                self.spec,
-                self.identity,
-                rerun=self.rerun == "on_retry",
-                owner=owner_of(self.flow_runs, self.on_cancel),
-                again=again,
-            )
-            if self.on_cancel == "cancel":
-                cancellation.note_job(channel, submitted.handle, self.flow_runs)
+            sending = asyncio.create_task(self._send(channel, again, ticket))
+            wait = self._wait_for_place(ticket, sending)
+            ticket.begins = lambda: cancellation.watch(wait)
+            try:
+                submitted = await sending
+            finally:
+                cancellation.unwatch(wait)
             return replace(submitted, warnings=[*troubles, *submitted.warnings])
 
-        return on_block(self.block, work)
+        future = on_block(self.block, work)
+        future.add_done_callback(lambda _: ticket.news.put(None))
+        return Sending(future, ticket)
 
-    def interrupted(self, submission: Future[Submitted]) -> Future[None]:
-        """The submission goes on; a job that comes of it while the flow run is cancelled is canceled, too."""
+    async def _send(self, channel: Channel, again: Again | None, ticket: Ticket) -> Submitted:
+        owner = owner_of(self.flow_runs, self.on_cancel)
+        submitted = await lifecycle.submit(
+            channel,
+            self.block,
+            self.spec,
+            self.identity,
+            rerun=self.rerun == "on_retry",
+            owner=owner,
+            again=again,
+            ticket=ticket,
+        )
+        if self.on_cancel == "cancel":
+            cancellation.note_job(channel, submitted.handle, self.flow_runs)
+            ours = submitted.created or self.identity.is_own
+            if ours and isinstance(ticket.left, FlowRunCancelling):  # it got a place at the last moment
+                await channel.cancel(submitted.handle, owner)
+        return submitted
+
+    def _wait_for_place(self, ticket: Ticket, sending: asyncio.Task[Submitted]) -> Watched:
+        """Its wait for a place in the queue, as the watcher of its flow run knows it."""
+
+        async def stop() -> None:
+            error = FlowRunCancelling(
+                f"The flow run is being cancelled while {self.job} waits for a place in the queue; it was not "
+                "submitted."
+            )
+            ticket.withdraw(error)
+            await asyncio.wait([sending])
+            if (trouble := sending.exception()) is not None and trouble is not error:
+                raise trouble
+
+        return Watched(
+            what=self.job,
+            on_cancel="cancel",
+            flow_runs=tuple(self.flow_runs),
+            stop=stop,
+            tell=lambda error: None,
+            leave=lambda: None,
+        )
+
+    def interrupted(self, sending: Sending) -> Future[None]:
+        """A wait for a place ends. Else the submission goes on.
+
+        A job that comes of it while the flow run is cancelled is canceled, too.
+        """
 
         async def work(channel: Channel) -> None:
-            submitted = await asyncio.wrap_future(submission)
+            error = PrefectPsikError(f"The submission of {self.job} was interrupted; it was not submitted.")
+            if sending.ticket.left is None:
+                sending.ticket.withdraw(error)
+            try:
+                submitted = await asyncio.wrap_future(sending.future)
+            except PrefectPsikError as err:
+                if err is error:
+                    return
+                raise
             cancelled = await cancellation.is_cancelling(tuple(self.flow_runs))
             ours = submitted.created or self.identity.is_own
             if self.on_cancel == "cancel" and ours and cancelled:
@@ -99,27 +179,48 @@ def _tell_directives(spec: JobSpec, notes: list[Note]) -> None:
         logger.log(logging.WARNING if note.warning else logging.INFO, "%s: script, %s", name, note.text)
 
 
-def submit(submission: Submission, again: Again | None = None) -> JobHandle:
-    """Submit a job once, and tell so."""
-    future = submission.begin(again)
+def submit(submission: Submission, again: Again | None = None, wait: PlaceWait | None = None) -> JobHandle:
+    """Submit a job once, when the queue has a place for it, and tell so."""
+    sending, wait = submission.begin(again), wait or PlaceWait()
+    upcoming = sending.ticket.news.next()
     try:
-        return _told(result(future))
+        while True:
+            try:
+                news = result(upcoming, wait.left())
+            except TimeoutError:
+                sending.over(wait)
+                continue
+            if news is None:
+                return _told(result(sending.future), wait)
+            wait.tell(news, submission.job, submission.place, submission.identity.stamp)
+            upcoming = sending.ticket.news.next()
     except INTERRUPTS:
-        linger(submission.interrupted(future))
+        linger(submission.interrupted(sending))
         raise
 
 
-async def asubmit(submission: Submission, again: Again | None = None) -> JobHandle:
+async def asubmit(submission: Submission, again: Again | None = None, wait: PlaceWait | None = None) -> JobHandle:
     """Async twin of `submit`."""
-    future = submission.begin(again)
+    sending, wait = submission.begin(again), wait or PlaceWait()
+    upcoming = sending.ticket.news.next()
     try:
-        return _told(await aresult(future))
+        while True:
+            try:
+                news = await aresult(upcoming, wait.left())
+            except TimeoutError:
+                sending.over(wait)
+                continue
+            if news is None:
+                return _told(await aresult(sending.future), wait)
+            wait.tell(news, submission.job, submission.place, submission.identity.stamp)
+            upcoming = sending.ticket.news.next()
     except INTERRUPTS:
-        await alinger(submission.interrupted(future))
+        await alinger(submission.interrupted(sending))
         raise
 
 
-def _told(submitted: Submitted) -> JobHandle:
+def _told(submitted: Submitted, wait: PlaceWait) -> JobHandle:
+    wait.end()
     handle, logger = submitted.handle, run_logger()
     how = "submitted" if submitted.created else "found again"
     extra = {"psik_handle": handle.model_dump_json(exclude_defaults=True)}

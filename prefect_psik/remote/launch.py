@@ -19,7 +19,7 @@ from prefect_psik.remote.payload import Trouble
 from prefect_psik.remote.processes import _note_process
 from prefect_psik.remote.records import _note_owner
 from prefect_psik.remote.sbatch import _Heard, _left_out, _listening
-from prefect_psik.remote.slurm import _find_in_slurm, _slurm_message_seconds
+from prefect_psik.remote.slurm import _find_in_slurm, _slurm_message_seconds, _submit_limit_is_zero
 
 #: An intent without a trace of the job is believed to have died only after this time.
 DOUBT_SECONDS = 15.0
@@ -78,7 +78,10 @@ async def _launch(
             if adopted is not None:
                 _audit(prefix, "adopt", job, jobndx=jobndx, native_id=adopted)
                 return adopted, heard.said
-        raise _refusal(base, intent, jobndx, text) from None
+        _remove_traces(base, intent, jobndx)
+        if heard.submit_limit and not _is_closed(job):
+            raise _no_place(heard.submit_limit, text) from None
+        raise _refusal(text, heard.submit_limit) from None
     finally:
         # psik's local backend forks; should the child come back up here, it must not go on as this process.
         if os.getpid() != pid:
@@ -150,11 +153,27 @@ def _plain(base: str) -> str:
     )
 
 
-def _refusal(base: str, intent: str, jobndx: int, text: str) -> Trouble:
-    """Word a submission that was refused, and remove its traces."""
+def _remove_traces(base: str, intent: str, jobndx: int) -> None:
+    """Remove what was written for a submission that was refused."""
     os.unlink(intent)
     if jobndx == 1:
         shutil.rmtree(base, ignore_errors=True)
+
+
+def _no_place(limit: str, text: str) -> Trouble:
+    """Word a submission for which there is no place in the queue yet."""
+    return Trouble("full", f"The queue takes no more jobs for now ({limit}): {text}", limit=limit)
+
+
+def _is_closed(job: dict[str, Any]) -> bool:
+    """Whether the limit on jobs in the queue is 0, so that no end of another job makes a place."""
+    return _submit_limit_is_zero(*(job.get("line") or (None, None))[:2])
+
+
+def _refusal(text: str, limit: str | None) -> Trouble:
+    """Word a submission that was refused."""
+    if limit:
+        text += f". The limit {limit} is 0, so waiting does not help: choose another account or quality of service"
     if "No such file or directory: 'sbatch'" in text:
         return Trouble("setup", f"sbatch is not on the PATH of the endpoint on {socket.gethostname()}.")
     return Trouble("rejected", f"The facility refused the job: {text}")

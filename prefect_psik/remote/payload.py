@@ -38,7 +38,8 @@ PASSING = (
 class Trouble(Exception):
     """Something that the caller must know, as a sentence.
 
-    `kind` is one of: payload, setup, foreign, spec, rejected, conflict, busy, missing.
+    `kind` is one of: payload, setup, foreign, spec, rejected, full, conflict, busy,
+    missing.
     """
 
     def __init__(self, kind: str, message: str, **details: Any) -> None:

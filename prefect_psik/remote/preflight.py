@@ -19,8 +19,9 @@ from prefect_psik.remote.files import _lock_file, _try_lock, _user, _write
 from prefect_psik.remote.ownership import NotOurs, _check_one, _check_place
 from prefect_psik.remote.payload import LETTER, PROTOCOL, Trouble, _prefix, _writable_prefix
 from prefect_psik.remote.records import _all_stamps
+from prefect_psik.remote.sbatch import _submit_limit
 from prefect_psik.remote.site import _check_backend, _check_prefix, _site_rules
-from prefect_psik.remote.slurm import _slurm
+from prefect_psik.remote.slurm import _reservations, _slurm, _submit_limit_is_zero
 
 #: Written and removed again: a quota shows in bytes, not in an empty file.
 PROBE_BYTES = 256 * 1024
@@ -35,7 +36,7 @@ def preflight(payload: dict[str, Any]) -> dict[str, Any]:
     """Gather what decides whether a job can be submitted; submits nothing.
 
     Payload:
-        prefix, backend (psik's BackendConfig) and spec (psik's JobSpec), as for `submit`.
+        prefix, backend (psik's BackendConfig), spec (psik's JobSpec) and line, as for `submit`.
 
     Returns:
         Facts of this Python, of the prefix, and of the scheduler.
@@ -56,6 +57,9 @@ def preflight(payload: dict[str, Any]) -> dict[str, Any]:
     backend = payload["backend"]
     if backend.get("type") == "slurm":
         facts["slurm"] = _look_at_slurm(backend, payload["spec"], facts["versions"]["psik"] is not None)
+        test = facts["slurm"].get("test", {})
+        if test.get("full") and _submit_limit_is_zero(*(payload.get("line") or (None, None))[:2]):
+            test["full"] = None
     given = backend.get("attributes", {}).get("psik_python")
     if given:
         facts["psik_python"] = {"path": given, "executable": os.access(given, os.X_OK)}
@@ -146,6 +150,7 @@ def _look_at_slurm(backend: dict[str, Any], spec: dict[str, Any], has_psik: bool
     ok, text = _slurm("sacct", "-n", "-X", "-j", "999999999")
     facts["accounting"] = {"ok": ok, "text": "" if ok else text}
     facts["partition"] = _partition(backend.get("queue_name"))
+    facts["held"] = _reservations()
     if has_psik:
         facts["test"] = _test_only(backend, spec)
     return facts
@@ -176,4 +181,5 @@ def _test_only(backend: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
         return {"ok": None, "text": f"this psik does not tell its options ({err})"}
     ok, text = _slurm("sbatch", "--test-only", *arguments, script="#!/bin/sh\ntrue\n")
     lines = [re.sub("^(sbatch|allocation failure): (error: )?", "", line) for line in text.splitlines()]
-    return {"ok": ok, "text": " ".join(line.strip() for line in lines if line.strip())}
+    full = None if ok else _submit_limit(text)
+    return {"ok": ok, "full": full, "text": " ".join(line.strip() for line in lines if line.strip())}

@@ -53,6 +53,11 @@ UNCLEAR = (
 )
 #: sbatch could not read Slurm's configuration, so it asked nobody.
 NOT_ASKED = re.compile("fatal: (Could not establish a configuration source|Unable to process configuration file)")
+#: How sbatch ends a submission that is over a limit of its account or quality of service. The name of the limit
+#: stands alone on a line before it. One on the number of jobs passes once others end; all others (time, nodes or
+#: CPUs of one job) are refusals for good.
+OVER_A_LIMIT = "Job violates accounting/QOS policy"
+SUBMIT_LIMIT = re.compile(r"(Assoc|QOS|Max)\w*SubmitJob\w*")
 #: Exit code of sbatch's option parser. It is that of ssh, too, which may stand behind a site's sbatch.
 USAGE = 255
 _VOICE = re.compile(r"^(\S*/)?sbatch: ((error|fatal): )?")
@@ -88,6 +93,14 @@ def _left_out() -> list[str]:
     ]
 
 
+def _submit_limit(text: str) -> str | None:
+    """The limit on the number of jobs that sbatch names in its refusal; None: it refuses for another reason."""
+    if OVER_A_LIMIT not in text:
+        return None
+    lines = [_VOICE.sub("", line).strip() for line in text.splitlines() if _VOICE.match(line)]
+    return next((line for line in lines if SUBMIT_LIMIT.fullmatch(line)), None)
+
+
 class _Heard:
     """What sbatch said on stderr, and how it ended."""
 
@@ -99,6 +112,11 @@ class _Heard:
     def said(self) -> list[str]:
         lines = [_VOICE.sub("", line).strip() for line in self.text.splitlines()]
         return [" ".join(filter(None, lines))] if any(lines) else []
+
+    @property
+    def submit_limit(self) -> str | None:
+        """The limit on the number of jobs in the queue that this one would exceed, as Slurm calls it."""
+        return _submit_limit(self.text) if self.refused else None
 
     @property
     def is_usage(self) -> bool:

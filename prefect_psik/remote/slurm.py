@@ -29,6 +29,10 @@ SACCT_ROWS = 5000
 NO_ACCOUNTING = re.compile(
     r"accounting storage is disabled|not running a supported accounting_storage|sacct is not on"
 )
+#: Reasons of pending jobs behind which a reservation may stand.
+RESERVED = re.compile("ReqNodeNotAvail|[Rr]eserved")
+#: What is kept of a reservation.
+RESERVATION_FIELDS = re.compile(r"(?<!\S)(?:ReservationName|StartTime|EndTime|Nodes|Flags)=\S*")
 #: Slurm's commands read options from these, which would count for jobs that do not ask for them.
 OPTION_VARIABLES = re.compile("(SBATCH|SLURM|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
 #: Of these, where Slurm is and the login there.
@@ -107,7 +111,8 @@ def _shared_queue(prefix: str) -> dict[str, Any]:
     """What squeue said last, renewed by one caller for all.
 
     Returns:
-        `{"time", "rows", "error"}`: after an error the rows are those of the last answer.
+        `{"time", "rows", "error", "held"}`: after an error the rows are those of the last answer. `held` has what
+        may keep pending jobs from their start, by their ids.
     """
     path = os.path.join(prefix, ".locks", "squeue.json")
     nothing: dict[str, Any] = {"time": 0.0, "rows": {}, "error": None}
@@ -120,9 +125,36 @@ def _shared_queue(prefix: str) -> dict[str, Any]:
             return known
         begin = time.time()
         ok, text = _ask_squeue("-u", _user())
-        fresh = {"time": begin, "rows": _rows_by_id(text) if ok else known["rows"], "error": None if ok else text}
+        rows = _rows_by_id(text) if ok else known["rows"]
+        fresh = {"time": begin, "rows": rows, "error": None if ok else text, "held": _held(rows)}
         _share(path, fresh)
         return fresh
+
+
+def _held(rows: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """What pending jobs ask for and which reservations there are, where Slurm speaks of any."""
+    if not any(row[0] == "PENDING" and RESERVED.search(row[5]) for row in rows.values()):
+        return {}
+    reserved = _reservations()
+    ok, text = _slurm("squeue", "-h", "-t", "PD", "-u", _user(), "-o", "%i|%P|%l|%D|%n|%x|%r")
+    held = {}
+    for line in text.splitlines() if ok else []:
+        fields = line.strip().split("|", 6)
+        if len(fields) == 7 and RESERVED.search(fields[6]):
+            asked = dict(zip(("partition", "limit", "nodes", "required", "excluded"), fields[1:6], strict=True))
+            held[fields[0]] = {**asked, **reserved}
+    return held
+
+
+def _reservations() -> dict[str, Any]:
+    """All reservations, the nodes of all partitions, and what the clocks here show at their times."""
+    ok, text = _slurm("scontrol", "-o", "show", "reservation")
+    found = [" ".join(RESERVATION_FIELDS.findall(line)) for line in text.splitlines()] if ok else []
+    ok, text = _slurm("scontrol", "-o", "show", "partition")
+    nodes = re.findall(r"(?m)^PartitionName=(\S+).*?\sNodes=(\S*)", text) if ok else []
+    times = set(re.findall(r"(?:Start|End)Time=(\d{1,12})(?!\S)", " ".join(found)))
+    clock = {moment: time.strftime("%d %b %H:%M %Z", time.localtime(int(moment))).lstrip("0") for moment in times}
+    return {"reservations": list(filter(None, found)), "partitions": dict(nodes), "clock": clock}
 
 
 def _shared_accounts(prefix: str, wanted: list[str]) -> dict[str, Any]:
@@ -228,6 +260,17 @@ def _find_in_slurm(base: str, since: float) -> str | None:
     )
 
 
+def _submit_limit_is_zero(account: str | None, qos: str | None) -> bool:
+    """Whether this user may not have a single job in the queue; False where Slurm does not show its limits."""
+    which = [f"users={_user()}"]
+    which += [f"accounts={account}"] if account else []
+    which += [f"qos={qos}", "flags=assoc,qos"] if qos else ["flags=assoc"]
+    ok, text = _slurm("scontrol", "-o", "show", "assoc_mgr", *which)
+    lines = text.splitlines() if ok else []
+    ours = [line for line in lines if account or "Account=" not in line or " DefAssoc=Yes " in line]
+    return any(re.search(r"SubmitJobs\w*=0\(", line) for line in ours)
+
+
 def _slurm_message_seconds() -> float:
     """Slurm's MessageTimeout, after which nobody may still carry out a request."""
     ok, text = _slurm("scontrol", "show", "config")
@@ -252,6 +295,8 @@ def _slurm_facts(
     queue = shared.squeue
     row = queue["rows"].get(native_id)
     facts: dict[str, Any] = {"squeue": row, "squeue_error": queue["error"], "alive": None}
+    if native_id in queue.get("held", {}):
+        facts["held"] = queue["held"][native_id]
     if row is not None:
         facts["alive"] = not _has_ended(row)
         if row[0] != "CANCELLED":

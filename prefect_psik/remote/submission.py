@@ -16,7 +16,7 @@ from typing import Any
 from prefect_psik.remote.directory import _asked, _attempt, _has_end, _last_run, _launched, _recorded_id
 from prefect_psik.remote.facts import _facts, _Snapshot
 from prefect_psik.remote.files import LOCK_SECONDS, _locked, _read_json, _write, _write_whole
-from prefect_psik.remote.launch import _launch, _plain
+from prefect_psik.remote.launch import _launch, _no_place, _plain
 from prefect_psik.remote.ownership import _check_place, _job_directory
 from prefect_psik.remote.payload import (
     DEFECTS,
@@ -42,7 +42,9 @@ def submit(payload: dict[str, Any]) -> dict[str, Any]:
     Payload:
         prefix, and jobs: each with stamp, key, digest, canonical, attempt, backend (psik's BackendConfig),
         spec (psik's JobSpec), script, files, outputs, expect, owner, and optionally rerun_after: the run
-        that ended badly, after which a newer attempt may start the next one.
+        that ended badly, after which a newer attempt may start the next one; line: the account, quality of
+        service and partition, on which limits of the queue depend; full: the limit by which the queue is known to
+        be full, so that the job is only looked for.
 
     Returns:
         `{"jobs": {stamp: {"created", "prefix", "jobndx", "native_id", "attempt", "facts"} or {"error"}}}`.
@@ -69,12 +71,16 @@ async def _submit_all(psik: Any, rules: dict[str, Any], prefix: str, jobs: list[
     # psik's local backend forks: one at a time.
     parallel = 1 if any(job["backend"].get("type") != "slurm" for job in jobs) else PARALLEL_SUBMITS
     turns = asyncio.Semaphore(parallel)
+    full: dict[str, str] = {}
 
     async def one(job: dict[str, Any]) -> dict[str, Any]:
         async with turns:
+            line = json.dumps(job.get("line") or job["stamp"])
             try:
-                return await _submit_one(psik, rules, prefix, job)
+                return await _submit_one(psik, rules, prefix, {"full": full.get(line), **job})
             except Trouble as trouble:
+                if trouble.answer["kind"] == "full":
+                    full[line] = trouble.answer["limit"]  # where one found no place, the next one need not ask
                 return {"error": trouble.answer}
             except OSError as err:
                 return {"error": _os_trouble(err).answer}
@@ -121,6 +127,7 @@ async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[s
         created = None
         if record is None:
             _check_backend(rules, job["backend"], job["spec"]["attributes"])
+            _check_queue(base, job, 1)
             created = await _create(psik, prefix, base, job)
             jobndx = 1
         else:
@@ -134,12 +141,14 @@ async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[s
             last = _last_run(base)
             if job.get("rerun_after") == last and _attempt(base, last) < job["attempt"]:
                 jobndx = last + 1
+                _check_queue(base, job, jobndx)
                 if job.get("changed"):
                     created = await _change(psik, base, job)
             elif last and (_recorded_id(base, last) is not None or _has_end(base, last)):
                 return _existing(prefix, base, job, last)
             else:
                 jobndx = last or 1
+                _check_queue(base, job, jobndx)
             created = await _allowed(psik, rules, prefix, base)
         native_id, warnings = await _launch(psik, prefix, base, job, jobndx, created)
     return {
@@ -151,6 +160,12 @@ async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[s
         "asked": job.get("asked", {}),
         "warnings": [*warnings, *_check_place(prefix)],
     }
+
+
+def _check_queue(base: str, job: dict[str, Any], jobndx: int) -> None:
+    """Leave a run alone where the queue is known to be full, unless an earlier call may have started it."""
+    if job.get("full") and not os.path.exists(os.path.join(base, "prefect", f"intent.{jobndx}")):
+        raise _no_place(job["full"], "others wait for a place already")
 
 
 def _is_kept(prefix: str, stamp: str) -> bool:

@@ -111,6 +111,6 @@ def test_a_table_is_csv_or_json(tmp_path: Path) -> None:
 
 def test_the_resources_are_a_form() -> None:
     form = sweep.parameters.model_dump()
-    assert form["properties"]["at_once"]["minimum"] == 1
+    assert form["properties"]["at_once"]["anyOf"][0]["minimum"] == 1
     assert "queue" in form["properties"]["at_once"]["description"]
     assert set(form["definitions"]["ResourceSpec"]["properties"]) == set(ResourceSpec.model_fields)

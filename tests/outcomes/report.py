@@ -69,6 +69,7 @@ def plain(text: str) -> str:
     text = re.sub(r"\d{20}", "STAMP", text)
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", text)
     text = re.sub(r"slurm_script: /[\w/.-]+", "slurm_script: PATH", text)
+    text = re.sub(r"\d+ [A-Z][a-z]{2} \d\d:\d\d \w+; (.*) \d+ min", r"DAY TIME ZONE; \1 N min", text)
     return re.sub(r"\s+", " ", text)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from uuid import UUID
 
 from prefect_psik import BackendAttributes, GlobusCredentials, PrefectPsikError, PsikBackend
-from tests.outcomes import cancels, crowd, faults, preemption, scripts, starts
+from tests.outcomes import cancels, crowd, faults, preemption, queues, scripts, starts
 from tests.outcomes.case import CASES, Case, Result, differences
 from tests.outcomes.site import Site
 from tests.testbed.facility import Facility
@@ -24,7 +24,7 @@ from tests.testbed.slurm import can_limit_memory, private_slurm
 from tests.testbed.state import TestbedError
 
 #: The modules that enter cases into the table, in its order.
-MODULES = (scripts, cancels, starts, preemption, faults, crowd)
+MODULES = (scripts, cancels, starts, queues, preemption, faults, crowd)
 _ORDER = [module.__name__ for module in MODULES]
 PARALLEL = 40
 #: What is not done then has failed.
@@ -61,6 +61,10 @@ def site(name: str, directory: Path) -> Iterator[Site]:
             private_slurm(directory / "slurm", accounting=name != "bare", memory_node=limited)
         )
         os.environ.update(slurm.env)
+        if name == "queue":
+            commands = directory / "commands"
+            commands.mkdir()
+            queues.wrap_sbatch(commands)
         place = directory / "jobs"
         place.mkdir(mode=0o755)
         yield Site(slurm, _login_node(place), directory, accounting=name != "bare")

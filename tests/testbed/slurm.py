@@ -15,10 +15,14 @@ from tests.testbed.packages import FACILITY_USER, MAPPED_USER
 from tests.testbed.slurm_conf import (
     ACCOUNT,
     CGROUP_CONF,
+    CLOSED_ACCOUNT,
     CLUSTER,
     FOREIGN_ACCOUNT,
+    LIMITED_ACCOUNT,
     NODES,
     OTHER_ACCOUNT,
+    QOS,
+    SUBMIT_LIMIT,
     Site,
     mariadb_conf,
     memory_conf,
@@ -199,22 +203,12 @@ class Slurm:
             return self.run("sacctmgr", "-n", "list", "cluster").returncode == 0
 
         self.daemons.wait_ready("slurmdbd", answers, seconds=_START_SECONDS)
-        if self._state.get("accounts") is None:
-            self._make_accounts()
-            self._state.put("accounts", f"{ACCOUNT} {OTHER_ACCOUNT} {FOREIGN_ACCOUNT}")
+        steps = _account_steps()
+        if self._state.get("accounts") != "; ".join(steps):
+            self._make_accounts(steps)
+            self._state.put("accounts", "; ".join(steps))
 
-    def _make_accounts(self) -> None:
-        """Make the accounts; all but the foreign one have the users of this testbed in them."""
-        steps = [f"add cluster {CLUSTER}"]
-        steps += [
-            f"add account {name} cluster={CLUSTER} Description={name} Organization=testbed"
-            for name in (ACCOUNT, OTHER_ACCOUNT, FOREIGN_ACCOUNT)
-        ]
-        steps += [
-            f"add user {user} cluster={CLUSTER} account={account} DefaultAccount={ACCOUNT}"
-            for user in ("root", FACILITY_USER, MAPPED_USER)
-            for account in (ACCOUNT, OTHER_ACCOUNT)
-        ]
+    def _make_accounts(self, steps: Sequence[str]) -> None:
         for step in steps:
             done = self.run("sacctmgr", "-i", *step.split())
             if done.returncode and "Nothing new added" not in done.stdout + done.stderr:
@@ -259,6 +253,25 @@ class Slurm:
             )
         except (TestbedError, subprocess.TimeoutExpired):
             return
+
+
+def _account_steps() -> list[str]:
+    """What sacctmgr is asked for: accounts, of which all but the foreign one have this testbed's users in them."""
+    limits = {ACCOUNT: "", OTHER_ACCOUNT: ""}
+    limits |= {LIMITED_ACCOUNT: f" MaxSubmitJobs={SUBMIT_LIMIT}", CLOSED_ACCOUNT: " MaxSubmitJobs=0"}
+    return [
+        f"add cluster {CLUSTER}",
+        *(f"add qos {name} {limit}" for name, limit in QOS.items()),
+        *(
+            f"add account {name} cluster={CLUSTER} Description={name} Organization=testbed"
+            for name in (*limits, FOREIGN_ACCOUNT)
+        ),
+        *(
+            f"add user {user} cluster={CLUSTER} account={account} DefaultAccount={ACCOUNT}{limit}"
+            for user in ("root", FACILITY_USER, MAPPED_USER)
+            for account, limit in limits.items()
+        ),
+    ]
 
 
 def can_limit_memory() -> bool:

@@ -13,6 +13,16 @@ ACCOUNT = "proj1"
 OTHER_ACCOUNT = "stf006"
 """Another that takes everyone; the account of the set-up guide that psik's documentation gives."""
 FOREIGN_ACCOUNT = "proj2"
+LIMITED_ACCOUNT = "proj3"
+"""Each user may have only `SUBMIT_LIMIT` jobs of it in the queue or running."""
+CLOSED_ACCOUNT = "proj4"
+"""Its users may not submit a single job: MaxSubmitJobs is 0."""
+SUBMIT_LIMIT = 3
+LIMITED_QOS = "few"
+"""A quality of service of which each user may have one job in the queue or running."""
+BRIEF_QOS = "brief"
+"""A quality of service that denies a job of more than five minutes when it is submitted."""
+QOS = {LIMITED_QOS: "MaxSubmitJobsPerUser=1", BRIEF_QOS: "MaxWall=5 Flags=DenyOnLimit"}
 
 PARTITIONS = {
     "debug": "Default=YES MaxTime=60 PriorityTier=1 PreemptMode=OFF",
@@ -106,7 +116,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost={site.address}
 AccountingStoragePort={site.database_daemon_port}
 AccountingStoragePass={site.munge_socket}
-AccountingStorageEnforce=associations"""
+AccountingStorageEnforce=associations,limits"""
 
 
 #: For a node that holds its jobs to their memory; needs version 1 of cgroups, and its controller `memory`.

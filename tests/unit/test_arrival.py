@@ -42,6 +42,7 @@ STATUS: dict[str, Any] = {
     "alive": False,
     "squeue": ROW,
     "squeue_error": None,
+    "held": {"partition": "debug", "limit": "1:00:00", "nodes": "2", "reservations": ["ReservationName=m"]},
     "squeue_time": 4.0,
     "sizes": {"stdout": 2, "stderr": 0, "console": 0},
     "tails": {"stdout": "a\n", "stderr": "", "console": ""},

@@ -65,6 +65,17 @@ def test_the_queue_counts_from_the_submission_by_the_facilitys_clock() -> None:
     assert pickle.loads(pickle.dumps(error)).handle == HANDLE
 
 
+def test_the_wait_for_a_place_counts_as_queued() -> None:
+    clock = Clock()
+    limits = WaitLimits(queue=timedelta(seconds=100), run=timedelta(seconds=100))
+    found = LimitWatch(limits, HANDLE, clock, ahead=70)
+    assert found.left() == pytest.approx(30)
+    found.note(seen(JobState.queued, now=5010.0, submitted=5000.0))
+    assert found.left() == pytest.approx(20)
+    found.note(seen(JobState.active, now=5010.0, submitted=5000.0, started=5000.0))
+    assert found.left() == pytest.approx(90)
+
+
 def test_running_has_its_own_limit() -> None:
     found, clock = watch(queue=100, run=50)
     found.note(seen(JobState.queued, now=5090.0, submitted=5000.0))

@@ -50,6 +50,33 @@ def verdicts(facts: dict[str, Any], *, duration: int = 10, nodes: int = 1) -> di
     return {check.name: (check.verdict, check.message) for check in found}
 
 
+@pytest.mark.parametrize(("duration", "waits"), [(600, True), (300, False)])
+def test_a_maintenance_ahead_is_a_warning(duration: int, waits: bool) -> None:
+    facts = changed(
+        "slurm.held",
+        {
+            "reservations": ["ReservationName=m StartTime=19900 EndTime=40000 Nodes=n[1-4] Flags=MAINT"],
+            "partitions": {"debug": "n[1-4]"},
+            "clock": {"19900": "1 Dec 08:00 CET"},
+        },
+    )
+    found = verdicts({**facts, "now": 1000.0}, duration=duration)
+    assert ("maintenance" in found) is waits
+    if waits:
+        assert found["maintenance"] == (
+            Verdict.warning,
+            "The job would wait: does not fit before the maintenance of 1 Dec 08:00 CET; with a duration of "
+            "at most 5 h 15 min it could start now.",
+        )
+
+
+def test_a_full_queue_is_a_warning_since_a_submission_waits() -> None:
+    test = {"ok": False, "text": "AssocMaxSubmitJobLimit Job violates", "full": "AssocMaxSubmitJobLimit"}
+    verdict, message = verdicts(changed("slurm.test", test))["resources"]
+    assert (verdict, message.startswith("The queue takes no more jobs for now (")) == (Verdict.warning, True)
+    assert verdicts(changed("slurm.test", {**test, "full": None}))["resources"][0] is Verdict.failed
+
+
 def test_all_is_well() -> None:
     found = verdicts(GOOD)
     assert {verdict for verdict, _ in found.values()} == {Verdict.ok}

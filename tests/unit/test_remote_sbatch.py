@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from prefect_psik.remote.sbatch import UNCLEAR
+from prefect_psik.remote.submission import PARALLEL_SUBMITS
 from tests.unit.test_remote import STAMP
-from tests.unit.test_remote_jobs import job, rows, slurm, submit, trouble
+from tests.unit.test_remote_jobs import call, job, rows, slurm, submit, trouble
 from tests.unit.test_remote_status import Commands
 
 __all__ = ["slurm"]
@@ -58,6 +59,106 @@ def test_a_refusal_is_final_at_once_and_in_its_own_words(
     assert words in trouble(submit(tmp_path / "p", job()), "rejected")
     assert not (tmp_path / "p" / STAMP).exists()
     assert len(slurm.calls("sbatch")) == 1
+
+
+LIMITED = f"{FAILED}Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)\n"
+LINE = ["proj", None, "debug"]
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        "AssocMaxSubmitJobLimit",
+        "AssocGrpSubmitJobsLimit",
+        "QOSMaxSubmitJobPerUserLimit",
+        "QOSGrpSubmitJobsLimit",
+        "MaxSubmitJobsPerAccount",
+    ],
+)
+def test_a_limit_on_the_number_of_jobs_is_a_full_queue(slurm: Commands, tmp_path: Path, limit: str) -> None:
+    prefix = tmp_path / "p"
+    slurm.say("sbatch", code=1, error=f"sbatch: error: {limit}\n{LIMITED}")
+    answer = submit(prefix, job() | {"line": LINE})
+    assert limit in trouble(answer, "full")
+    assert answer["error"]["limit"] == limit
+    assert not (prefix / STAMP).exists(), "nothing of it is kept, so a later attempt begins again"
+    slurm.say("sbatch", "Submitted batch job 88")
+    assert submit(prefix, job() | {"line": LINE})["native_id"] == "88"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        f"sbatch: error: QOSMaxWallDurationPerJobLimit\n{LIMITED}",
+        f"sbatch: error: QOSMaxNodePerJobLimit\n{LIMITED}",
+        f"sbatch: error: AssocMaxJobsLimit\n{LIMITED}",
+        LIMITED,  # of a Slurm that does not name the limit
+        # A site's own words are not Slurm's.
+        f"sbatch: error: AssocMaxSubmitJobLimit\n{FAILED}Unspecified error\n",
+        f"sbatch: error: Read about AssocMaxSubmitJobLimit in our wiki\n{LIMITED}",
+        f"AssocMaxSubmitJobLimit\n{LIMITED}",
+    ],
+)
+def test_other_limits_are_refusals(slurm: Commands, tmp_path: Path, error: str) -> None:
+    slurm.say("sbatch", code=1, error=error)
+    trouble(submit(tmp_path / "p", job() | {"line": LINE}), "rejected")
+
+
+@pytest.mark.parametrize(
+    ("shown", "kind"),
+    [
+        (
+            ["Account=proj UserName=beam(7) DefAssoc=No GrpSubmitJobs=N(0) MaxSubmitJobs=0(0) MaxWallPJ="],
+            "rejected",
+        ),
+        (["Account=proj UserName= DefAssoc=No GrpSubmitJobs=0(0) MaxSubmitJobs= MaxWallPJ="], "rejected"),
+        (["Account=proj UserName=beam(7) DefAssoc=No GrpSubmitJobs=N(9) MaxSubmitJobs=10(10) MaxWallPJ="], "full"),
+        (["slurm_load_assoc_mgr_info: Invalid user id"], "full"),
+    ],
+)
+def test_a_limit_of_0_is_a_refusal(slurm: Commands, tmp_path: Path, shown: list[str], kind: str) -> None:
+    slurm.say("sbatch", code=1, error=f"sbatch: error: AssocMaxSubmitJobLimit\n{LIMITED}")
+    slurm.say("scontrol", *shown)
+    message = trouble(submit(tmp_path / "p", job() | {"line": LINE}), kind)
+    assert ("choose another account" in message) is (kind == "rejected")
+
+
+def test_where_the_queue_is_known_to_be_full_a_job_is_only_looked_for(slurm: Commands, tmp_path: Path) -> None:
+    prefix, known = tmp_path / "p", {"line": LINE, "full": "AssocMaxSubmitJobLimit"}
+    assert submit(prefix, job() | known)["error"]["limit"] == "AssocMaxSubmitJobLimit"
+    assert not slurm.calls("sbatch")
+    assert not (prefix / STAMP).exists()
+    submit(prefix, job())
+    again = submit(prefix, job() | known)
+    assert (again["created"], again["native_id"]) == (False, "77")
+    intent = prefix / STAMP / "prefect" / "intent.1"
+    assert intent.exists()
+    record = prefix / STAMP / "status.csv"
+    record.write_text(
+        record.read_text().splitlines(keepends=True)[0]
+    )  # an earlier call died before it wrote the id
+    slurm.say("squeue", f"77|{prefix / STAMP}")
+    assert submit(prefix, job() | known)["native_id"] == "77", "it may be in the queue already"
+    assert len(slurm.calls("sbatch")) == 1
+
+
+def test_one_that_got_the_last_place_and_lost_the_answer_is_found(slurm: Commands, tmp_path: Path) -> None:
+    prefix = tmp_path / "p"
+    slurm.say("sbatch", code=1, error=f"sbatch: error: AssocMaxSubmitJobLimit\n{LIMITED}")
+    slurm.say("squeue", f"91|{prefix / STAMP}")  # sbatch repeated a request that had been carried out
+    assert submit(prefix, job() | {"line": LINE})["native_id"] == "91"
+
+
+def test_in_one_call_the_first_refusal_speaks_for_its_line_alone(slurm: Commands, tmp_path: Path) -> None:
+    prefix = tmp_path / "p"
+    slurm.say("sbatch", code=1, error=f"sbatch: error: AssocMaxSubmitJobLimit\n{LIMITED}")
+    many = [job() | {"stamp": str(number), "line": LINE} for number in range(1, 61)]
+    other = job() | {"stamp": "99", "line": ["other", None, "debug"]}
+    answers = call(prefix, "submit", *many, other)["jobs"]
+    assert {answer["error"]["kind"] for answer in answers.values()} == {"full"}
+    asked = slurm.calls("sbatch")
+    assert len(asked) <= PARALLEL_SUBMITS + 1
+    assert any("/99" in line for line in asked), "the other account was asked for"
 
 
 def test_what_the_option_parser_refused_is_final_although_slurm_does_not_answer(

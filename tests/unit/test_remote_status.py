@@ -110,6 +110,31 @@ def age(prefix: Path, name: str, seconds: float) -> None:
     path.write_text(json.dumps(known | {"time": known["time"] - seconds}))
 
 
+def test_reservations_are_asked_for_only_where_slurm_speaks_of_one(commands: Commands, prefix: Path) -> None:
+    Commands(commands.directory, "scontrol")
+    start = int(time.time()) + 3600
+    reservation = (
+        f"ReservationName=m StartTime={start} EndTime={start + 60} Nodes=n[1-4] Flags=MAINT State=INACTIVE"
+    )
+    commands.say("scontrol", reservation, "PartitionName=debug AllowGroups=ALL Nodes=n[1-4] State=UP")
+    stamp = slurm_job(prefix)
+    commands.say("squeue", "77|PENDING|Unknown|Unknown|||Resources")
+    assert "held" not in look(prefix, stamp)[stamp]
+    assert commands.calls("scontrol") == []
+    age(prefix, "squeue", 60)
+    reason = "ReqNodeNotAvail, Reserved for maintenance"
+    commands.say("squeue", f"77|PENDING|Unknown|Unknown|||{reason}", f"78|debug|9:00:00|1|||{reason}")
+    commands.then("scontrol", "squeue", f"77|debug|2:00:00|1|||{reason}")
+    facts = look(prefix, stamp)[stamp]
+    told = judged(prefix, stamp, facts).reason
+    assert told.startswith(f"{reason}: does not fit before the maintenance of ")
+    assert time.strftime("%H:%M %Z", time.localtime(start)) in told, "by the clock of the facility, and its zone"
+    assert told.endswith(("at most 59 min it could start now", "at most 1 h it could start now"))
+    assert len(commands.calls("scontrol")) == 2
+    look(prefix, stamp)
+    assert len(commands.calls("scontrol")) == 2, "its answer is shared as that of squeue is"
+
+
 def test_a_line_that_is_cut_off_is_no_end(commands: Commands, prefix: Path) -> None:
     commands.say("squeue", "77|RUNNING|1|Unknown||n1|None")
     stamp = slurm_job(prefix, 1, QUEUED, ACTIVE)

@@ -31,7 +31,7 @@ remote: Any = ModuleType("the_letter")
 exec(compile(letter(), "<letter>", "exec"), remote.__dict__)
 
 STAMP = "12345678901234567890"
-ONE = {"duration": 1, "nodes": 1}
+ONE: dict[str, Any] = {"duration": 1, "nodes": 1}
 BACKENDS = {
     "debug": {"type": "slurm", "queue_name": "debug", "project_name": "proj1"},
     "any-queue": {"type": "slurm", "project_name": "stf006", "attributes": {"--qos": "low"}},

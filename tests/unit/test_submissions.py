@@ -6,6 +6,7 @@ import asyncio
 import logging
 from concurrent.futures import Future
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,15 +17,21 @@ from prefect_psik import (
     FlowRunCancelling,
     JobHandle,
     JobSpec,
+    QueueLimitReached,
     SpecError,
+    WaitLimits,
+    admission,
     cancellation,
     submissions,
 )
+from prefect_psik.admission import Ticket
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.lifecycle import Again, Submitted
 from prefect_psik.marks import Place
+from prefect_psik.place_waits import PlaceWait
 from prefect_psik.retry import Asked
-from prefect_psik.submissions import Submission, asubmit, submit
+from prefect_psik.session import Session
+from prefect_psik.submissions import Sending, Submission, asubmit, submit
 from tests.unit.test_lifecycle import FIRST, SECOND, SPEC, Facility
 
 FLOW_RUNS = ["root", "child"]
@@ -143,7 +150,7 @@ def test_an_interrupt_cancels_only_a_job_of_ours_of_a_flow_run_that_is_cancelled
         cancelling.add("root")
     submission: Future[Submitted] = Future()
     submission.set_result(Submitted(JobHandle(prefix="/psik", stamp="123", key="k"), created, []))
-    replace(job, identity=replace(FIRST, is_own=is_own)).interrupted(submission).result(60)
+    replace(job, identity=replace(FIRST, is_own=is_own)).interrupted(Sending(submission, Ticket())).result(60)
     assert place.canceled == ([("123", 1, cancellation.owner_of(FLOW_RUNS))] if canceled else [])
 
 
@@ -152,7 +159,7 @@ def test_a_job_that_comes_of_an_interrupted_submission_is_canceled(
 ) -> None:
     cancelling.add("root")
 
-    def interrupted(future: Future[Submitted]) -> Submitted:
+    def interrupted(future: Future[object], within: float | None = None) -> Submitted:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(submissions, "result", interrupted)
@@ -169,6 +176,99 @@ async def test_a_job_that_comes_of_a_cancelled_task_is_canceled(place: Facility,
     with pytest.raises(asyncio.CancelledError):
         await task
     assert [stamp for stamp, *_ in place.canceled] == ["123"]
+
+
+# ------------------------------------------------------------------------------------------ a full queue
+
+
+@pytest.fixture
+def full(place: Facility, monkeypatch: pytest.MonkeyPatch) -> Facility:
+    """A facility whose queue takes no jobs until `place.end` says so."""
+    monkeypatch.setattr(admission, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(cancellation, "watch", lambda wait: None)  # no server is asked here
+    real = place._submit
+
+    def submit(job: dict[str, Any]) -> dict[str, Any]:
+        if place.end == "open":
+            return real(job)
+        return {"error": {"kind": "full", "message": "No place.", "limit": "AssocMaxSubmitJobLimit"}}
+
+    monkeypatch.setattr(place, "_submit", submit)
+    return place
+
+
+SLURM = PsikBackend(attributes=BackendAttributes(type="slurm", project_name="proj"))
+WAITING = replace(JOB, block=SLURM)
+SAID = "job 'recon' is waiting for a place in the queue of account proj (AssocMaxSubmitJobLimit)"
+
+
+def waits(caplog: pytest.LogCaptureFixture) -> int:
+    return sum(record.getMessage() == SAID for record in caplog.records)
+
+
+async def test_a_full_queue_is_waited_for_and_told_once(full: Facility, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="prefect_psik")
+    wait = PlaceWait()
+    task = asyncio.create_task(asubmit(WAITING, wait=wait))
+    async with asyncio.timeout(60):
+        while not waits(caplog):
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)  # some tries
+        full.end = "open"
+        handle = await task
+    assert handle.stamp == "123"
+    assert waits(caplog) == 1
+    assert wait.seconds > 0.4
+    assert wait.notes[0].startswith("a place in the queue of account proj (AssocMaxSubmitJobLimit), for ")
+
+
+def test_the_limit_of_the_queue_ends_the_wait_for_a_place(full: Facility) -> None:
+    limits = WaitLimits(queue=timedelta(seconds=0.3))
+    with pytest.raises(QueueLimitReached) as reached:
+        submit(WAITING, wait=PlaceWait(limits))
+    assert reached.value.handle is None
+    assert str(reached.value).startswith(
+        "Job 'recon' on this machine has been waiting for a place in the queue of account proj "
+        "(AssocMaxSubmitJobLimit) for more than 0:00:00.300000. Nothing was submitted: "
+    )
+    assert full.runs == {}
+
+
+async def test_a_cancel_of_the_flow_run_ends_the_wait_for_a_place(
+    full: Facility, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched: list[cancellation.Watched] = []
+    monkeypatch.setattr(cancellation, "watch", watched.append)
+    caplog.set_level(logging.INFO, logger="prefect_psik")
+    task = asyncio.create_task(asubmit(WAITING))
+    async with asyncio.timeout(60):
+        while not watched:
+            await asyncio.sleep(0.05)
+        stopped = Session.current().run(_stop(watched[0]))
+        await asyncio.wrap_future(stopped)
+        with pytest.raises(FlowRunCancelling, match=r"recon.*waits for a place.*it was not submitted"):
+            await task
+    full.end = "open"
+    await asyncio.sleep(0.3)
+    assert full.runs == {}
+
+
+async def _stop(wait: cancellation.Watched) -> None:
+    await wait.stop()
+
+
+async def test_an_interrupt_ends_the_wait_for_a_place(full: Facility, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="prefect_psik")
+    task = asyncio.create_task(asubmit(WAITING))
+    async with asyncio.timeout(60):
+        while not waits(caplog):
+            await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    full.end = "open"
+    await asyncio.sleep(0.3)
+    assert full.runs == {}
 
 
 def test_a_submission_is_made_of_what_the_task_gave_and_where_it_runs() -> None:
