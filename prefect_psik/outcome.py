@@ -7,7 +7,6 @@ final; what stays unknowable is a failure that says so.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,8 +28,10 @@ from prefect_psik.slurm_outcome import (
     pending,
     presence,
     row_of,
+    signal_name,
     slurm_end,
 )
+from prefect_psik.warned import after_warning
 
 #: psik's exit code for its own timer, for a missing interpreter and for a broken pipe.
 PSIK_TROUBLE = "9"
@@ -120,6 +121,7 @@ def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
         status = no_record(facts, handle, started="started" in times)
     else:
         status = _gone(facts, handle, started="started" in times)
+    status = after_warning(status, facts)
     end = final.time if final else slurm_end(facts)
     return status.model_copy(update={**times, "ended": end, "warnings": _remarks(status, facts, rows)})
 
@@ -234,7 +236,7 @@ def _from_psik(final: Row, facts: Mapping[str, Any], handle: JobHandle) -> JobSt
         return ended(handle, JobState.failed, FailureCause.launch, text)
     text = f"its script ended with exit code {code}{_EXIT_HINTS.get(code, '')}"
     if code < 0:
-        text = f"its script was killed by {_signal(-code)}"
+        text = f"its script was killed by {signal_name(-code)}{_sent(-code, facts)}"
     return ended(handle, JobState.failed, FailureCause.script, text, exit_code=code)
 
 
@@ -252,7 +254,7 @@ def lacking(status: JobStatus, missing: Sequence[tuple[str, str]]) -> JobStatus:
 
 def may_lack(status: JobStatus, facts: Mapping[str, Any]) -> bool:
     """Whether the end of a job depends on its results, which `remote.check` has to look at."""
-    ended_well = status.state is JobState.completed or status.cause is FailureCause.missing_output
+    ended_well = status.exit_code == 0
     return ended_well and bool(facts.get("to_check"))
 
 
@@ -275,8 +277,7 @@ def _canceled(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
     return canceled(facts, handle, outside="it was canceled through psik, outside of Prefect")
 
 
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+def _sent(number: int, facts: Mapping[str, Any]) -> str:
+    """Where the signal that killed a script came from, if the batch shell got it."""
+    sent = signal_name(number) in facts.get("signals", [])
+    return ", which was sent to the job from outside and which it does not handle" if sent else ""

@@ -230,6 +230,7 @@ async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Any
             version=PROTOCOL,
             name=spec.get("name"),
             requeue=requeue,
+            warning=job.get("warning"),
             type=backend.type,
             directory=spec["directory"],
             created=time.time(),

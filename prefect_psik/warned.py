@@ -1,0 +1,45 @@
+"""What a warning before the time limit makes of the end of a job: its work is to be continued by another run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect_psik.exceptions import FailureCause
+from prefect_psik.models import JobState, JobStatus
+from prefect_psik.slurm_outcome import signal_name
+
+
+def after_warning(status: JobStatus, facts: Mapping[str, Any]) -> JobStatus:
+    """Judge the end of a job that was warned, with `warn_before` or `--signal`.
+
+    After its warning exit code 0 means that the work is done, if `expect` and `outputs` are there, and any other
+    one that it is to be continued. So is the work of a job that ran on until its time limit.
+
+    Args:
+        status: The end as it is without a warning.
+        facts: Of the job; `signals` are those that its script got, `warning` is the one asked for.
+    """
+    warning = facts.get("warning") or {}
+    name = warning.get("signal")
+    if name not in facts.get("signals", []):
+        return status
+    when = f"{name}, {warning.get('seconds')} s before its time limit"
+    code = status.exit_code
+    if status.cause is FailureCause.walltime:
+        text = f"{status.message}, although it was warned ({when}): its work is to be continued"
+        return status.model_copy(update={"message": text, "to_be_continued": True})
+    if status.cause is FailureCause.script and code is not None and code < 0 and signal_name(-code) == name:
+        text = f"its script does not handle the warning ({when}) and was killed by it"
+        return status.model_copy(update={"message": text})
+    if status.cause is FailureCause.missing_output or (status.cause is FailureCause.script and (code or 0) > 0):
+        text = f"its script stopped with exit code {code} after its warning ({when}): its work is to be continued"
+        changes = {"cause": FailureCause.walltime, "message": text, "to_be_continued": True}
+        return status.model_copy(update=changes)
+    if status.state is JobState.completed and not facts.get("to_check"):
+        text = (
+            f"It was warned ({when}) and ended with exit code 0, which counts as done. Name its results in expect, "
+            "or have it end with another exit code where it stops early."
+        )
+        return status.model_copy(update={"warnings": [*status.warnings, text]})
+    return status
