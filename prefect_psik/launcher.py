@@ -46,8 +46,8 @@ _SLURM_EXPORTS = """\
 export SLURM_EXPORT_ENV=ALL
 export SLURM_SUBMIT_DIR="$PWD"
 """
-# Without a scheduler the launcher warns. The timer is no child of the script, which may wait for its own, is of its
-# process group, and ends with it.
+# Without a scheduler the launcher warns. The timer is not a child of the script, which may wait for its own; it is
+# in its process group, and ends with it.
 _WARNING = """\
 ( (
   timeout --foreground {seconds} tail --pid=$$ -f /dev/null

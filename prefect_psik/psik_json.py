@@ -83,8 +83,8 @@ def _block_name(path: Path, name: str, wanted: str, taken: Collection[str]) -> s
     if not _BLOCK_NAME.fullmatch(wanted):
         close = re.sub("[^a-z0-9]+", "-", wanted.lower()).strip("-") or "NAME"
         raise SpecError(
-            f"{where} would be the block {wanted!r}, but names of blocks have lower-case letters, digits and dashes "
-            f"only. Give it another one: --rename {name}={close}."
+            f"{where} would be the block {wanted!r}, but names of blocks have lower-case letters, digits and "
+            f"dashes only. Give it another one: --rename {name}={close}."
         )
     if wanted in taken:
         raise SpecError(f"{where} would be a second block {wanted!r}. Give it another name: --rename {name}=NAME.")

@@ -21,7 +21,7 @@ def after_warning(status: JobStatus, facts: Mapping[str, Any]) -> JobStatus:
         facts: Of the job; `signals` are those that its script got, `warning` is the one asked for.
     """
     warning = facts.get("warning") or {}
-    name = warning.get("signal")
+    name = warning.get("name")
     if name not in facts.get("signals", []):
         return status
     when = f"{name}, {warning.get('seconds')} s before its time limit"
@@ -38,8 +38,8 @@ def after_warning(status: JobStatus, facts: Mapping[str, Any]) -> JobStatus:
         return status.model_copy(update=changes)
     if status.state is JobState.completed and not facts.get("to_check"):
         text = (
-            f"It was warned ({when}) and ended with exit code 0, which counts as done. Name its results in expect, "
-            "or have it end with another exit code where it stops early."
+            f"It was warned ({when}) and ended with exit code 0, which counts as done. Name its results in "
+            "expect, or have it end with another exit code where it stops early."
         )
         return status.model_copy(update={"warnings": [*status.warnings, text]})
     return status
