@@ -10,7 +10,8 @@ from prefect_psik.remote.files import _read
 #: Put into psik's batch script, before its first import. psik is the batch shell, would die of these signals, and
 #: runs the script in a process group of its own. It handles SIGTERM and SIGINT itself; those of job control reach
 #: all processes of a job, and the others left out are a process's own. A signal that comes before the script is
-#: kept for it. Like Slurm without psik this signals the script alone, not what it started.
+#: kept for it, until it handles the signal or has run for 10 s. Like Slurm without psik this signals the script
+#: alone, not what it started.
 HAND_ON_SIGNALS = """\
 import glob, os, signal, threading, time
 
@@ -27,13 +28,22 @@ def hand_on_signals():
                     return pid, note.replace("process.", "signals.")
         return None
 
+    def handles(pid, number):
+        with open("/proc/%d/status" % pid) as file:
+            caught = [line.split()[1] for line in file if line.startswith("SigCgt:")]
+        return int(caught[0], 16) >> (number - 1) & 1
+
     def deliver(number):
+        patience = 0
         while True:
             try:
                 pid, note = script()
-                break
+                if patience <= 0 or handles(pid, number):
+                    break
+                patience -= 1
             except (OSError, ValueError, IndexError, TypeError):
-                time.sleep(0.2)
+                patience = 50
+            time.sleep(0.2)
         try:
             with open(note, "a") as file:
                 print(signal.Signals(number).name if number in list(signal.Signals) else number, file=file)

@@ -78,7 +78,7 @@ def test_the_script_gets_the_signal_once_and_ends_as_it_wants(base: Path, name: 
 
 
 def test_a_signal_that_comes_before_the_script_is_kept_for_it(base: Path) -> None:
-    script = f"trap 'echo got; exit 5' USR1; {NOTE} sleep 60 & wait"
+    script = f"{NOTE} sleep 0.5; trap 'echo got; exit 5' USR1; sleep 60 & wait"
     with batch_shell(base, script, delay=1.0) as process:
         process.send_signal(signal.SIGUSR1)
         assert line(process) == "got"
