@@ -284,7 +284,8 @@ def no_record(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> 
 def _ended_by(row: SlurmRow, console: str) -> int | None:
     """The signal from outside that ended psik, which is the batch shell of a job."""
     caught = re.search(r"caught signal ([0-9]+)", console)
-    code = re.fullmatch(r"0:([0-9]+)", row.exit_code)
+    # sacct has it in the exit code, squeue in the reason.
+    code = re.fullmatch(r"0:([0-9]+)", row.exit_code) or re.match(r"RaisedSignal:([0-9]+)", row.reason)
     number = int((caught or code or ["", "0"])[1])
     return number if number in _FROM_OUTSIDE else None
 

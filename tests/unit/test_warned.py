@@ -74,6 +74,7 @@ def test_exit_code_0_after_the_warning_without_the_results_is_to_be_continued() 
         (slurm("FAILED", code="143:0"), "process caught signal 15. Propagating", "SIGTERM"),
         (slurm("FAILED", code="0:1"), "", "SIGHUP"),
         (slurm("FAILED", code="0:10"), "", "SIGUSR1"),
+        (slurm("FAILED", code="", reason="RaisedSignal:10(User_defined_signal_1)"), "", "SIGUSR1"),
     ],
 )
 def test_a_job_that_a_signal_ended_is_not_blamed_on_the_backend(row: list[str], console: str, name: str) -> None:
