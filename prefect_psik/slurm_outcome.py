@@ -177,8 +177,12 @@ def presence(facts: Mapping[str, Any], *, has_end: bool) -> tuple[bool, str | No
         return not has_end, None
     row, alive = row_of(facts), facts["alive"]
     if row is not None and alive is False:
-        if not has_end and _asks_who(row, facts):
-            return True, "it was canceled; Slurm's accounting is asked by whom"
+        if not has_end and _asks_more(row, facts):
+            asked = "canceled; Slurm's accounting is asked by whom"
+            return (
+                True,
+                f"it was {asked}" if row.state == "CANCELLED" else "Slurm's accounting is asked how it failed",
+            )
         return False, None
     if facts.get("vanished") is None:
         return alive is True or facts.get("native_id") is not None or not has_end, facts.get("squeue_error")
@@ -199,9 +203,14 @@ def presence(facts: Mapping[str, Any], *, has_end: bool) -> tuple[bool, str | No
     return True, f"Slurm's queue no longer has it, and its accounting does not answer: {why}"
 
 
-def _asks_who(row: SlurmRow, facts: Mapping[str, Any]) -> bool:
-    """Whether to wait a little for accounting, to say who canceled a job."""
-    if row.state != "CANCELLED" or facts.get("cancel_asked") is not None or not row.end.isdecimal():
+def _asks_more(row: SlurmRow, facts: Mapping[str, Any]) -> bool:
+    """Whether to wait a little for accounting, to say who canceled a job, or what ended its batch shell."""
+    failed = row.state == "FAILED" and not (facts.get("sacct") or [""])[0].startswith("FAILED")
+    if (
+        not (failed or row.state == "CANCELLED")
+        or facts.get("cancel_asked") is not None
+        or not row.end.isdecimal()
+    ):
         return False
     recent = float(facts.get("now", 0.0)) - float(row.end) < WHO_SECONDS
     return recent and facts.get("accounting") in ("answers", "unasked")
@@ -258,7 +267,7 @@ def no_record(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> 
     row = row_of(facts)
     console = facts.get("tails", {}).get("console", "").strip()
     last = f": {console.splitlines()[-1].strip()[:300]}" if console else ""
-    number = _ended_by(row, console) if row is not None and row.state.startswith("FAILED") else None
+    number = ended_by(facts)
     if number == signal.SIGKILL:
         text = "its batch shell was killed by SIGKILL from outside, so what became of its script is not known"
         return ended(handle, JobState.failed, FailureCause.lost, text)
@@ -281,11 +290,14 @@ def no_record(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> 
     return ended(handle, JobState.failed, FailureCause.lost, text)
 
 
-def _ended_by(row: SlurmRow, console: str) -> int | None:
-    """The signal from outside that ended psik, which is the batch shell of a job."""
-    caught = re.search(r"caught signal ([0-9]+)", console)
-    # sacct has it in the exit code, squeue in the reason.
-    code = re.fullmatch(r"0:([0-9]+)", row.exit_code) or re.match(r"RaisedSignal:([0-9]+)", row.reason)
+def ended_by(facts: Mapping[str, Any]) -> int | None:
+    """The signal from outside that ended psik, which is the batch shell of a job; None if it was none."""
+    row = row_of(facts)
+    if row is None or not row.state.startswith("FAILED"):
+        return None
+    caught = re.search(r"caught signal ([0-9]+)", facts.get("tails", {}).get("console", ""))
+    # Only accounting has the exit code.
+    code = re.fullmatch(r"0:([0-9]+)", SlurmRow(*(facts.get("sacct") or row)).exit_code)
     number = int((caught or code or ["", "0"])[1])
     return number if number in _FROM_OUTSIDE else None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.models import JobState, JobStatus
-from prefect_psik.slurm_outcome import signal_name
+from prefect_psik.slurm_outcome import ended_by, signal_name
 
 
 def after_warning(status: JobStatus, facts: Mapping[str, Any]) -> JobStatus:
@@ -22,6 +22,16 @@ def after_warning(status: JobStatus, facts: Mapping[str, Any]) -> JobStatus:
     """
     warning = facts.get("warning") or {}
     name = warning.get("name")
+    number = ended_by(facts)
+    if name and number is not None and signal_name(number) == name:
+        text = f"its warning ({name}) came before its script could get it: its work is to be continued"
+        changes = {
+            "state": JobState.failed,
+            "cause": FailureCause.walltime,
+            "message": text,
+            "to_be_continued": True,
+        }
+        return status.model_copy(update=changes)
     if name not in facts.get("signals", []):
         return status
     when = f"{name}, {warning.get('seconds')} s before its time limit"

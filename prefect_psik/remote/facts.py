@@ -206,7 +206,8 @@ def _keep_end(ours: str, jobndx: int, facts: dict[str, Any], record: dict[str, A
     row = facts.get("sacct") or facts.get("squeue")
     if facts.get("alive") is not False or row is None or ended or record.get("requeue"):
         return
-    if row[0] == "COMPLETED" or (row[0] == "CANCELLED" and facts.get("accounting") != "none"):
+    more = row[0] == "CANCELLED" or (row[0] == "FAILED" and not facts.get("sacct"))
+    if row[0] == "COMPLETED" or (more and facts.get("accounting") != "none"):
         return  # psik may tell more yet, or accounting
     path = os.path.join(ours, f"end.{jobndx}")
     if not os.path.exists(path):

@@ -28,8 +28,8 @@ __all__ = ["backend", "client"]
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-#: The shortest time limit of Slurm.
-MINUTE = ResourceSpec(duration=1, exclusive_node_use=False)
+#: Slurm warns up to a minute earlier than asked: with less, it would before the script begins.
+WARNED = ResourceSpec(duration=2, exclusive_node_use=False)
 #: Work of two steps, of which the first run does one: as a script with a checkpoint is written by hand.
 CHECKPOINT = """\
 step=$(cat checkpoint 2> /dev/null || echo 0)
@@ -63,7 +63,7 @@ def send(facility: Facility, handle: JobHandle, name: str, *options: str) -> Non
 
 
 def test_the_next_run_continues_from_the_checkpoint_of_the_trap(backend: PsikBackend) -> None:
-    spec = script(CHECKPOINT, resources=MINUTE, warn_before=30, outputs=["result.txt"])
+    spec = script(CHECKPOINT, resources=WARNED, warn_before=30, outputs=["result.txt"])
     result = run_job(backend, spec, retry_on={"walltime"})
     assert (result.state, result.handle.jobndx, result.to_be_continued) == (JobState.completed, 2, False)
     assert result.stdout == "from step 1\n"
@@ -74,7 +74,7 @@ def test_the_next_run_continues_from_the_checkpoint_of_the_trap(backend: PsikBac
 
 def test_without_a_retry_the_error_says_that_the_work_can_continue(backend: PsikBackend) -> None:
     text = "trap 'echo saved > checkpoint; exit 0' USR1\nsleep 600 & wait"
-    spec = script(f"#SBATCH --signal=B:USR1@30\n{text}", resources=MINUTE, expect=["result.txt"])
+    spec = script(f"#SBATCH --signal=B:USR1@30\n{text}", resources=WARNED, expect=["result.txt"])
     with pytest.raises(WalltimeExceeded, match=r"exit code 0 after its warning \(SIGUSR1, 30 s before") as failed:
         run_job(backend, spec)
     assert failed.value.result is not None

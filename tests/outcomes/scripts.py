@@ -89,7 +89,7 @@ def time_limit(site: Site) -> Seen:
 def warned(site: Site) -> Seen:
     return site.run(
         "trap 'echo 1 > checkpoint; exit 85' USR1\nsleep 600 & wait",
-        resources=ResourceSpec(duration=1, exclusive_node_use=False),
+        resources=ResourceSpec(duration=2, exclusive_node_use=False),
         warn_before=30,
     )
 

@@ -74,7 +74,6 @@ def test_exit_code_0_after_the_warning_without_the_results_is_to_be_continued() 
         (slurm("FAILED", code="143:0"), "process caught signal 15. Propagating", "SIGTERM"),
         (slurm("FAILED", code="0:1"), "", "SIGHUP"),
         (slurm("FAILED", code="0:10"), "", "SIGUSR1"),
-        (slurm("FAILED", code="", reason="RaisedSignal:10(User_defined_signal_1)"), "", "SIGUSR1"),
     ],
 )
 def test_a_job_that_a_signal_ended_is_not_blamed_on_the_backend(row: list[str], console: str, name: str) -> None:
@@ -83,6 +82,19 @@ def test_a_job_that_a_signal_ended_is_not_blamed_on_the_backend(row: list[str], 
     assert name in status.message
     early = judge(facts(QUEUED, squeue=row, console=console), HANDLE)
     assert (early.cause, "before its script began" in early.message) == (FailureCause.canceled_outside, True)
+
+
+def test_only_accounting_knows_the_signal_and_is_waited_for() -> None:
+    queue, accounts = slurm("FAILED", code="", reason="JobLaunchFailure"), slurm("FAILED", code="0:10")
+    asked: dict[str, Any] = {"squeue": queue, "accounting": "answers", "now": 1062.0}
+    early = judge(facts(QUEUED, **asked, sacct=slurm("RUNNING", end="Unknown")), HANDLE)
+    assert (early.state.is_final, early.reason) == (False, "Slurm's accounting is asked how it failed")
+    known = judge(facts(QUEUED, **asked, sacct=accounts), HANDLE)
+    assert (known.cause, "SIGUSR1" in known.message) == (FailureCause.canceled_outside, True)
+    silent = judge(facts(QUEUED, **{**asked, "now": 1200.0}), HANDLE)
+    assert silent.cause is FailureCause.launch
+    warned = judge(facts(QUEUED, **asked, sacct=accounts, **{**WARNED, "signals": []}), HANDLE)
+    assert (warned.cause, warned.to_be_continued) == (FailureCause.walltime, True)
 
 
 def test_a_killed_batch_shell_leaves_an_unknown_end() -> None:
