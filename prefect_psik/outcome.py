@@ -15,6 +15,7 @@ from prefect_psik.launcher import CANCELED, NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
 from prefect_psik.plain_text import plain_values
 from prefect_psik.results import in_words, unmet
+from prefect_psik.signals import after_warning, by_signal, signal_name
 from prefect_psik.slurm_outcome import (
     LATE_SECONDS,
     SHARED_FILE_SYSTEM_SECONDS,
@@ -28,10 +29,8 @@ from prefect_psik.slurm_outcome import (
     pending,
     presence,
     row_of,
-    signal_name,
     slurm_end,
 )
-from prefect_psik.warned import after_warning
 
 #: psik's exit code for its own timer, for a missing interpreter and for a broken pipe.
 PSIK_TROUBLE = "9"
@@ -118,7 +117,8 @@ def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
     elif final is not None:
         status = _from_psik(final, facts, handle)
     elif slurm:
-        status = no_record(facts, handle, started="started" in times)
+        began = "started" in times
+        status = by_signal(facts, handle, started=began) or no_record(facts, handle, started=began)
     else:
         status = _gone(facts, handle, started="started" in times)
     status = after_warning(status, facts)

@@ -53,8 +53,8 @@ def read_psik_json(
     backends = document.get("backends") if isinstance(document, dict) else None
     if not isinstance(backends, dict) or not backends:
         raise SpecError(f"{path} has no mapping 'backends', as psik.json needs it; there is nothing to import.")
-    endpoints, names = dict(endpoints or {}), dict(names or {})
-    if unknown := sorted({*endpoints, *names, *only} - set(backends)):
+    endpoints, renamed = dict(endpoints or {}), dict(names or {})
+    if unknown := sorted({*endpoints, *renamed, *only} - set(backends)):
         raise SpecError(f"{path} has no backend {', '.join(unknown)}. It has: {', '.join(backends)}.")
     prefix = str(document.get("prefix") or _DEFAULT_PREFIX)
     blocks: dict[str, PsikBackend] = {}
@@ -65,7 +65,7 @@ def read_psik_json(
             continue
         try:
             block = _block(path, name, entry, prefix, endpoints.get(name))
-            blocks[_block_name(path, name, names.get(name, name), blocks)] = block
+            blocks[_block_name(path, name, renamed.get(name, name), blocks)] = block
         except SpecError as err:
             problems.append(str(err))
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -56,14 +55,6 @@ _KILLED: dict[str, tuple[FailureCause, str]] = {
     "DEADLINE": (FailureCause.deadline, "Slurm removed it, because it could not finish before its deadline"),
     "REVOKED": (FailureCause.lost, "it was moved to another cluster of the federation, where nobody looks"),
 }
-
-#: Signals that no process sends itself by a fault of its own, nor Slurm where it says so.
-_FROM_OUTSIDE = frozenset(
-    {
-        *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM),
-        *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGXCPU),
-    }
-)
 
 #: Ends that say nothing of who is to blame: psik's record decides.
 _ENDED = frozenset({"COMPLETED", "FAILED"})
@@ -267,15 +258,6 @@ def no_record(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> 
     row = row_of(facts)
     console = facts.get("tails", {}).get("console", "").strip()
     last = f": {console.splitlines()[-1].strip()[:300]}" if console else ""
-    number = ended_by(facts)
-    if number == signal.SIGKILL:
-        text = "its batch shell was killed by SIGKILL from outside, so what became of its script is not known"
-        return ended(handle, JobState.failed, FailureCause.lost, text)
-    if number is not None:
-        what = "script" if started else "job, before its script began,"
-        return canceled(
-            facts, handle, outside=f"its {what} was ended by {signal_name(number)}, sent from outside of Prefect"
-        )
     if row is not None and row.state.startswith("FAILED"):
         reason = row.reason if row.reason not in ("", "None") else f"exit code {row.exit_code}"
         when = "while the script of the job ran" if started else "before the script of the job began"
@@ -288,26 +270,6 @@ def no_record(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> 
     else:
         text = f"Slurm no longer knows it, and psik recorded no end; what became of its script is not known{last}"
     return ended(handle, JobState.failed, FailureCause.lost, text)
-
-
-def ended_by(facts: Mapping[str, Any]) -> int | None:
-    """The signal from outside that ended psik, which is the batch shell of a job; None if it was none."""
-    row = row_of(facts)
-    if row is None or not row.state.startswith("FAILED"):
-        return None
-    caught = re.search(r"caught signal ([0-9]+)", facts.get("tails", {}).get("console", ""))
-    # Only accounting has the exit code.
-    code = re.fullmatch(r"0:([0-9]+)", SlurmRow(*(facts.get("sacct") or row)).exit_code)
-    number = int((caught or code or ["", "0"])[1])
-    return number if number in _FROM_OUTSIDE else None
-
-
-def signal_name(number: int) -> str:
-    """The name of a signal."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def canceled(facts: Mapping[str, Any], handle: JobHandle, *, outside: str) -> JobStatus:

@@ -1,13 +1,55 @@
-"""What a warning before the time limit makes of the end of a job: its work is to be continued by another run."""
+"""What signals from outside make of the end of a job: who is to blame, and whether its work is to be continued."""
 
 from __future__ import annotations
 
+import re
+import signal
 from collections.abc import Mapping
 from typing import Any
 
 from prefect_psik.exceptions import FailureCause
-from prefect_psik.models import JobState, JobStatus
-from prefect_psik.slurm_outcome import ended_by, signal_name
+from prefect_psik.models import JobHandle, JobState, JobStatus
+from prefect_psik.slurm_outcome import SlurmRow, canceled, ended, row_of
+
+#: Signals that no process sends itself by a fault of its own, nor Slurm where it says so.
+_FROM_OUTSIDE = frozenset(
+    {
+        *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM),
+        *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGXCPU),
+    }
+)
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def by_signal(facts: Mapping[str, Any], handle: JobHandle, *, started: bool) -> JobStatus | None:
+    """The end of a job whose batch shell, which is psik, a signal ended; None if none did."""
+    number = _batch_shell_ended_by(facts)
+    if number is None:
+        return None
+    if number == signal.SIGKILL:
+        text = "its batch shell was killed by SIGKILL from outside, so what became of its script is not known"
+        return ended(handle, JobState.failed, FailureCause.lost, text)
+    what = "script" if started else "job, before its script began,"
+    outside = f"its {what} was ended by {signal_name(number)}, sent from outside of Prefect"
+    return canceled(facts, handle, outside=outside)
+
+
+def _batch_shell_ended_by(facts: Mapping[str, Any]) -> int | None:
+    row = row_of(facts)
+    if row is None or not row.state.startswith("FAILED"):
+        return None
+    caught = re.search(r"caught signal ([0-9]+)", facts.get("tails", {}).get("console", ""))
+    # Only accounting has the exit code.
+    code = re.fullmatch(r"0:([0-9]+)", SlurmRow(*(facts.get("sacct") or row)).exit_code)
+    number = int((caught or code or ["", "0"])[1])
+    return number if number in _FROM_OUTSIDE else None
 
 
 def after_warning(status: JobStatus, facts: Mapping[str, Any]) -> JobStatus:
@@ -22,7 +64,7 @@ def after_warning(status: JobStatus, facts: Mapping[str, Any]) -> JobStatus:
     """
     warning = facts.get("warning") or {}
     name = warning.get("name")
-    number = ended_by(facts)
+    number = _batch_shell_ended_by(facts)
     if name and number is not None and signal_name(number) == name:
         text = f"its warning ({name}) came before its script could get it: its work is to be continued"
         changes = {
