@@ -213,6 +213,8 @@ def _target(option: _Option) -> str:
 def _value(option: _Option, target: str) -> Any:
     """What a directive sets its field or option to."""
     text = option.value
+    if target not in RESOURCE_OF and target not in _CHECKS and (why := why_forbidden(target)):
+        raise _refusal(option.line, why)
     try:
         if target == "exclusive_node_use":
             return option.name == "--exclusive"
@@ -222,8 +224,6 @@ def _value(option: _Option, target: str) -> Any:
             return getattr(ResourceSpec.model_validate({target: text}), target)
         if check := _CHECKS.get(target):
             return check(text or "")
-        if target not in RESOURCE_OF and (why := why_forbidden(target)):
-            raise _refusal(option.line, why)
         return check_value(target, True if text is None else text)
     except ValidationError as err:
         raise _refusal(option.line, explain(err)) from None
