@@ -65,7 +65,7 @@ def read_psik_json(
             continue
         try:
             block = _block(path, name, entry, prefix, endpoints.get(name))
-            blocks[_block_name(path, name, renamed.get(name, name), blocks)] = block
+            blocks[_block_name(path, name, str(renamed.get(name, name)), blocks)] = block
         except SpecError as err:
             problems.append(str(err))
         else:
