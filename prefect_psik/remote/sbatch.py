@@ -18,7 +18,8 @@ _SBATCH = r"""
 signals=$1
 shift
 said=$(
-  SIGNALS=$signals awk '$0 == "import asyncio" && !n++ { print ENVIRON["SIGNALS"] } { print }' | sbatch "$@"
+  SIGNALS=$signals awk '$0 == "import asyncio" && !n++ { print ENVIRON["SIGNALS"] } { print }' 2> /dev/null |
+    sbatch "$@"
 ) || { code=$?; printf '%s\n' "$said" >&2; exit "$code"; }
 id=$(printf '%s\n' "$said" | sed -n 's/.*Submitted batch job \([0-9][0-9]*\).*/\1/p' | sed -n 1p)
 test -n "$id" || id=$(printf '%s\n' "$said" | sed -n 's/^\([0-9][0-9]*\)\(;.*\)*$/\1/p' | sed -n 1p)

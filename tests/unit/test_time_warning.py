@@ -80,7 +80,7 @@ def test_field_and_option_exclude_each_other() -> None:
 
 @pytest.mark.parametrize("name", ["TERM", "INT", "KILL", "STOP", "CONT", "TSTP", "15", "sigterm"])
 def test_a_signal_that_cannot_warn_is_refused_with_what_to_write(name: str) -> None:
-    with pytest.raises(ValueError, match="cannot warn the script: .* Write warn_before: 90 in the job spec"):
+    with pytest.raises(ValueError, match=r"cannot warn the script: .* Write warn_before: 90 in the job spec"):
         JobSpec(script="true", attributes={"--signal": f"B:{name}@90"})
     JobSpec(script="true", attributes={"--signal": f"{name}@90"})  # for the steps
 
