@@ -72,6 +72,13 @@ class Report(Answer):
     trouble: Text | None
 
 
+class Warned(Answer):
+    """The signal that a script is to get before its time limit, and how many seconds before."""
+
+    name: Text
+    seconds: Count
+
+
 class Facts(Partial):
     """One job, as `status` and `cancel` see it; `same` as before, `later` if there was no room for it.
 
@@ -102,6 +109,8 @@ class Facts(Partial):
     sacct_error: Text | None = None
     accounting: Literal["none", "unasked", "silent", "answers"] | None = None
     vanished: Time | None = None
+    signals: list[Text] = Field(default_factory=list)
+    warning: Warned | None = None
     tails: dict[str, str] = Field(default_factory=dict)
     outputs: list[str] = Field(default_factory=list)
     to_check: bool = False

@@ -254,6 +254,7 @@ class PsikBackend(Single, Block):
             merged = merged.model_copy(update={"resources": merged.resources.model_copy(update=wanted)})
         resources = merged.resources.complete()
         attributes = self.attributes
+        psiks = merged.to_psik(scheduler=attributes.type, options=prepared.options, umask=self.umask)
         return {
             "stamp": identity.stamp,
             "key": identity.key,
@@ -266,7 +267,8 @@ class PsikBackend(Single, Block):
                 "project_name": attributes.project_name,
                 "attributes": {"psik_python": attributes.psik_python} if attributes.psik_python else {},
             },
-            "spec": merged.to_psik(scheduler=attributes.type, options=prepared.options, umask=self.umask),
+            "spec": psiks,
+            "warning": prepared.warning and prepared.warning._asdict(),
             "asked": {"duration": resources["duration"], "memory": resources.get("memory")},
             "changed": asked is not None,
             "script": normalize_script(spec.script)[1],

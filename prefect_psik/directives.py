@@ -15,6 +15,7 @@ from prefect_psik.input_files import check_directory
 from prefect_psik.options import check_value, why_forbidden
 from prefect_psik.resources import ResourceSpec
 from prefect_psik.sbatch import FLAGS, RESOURCE_OF, VALUED, long_name, setting
+from prefect_psik.time_warning import WARNING_SIGNAL, batch_signal, seconds_before
 from prefect_psik.typed import explain, plain_word
 
 SLURM = "Slurm"
@@ -201,6 +202,9 @@ def _target(option: _Option) -> str:
         return "exclusive_node_use"
     if name == "--nodes" and re.fullmatch("[0-9]+-[0-9]+", value):
         return name
+    if name == "--signal":
+        asked = batch_signal(value)
+        return "warn_before" if asked and asked.name == WARNING_SIGNAL else name
     if name == "--gpus-per-task" and not re.fullmatch("[0-9]+", value):
         return name
     return _FIELDS.get(name, name)
@@ -209,6 +213,8 @@ def _target(option: _Option) -> str:
 def _value(option: _Option, target: str) -> Any:
     """What a directive sets its field or option to."""
     text = option.value
+    if target not in RESOURCE_OF and target not in _CHECKS and (why := why_forbidden(target)):
+        raise _refusal(option.line, why)
     try:
         if target == "exclusive_node_use":
             return option.name == "--exclusive"
@@ -218,8 +224,6 @@ def _value(option: _Option, target: str) -> Any:
             return getattr(ResourceSpec.model_validate({target: text}), target)
         if check := _CHECKS.get(target):
             return check(text or "")
-        if target not in RESOURCE_OF and (why := why_forbidden(target)):
-            raise _refusal(option.line, why)
         return check_value(target, True if text is None else text)
     except ValidationError as err:
         raise _refusal(option.line, explain(err)) from None
@@ -227,9 +231,10 @@ def _value(option: _Option, target: str) -> Any:
         raise _refusal(option.line, str(err)) from None
 
 
-_CHECKS: dict[str, Callable[[str], str]] = {
+_CHECKS: dict[str, Callable[[str], str | int]] = {
     "name": lambda text: plain_word(text, "the job's name"),
     "directory": check_directory,
+    "warn_before": seconds_before,
 }
 
 

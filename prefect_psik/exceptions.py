@@ -310,7 +310,7 @@ class JobError(PrefectPsikError):
     @property
     def next_step(self) -> str:
         """What to do next, as a sentence."""
-        return NEXT_STEPS.get(self.cause, "") if self.cause else ""
+        return next_step(self.result) if self.result else ""
 
 
 class JobFailed(JobError):
@@ -376,3 +376,10 @@ NEXT_STEPS: dict[FailureCause, str] = {
     FailureCause.lost: "Look into its directory for what it did, then retry.",
     FailureCause.canceled_outside: "Ask who canceled it, then retry.",
 }
+
+
+def next_step(result: JobResult) -> str:
+    """What to do after a job that did not complete, as a sentence; empty if there is nothing to say."""
+    if result.to_be_continued:
+        return "Run it again, with retry_on={'walltime'} or by hand: it continues from what it saved."
+    return NEXT_STEPS.get(result.cause, "") if result.cause else ""

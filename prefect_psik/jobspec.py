@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from prefect_psik.directives import job_name
@@ -30,8 +31,10 @@ from prefect_psik.input_files import (
 from prefect_psik.launcher import launcher_script, normalize_script
 from prefect_psik.options import Options
 from prefect_psik.resources import ResourceSpec
+from prefect_psik.sbatch import long_name
 from prefect_psik.spelling import read_yaml
-from prefect_psik.typed import Typed, explain, kind_of, plain_word
+from prefect_psik.time_warning import MAX_SECONDS, WARNING_SIGNAL
+from prefect_psik.typed import Count, Typed, explain, kind_of, plain_word
 
 MAX_SCRIPT_BYTES = 1_000_000
 #: Of the script's arguments together, well below what Linux takes.
@@ -108,6 +111,13 @@ class JobSpec(Typed):
         default="read",
         description="The script's #SBATCH lines: read what no field gives from them (on Slurm), or ignore them.",
     )
+    warn_before: Count | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_SECONDS,
+        description="Seconds before the time limit at which the script gets SIGUSR1, to save a checkpoint and end "
+        "with an exit code other than 0. Slurm may send it up to 60 s earlier.",
+    )
     backend: str | None = Field(default=None, description="Name of the `psik-backend` block to run on.")
 
     @field_validator("name")
@@ -165,6 +175,12 @@ class JobSpec(Typed):
             )
         return files
 
+    @model_validator(mode="after")
+    def _one_warning(self) -> JobSpec:
+        if self.warn_before is not None and any(long_name(name) == "--signal" for name in self.attributes):
+            raise ValueError("give warn_before or the option --signal, not both")
+        return self
+
     @field_validator("outputs", "expect", mode="before")
     @classmethod
     def _as_entries(cls, entries: Any) -> Any:
@@ -210,6 +226,7 @@ class JobSpec(Typed):
         outputs: Sequence[str | Expected] | None = None,
         expect: Sequence[str | Expected] | None = None,
         directives: Literal["read", "ignore"] | None = None,
+        warn_before: int | None = None,
     ) -> JobSpec:
         """Take the script from a local file.
 
@@ -235,6 +252,7 @@ class JobSpec(Typed):
             "outputs": outputs,
             "expect": expect,
             "directives": directives,
+            "warn_before": warn_before,
         }
         return cls._checked(
             {key: value for key, value in given.items() if value is not None}, f"The job of {path}"
@@ -286,8 +304,13 @@ class JobSpec(Typed):
         resources = self.resources.complete()
         memory = resources.pop("memory", None)
         attributes: dict[str, str] = {}
+        warn_after = None
+        if scheduler == "local" and self.warn_before is not None:
+            warn_after = 60 * int(resources["duration"]) - self.warn_before
         if scheduler == "slurm":
             limits = {"--time": str(resources["duration"]), "--export": "NIL"}
+            if self.warn_before is not None:
+                limits["--signal"] = f"B:{WARNING_SIGNAL.removeprefix('SIG')}@{self.warn_before}"
             # sbatch takes every unambiguous beginning of an option for the option.
             asked = any(name.startswith(("--req", "--no-r")) for name in (*options, *self.attributes))
             requeue = {} if asked else {"--no-requeue": ""}
@@ -300,7 +323,9 @@ class JobSpec(Typed):
         return {
             "name": self.name,
             "directory": self.directory,
-            "script": launcher_script(interpreter, self.arguments, umask=umask, scheduler=scheduler),
+            "script": launcher_script(
+                interpreter, self.arguments, umask=umask, scheduler=scheduler, warn_after=warn_after
+            ),
             "environment": self.environment,
             "inherit_environment": self.inherit_environment,
             "resources": resources,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from prefect_psik.time_warning import WARNING_SIGNAL
+
 #: Where the facility keeps the user's script, relative to psik's job directory.
 SCRIPT_FILE = "prefect/script"
 #: What an endpoint may have in its environment, which psik's local backend passes on; Slurm jobs get none of it.
@@ -37,12 +39,20 @@ elif [ -e "$d/cancel.$jobndx" ]; then
   echo "Somebody asked for the end of this run before it began." >&2
   exit {canceled}
 fi
-{exports}umask {umask}
+{exports}{warning}umask {umask}
 exec {interpreter} "$base/{script_file}"{arguments} < /dev/null
 """
 _SLURM_EXPORTS = """\
 export SLURM_EXPORT_ENV=ALL
 export SLURM_SUBMIT_DIR="$PWD"
+"""
+# Without a scheduler the launcher warns. The timer is not a child of the script, which may wait for its own; it is
+# in its process group, and ends with it.
+_WARNING = """\
+( (
+  timeout --foreground {seconds} tail --pid=$$ -f /dev/null
+  [ $? = 124 ] && echo {signal} >> "$d/signals.$jobndx.$jobid" && kill -s {signal} $$
+) < /dev/null > /dev/null 2>&1 & )
 """
 
 
@@ -66,7 +76,14 @@ def normalize_script(script: str) -> tuple[list[str], str]:
     return words or ["/bin/bash"], body
 
 
-def launcher_script(interpreter: list[str], arguments: Sequence[str] = (), *, umask: str, scheduler: str) -> str:
+def launcher_script(
+    interpreter: list[str],
+    arguments: Sequence[str] = (),
+    *,
+    umask: str,
+    scheduler: str,
+    warn_after: int | None = None,
+) -> str:
     """Write what psik itself runs: `exec INTERPRETER ARGS FILE ARGUMENTS </dev/null` behind the single-run guard.
 
     Args:
@@ -75,12 +92,14 @@ def launcher_script(interpreter: list[str], arguments: Sequence[str] = (), *, um
         umask: Octal digits.
         scheduler: With `slurm`, the steps of the job get the job's environment although it was submitted
             with `--export=NIL`, and $SLURM_SUBMIT_DIR is where the script starts, as after `sbatch` by hand.
+        warn_after: Seconds after which the script gets SIGUSR1; None: a scheduler warns it, or nobody.
     """
     return _LAUNCHER.format(
         canceled=CANCELED,
         not_the_owner=NOT_THE_OWNER,
         not_writable=NOT_WRITABLE,
         exports=_SLURM_EXPORTS if scheduler == "slurm" else f"unset {' '.join(SECRETS)}\n",
+        warning="" if warn_after is None else _WARNING.format(seconds=warn_after, signal=WARNING_SIGNAL),
         umask=umask,
         interpreter=shlex.join(interpreter),
         script_file=SCRIPT_FILE,

@@ -12,12 +12,12 @@ from prefect_psik.answers import Facts, FetchAnswer, SubmitAnswer
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.exceptions import (
     ERRORS,
-    NEXT_STEPS,
     FailureCause,
     JobError,
     JobFailed,
     KeyConflict,
     PrefectPsikError,
+    next_step,
 )
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
@@ -166,6 +166,7 @@ async def finish(channel: Channel, update: Update) -> JobResult:
         state=status.state,
         cause=status.cause,
         exit_code=status.exit_code,
+        to_be_continued=status.to_be_continued,
         native_id=status.handle.native_id,
         queue_seconds=_between(status.submitted, status.started),
         run_seconds=ran,
@@ -214,8 +215,8 @@ def error_of(result: JobResult) -> JobError | None:
     handle = result.handle
     text = f"{str(handle)[0].upper()}{str(handle)[1:]} {result.state.value} on {handle.place}: {result.message}."
     text += "".join(f" {warning}" for warning in result.warnings)
-    if result.cause in NEXT_STEPS:
-        text += f" {NEXT_STEPS[result.cause]}"
+    if step := next_step(result):
+        text += f" {step}"
     for stream in ("stderr", "console", "stdout"):
         lines = getattr(result, stream).strip().splitlines()
         if lines:

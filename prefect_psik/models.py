@@ -88,6 +88,9 @@ class JobStatus(_Stored):
     )
     stuck: bool = Field(default=False, description="Whether it is pending and will never start by itself.")
     exit_code: int | None = Field(default=None, description="Of the script; negative: killed by that signal.")
+    to_be_continued: bool = Field(
+        default=False, description="Its script was warned before the time limit: another run continues its work."
+    )
     submitted: float | None = Field(default=None, description="Unix time at the facility.")
     started: float | None = Field(default=None, description="Unix time at the facility.")
     ended: float | None = Field(default=None, description="Unix time at the facility.")
@@ -109,6 +112,9 @@ class JobResult(_Stored):
     state: JobState
     cause: FailureCause | None = None
     exit_code: int | None = Field(default=None, description="Of the script; negative: killed by that signal.")
+    to_be_continued: bool = Field(
+        default=False, description="Its script was warned before the time limit: another run continues its work."
+    )
     native_id: str | None = None
     queue_seconds: float | None = Field(default=None, description="Time between submission and start.")
     run_seconds: float | None = Field(default=None, description="Time between start and end.")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from prefect_psik.sbatch import FLAGS, RESOURCE_OF, VALUED, long_name
+from prefect_psik.time_warning import check_signal
 from prefect_psik.typed import Plain
 
 _BY_FIELD = {
@@ -100,7 +101,7 @@ def check_value(name: str, value: Any) -> str:
         raise ValueError(f"the option {name} has an empty value; for a flag without value write true")
     if _CONTROL.search(value) or value.startswith("-"):
         raise ValueError(f"the value {value!r} of option {name} begins with a dash or has control characters")
-    return str(value)
+    return check_signal(str(value)) if long_name(name) == "--signal" else str(value)
 
 
 def _not_text(name: str, value: Any) -> str:

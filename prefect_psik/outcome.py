@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from prefect_psik.exceptions import FailureCause
 from prefect_psik.launcher import CANCELED, NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
 from prefect_psik.results import in_words, unmet
+from prefect_psik.signals import after_warning, by_signal, signal_name
 from prefect_psik.slurm_outcome import (
     LATE_SECONDS,
     SHARED_FILE_SYSTEM_SECONDS,
@@ -116,9 +116,11 @@ def judge(facts: Facts, handle: JobHandle) -> JobStatus:
     elif final is not None:
         status = _from_psik(final, facts, handle)
     elif slurm:
-        status = no_record(facts, handle, started="started" in times)
+        began = "started" in times
+        status = by_signal(facts, handle, started=began) or no_record(facts, handle, started=began)
     else:
         status = _gone(facts, handle, started="started" in times)
+    status = after_warning(status, facts)
     end = final.time if final else slurm_end(facts)
     return status.model_copy(update={**times, "ended": end, "warnings": _remarks(status, facts, rows)})
 
@@ -232,7 +234,7 @@ def _from_psik(final: Row, facts: Facts, handle: JobHandle) -> JobStatus:
     code = int(final.info)
     text = f"its script ended with exit code {code}{_EXIT_HINTS.get(code, '')}"
     if code < 0:
-        text = f"its script was killed by {_signal(-code)}"
+        text = f"its script was killed by {signal_name(-code)}{_sent(-code, facts)}"
     return ended(handle, JobState.failed, FailureCause.script, text, exit_code=code)
 
 
@@ -250,8 +252,7 @@ def lacking(status: JobStatus, missing: Sequence[tuple[str, str]]) -> JobStatus:
 
 def may_lack(status: JobStatus, facts: Facts) -> bool:
     """Whether the end of a job depends on its results, which `remote.check` has to look at."""
-    ended_well = status.state is JobState.completed or status.cause is FailureCause.missing_output
-    return ended_well and facts.to_check
+    return status.exit_code == 0 and facts.to_check
 
 
 def _gone(facts: Facts, handle: JobHandle, *, started: bool) -> JobStatus:
@@ -273,8 +274,7 @@ def _canceled(facts: Facts, handle: JobHandle) -> JobStatus:
     return canceled(facts, handle, outside="it was canceled through psik, outside of Prefect")
 
 
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+def _sent(number: int, facts: Facts) -> str:
+    """Where the signal that killed a script came from, if the batch shell got it."""
+    sent = signal_name(number) in facts.signals
+    return ", which was sent to the job from outside and which it does not handle" if sent else ""

@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_psik.directives import Note, read_header, without_effect
+from prefect_psik.exceptions import SpecError
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.resources import ResourceSpec
 from prefect_psik.sbatch import long_name, setting
+from prefect_psik.time_warning import WARNING_SIGNAL, BatchSignal, batch_signal
+
+#: Fields of a spec, beside its resources, that a directive can set.
+_OWN_FIELDS = ("name", "directory", "warn_before")
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,8 @@ class Prepared:
     """A spec as a backend runs it.
 
     Args:
-        spec: With name, directory and resources filled in. The key stays that of the spec as it was given.
+        spec: With name, directory, resources and `warn_before` filled in. The key stays that of the spec as it was
+            given.
         options: sbatch's options of the script and of the backend, as far as the spec does not replace them.
         notes: What was done with the directives of the script.
     """
@@ -25,6 +31,15 @@ class Prepared:
     spec: JobSpec
     options: dict[str, str]
     notes: list[Note] = field(default_factory=list)
+
+    @property
+    def warning(self) -> BatchSignal | None:
+        """The signal that warns the script before its time limit."""
+        if self.spec.warn_before is not None:
+            return BatchSignal(WARNING_SIGNAL, self.spec.warn_before)
+        given = [*self.spec.attributes.items(), *self.options.items()]
+        asked = next((value for name, value in given if long_name(name) == "--signal"), None)
+        return batch_signal(asked) if asked else None
 
 
 def prepare(spec: JobSpec, *, scheduler: str, options: Mapping[str, str], resources: ResourceSpec) -> Prepared:
@@ -37,11 +52,11 @@ def prepare(spec: JobSpec, *, scheduler: str, options: Mapping[str, str], resour
         resources: Of the backend, for what the job does not ask for.
 
     Raises:
-        SpecError: A directive cannot be honoured.
+        SpecError: A directive cannot be honoured, or the warning would come before the job begins.
     """
     values: dict[str, Any] = {}
     notes: list[Note] = []
-    given: dict[str, Any] = {"name": spec.name, "directory": spec.directory}
+    given: dict[str, Any] = {name: getattr(spec, name) for name in _OWN_FIELDS}
     given = {name: value for name, value in given.items() if value is not None} | spec.resources.given()
     given |= {long_name(name): value for name, value in spec.attributes.items()}
     if spec.directives == "read" and scheduler == "slurm":
@@ -52,8 +67,19 @@ def prepare(spec: JobSpec, *, scheduler: str, options: Mapping[str, str], resour
     chosen = {setting(name) for name in (*given, *values)}
     rest = {name: value for name, value in resources.given().items() if setting(name) not in chosen}
     fields = {name: value for name, value in values.items() if not name.startswith("-")}
-    filled: dict[str, Any] = {name: fields.pop(name) for name in ("name", "directory") if name in fields}
+    filled: dict[str, Any] = {name: fields.pop(name) for name in _OWN_FIELDS if name in fields}
     filled["resources"] = ResourceSpec(**{**rest, **fields, **spec.resources.given()})
     left = {name: value for name, value in options.items() if setting(name) not in chosen}
     left |= {name: value for name, value in values.items() if name.startswith("-")}
-    return Prepared(spec.model_copy(update=filled), left, notes)
+    prepared = Prepared(spec.model_copy(update=filled), left, notes)
+    _check_warning(prepared.spec)
+    return prepared
+
+
+def _check_warning(spec: JobSpec) -> None:
+    minutes = spec.resources.complete()["duration"]
+    if spec.warn_before is not None and spec.warn_before >= 60 * minutes:
+        raise SpecError(
+            f"warn_before is {spec.warn_before} s, but the job may run for {minutes} min only, so the warning "
+            "would come before its script begins. Ask for a longer duration, or a shorter warn_before."
+        )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,9 +17,17 @@ from prefect_psik.typed import explain
 
 #: psik's prefix where `project_name` is not given.
 _DEFAULT_PREFIX = "$HOME/psik_jobs"
+#: How Prefect lets blocks be named.
+_BLOCK_NAME = re.compile("[a-z0-9-]+")
 
 
-def read_psik_json(path: str | Path, endpoints: Mapping[str, str] | None = None) -> dict[str, PsikBackend]:
+def read_psik_json(
+    path: str | Path,
+    endpoints: Mapping[str, str] | None = None,
+    *,
+    only: Collection[str] = (),
+    names: Mapping[str, str] | None = None,
+) -> dict[str, PsikBackend]:
     """Read the backends of a `psik.json` as blocks, by name.
 
     In psik's `globus` backends, `queue_name` is the endpoint's UUID, `project_name` the remote prefix, and
@@ -28,9 +37,11 @@ def read_psik_json(path: str | Path, endpoints: Mapping[str, str] | None = None)
     Args:
         path: The file.
         endpoints: UUIDs by backend's name, in place of what the file says.
+        only: The backends to read, by name; empty: all.
+        names: Names of blocks by backend's name, in place of that name.
 
     Raises:
-        SpecError: The file is not usable, or a UUID is missing.
+        SpecError: The file is not usable, or some of the backends are not; says which and why.
     """
     path = Path(path)
     try:
@@ -42,13 +53,42 @@ def read_psik_json(path: str | Path, endpoints: Mapping[str, str] | None = None)
     backends = document.get("backends") if isinstance(document, dict) else None
     if not isinstance(backends, dict) or not backends:
         raise SpecError(f"{path} has no mapping 'backends', as psik.json needs it; there is nothing to import.")
-    endpoints = dict(endpoints or {})
-    if unknown := sorted(set(endpoints) - set(backends)):
+    endpoints, renamed = dict(endpoints or {}), dict(names or {})
+    if unknown := sorted({*endpoints, *renamed, *only} - set(backends)):
         raise SpecError(f"{path} has no backend {', '.join(unknown)}. It has: {', '.join(backends)}.")
-    return {
-        name: _block(path, name, entry, str(document.get("prefix") or _DEFAULT_PREFIX), endpoints.get(name))
-        for name, entry in backends.items()
-    }
+    prefix = str(document.get("prefix") or _DEFAULT_PREFIX)
+    blocks: dict[str, PsikBackend] = {}
+    problems: list[str] = []
+    usable: list[str] = []
+    for name, entry in backends.items():
+        if only and name not in only:
+            continue
+        try:
+            block = _block(path, name, entry, prefix, endpoints.get(name))
+            blocks[_block_name(path, name, str(renamed.get(name, name)), blocks)] = block
+        except SpecError as err:
+            problems.append(str(err))
+        else:
+            usable.append(name)
+    if problems:
+        rest = "".join(f" --only {name}" for name in usable)
+        problems += [f"The others can be imported without: add{rest}."] if usable else []
+        raise SpecError(" ".join(problems))
+    return blocks
+
+
+def _block_name(path: Path, name: str, wanted: str, taken: Collection[str]) -> str:
+    """Check the name that a backend's block is to have."""
+    where = f"The backend {name!r} of {path}"
+    if not _BLOCK_NAME.fullmatch(wanted):
+        close = re.sub("[^a-z0-9]+", "-", wanted.lower()).strip("-") or "NAME"
+        raise SpecError(
+            f"{where} would be the block {wanted!r}, but names of blocks have lower-case letters, digits and "
+            f"dashes only. Give it another one: --rename {name}={close}."
+        )
+    if wanted in taken:
+        raise SpecError(f"{where} would be a second block {wanted!r}. Give it another name: --rename {name}=NAME.")
+    return wanted
 
 
 def _block(path: Path, name: str, entry: Any, local_prefix: str, endpoint: str | None) -> PsikBackend:

@@ -79,7 +79,7 @@ class RetryRule:
         if result.cause not in self.causes or runs >= self.max_runs:
             return None
         asked = Asked(result.handle.duration, result.handle.memory)
-        if self.growth is None:
+        if self.growth is None or result.to_be_continued:  # the next run has less left to do
             return asked
         if result.cause is FailureCause.walltime:
             return _longer(asked, self.growth)

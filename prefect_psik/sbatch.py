@@ -51,6 +51,7 @@ _ALIKE = {
     "--mem-per-cpu": "memory",
     "--mem-per-gpu": "memory",
     "--no-requeue": "--requeue",
+    "--signal": "warn_before",
     "process_count": "processes",
     "processes_per_node": "processes",
     "--ntasks": "processes",

@@ -175,8 +175,10 @@ def presence(facts: Facts, *, has_end: bool) -> tuple[bool, str | None]:
         return not has_end, None
     row, alive = row_of(facts), facts.alive
     if row is not None and alive is False:
-        if not has_end and _asks_who(row, facts):
-            return True, "it was canceled; Slurm's accounting is asked by whom"
+        if not has_end and _asks_more(row, facts):
+            if row.state == "CANCELLED":
+                return True, "it was canceled; Slurm's accounting is asked by whom"
+            return True, "Slurm's accounting is asked how it failed"
         return False, None
     if facts.vanished is None:
         return alive is True or facts.native_id is not None or not has_end, facts.squeue_error
@@ -197,10 +199,11 @@ def presence(facts: Facts, *, has_end: bool) -> tuple[bool, str | None]:
     return True, f"Slurm's queue no longer has it, and its accounting does not answer: {why}"
 
 
-def _asks_who(row: SlurmRow, facts: Facts) -> bool:
-    """Whether to wait a little for accounting, to say who canceled a job."""
+def _asks_more(row: SlurmRow, facts: Facts) -> bool:
+    """Whether to wait a little for accounting, to say who canceled a job, or what ended its batch shell."""
     end = _unix_time(row.end)
-    if row.state != "CANCELLED" or facts.cancel_asked is not None or end is None:
+    failed = row.state == "FAILED" and not (facts.sacct and facts.sacct.state.startswith("FAILED"))
+    if not (failed or row.state == "CANCELLED") or facts.cancel_asked is not None or end is None:
         return False
     return facts.now - end < WHO_SECONDS and facts.accounting in ("answers", "unasked")
 

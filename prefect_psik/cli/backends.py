@@ -25,19 +25,25 @@ def import_(
     psik_json: Path,
     *,
     endpoint: Annotated[list[str], Parameter(help="NAME=UUID, for a backend whose UUID is not in the file.")] = [],  # noqa: B006
+    only: Annotated[list[str], Parameter(help="NAME of a backend to import; default: all.")] = [],  # noqa: B006
+    rename: Annotated[list[str], Parameter(help="NAME=BLOCK, for a block with another name.")] = [],  # noqa: B006
     overwrite: bool = False,
 ) -> int:
-    """Make a psik-backend block of each backend of a psik.json.
+    """Make a psik-backend block of each backend of a psik.json; nothing is saved unless all of them can be.
 
     Args:
         psik_json: psik's own configuration file.
         endpoint: The endpoint's UUID of a backend.
+        only: A backend to import, again for each.
+        rename: The name that the block of a backend gets, in place of the backend's.
         overwrite: Replace blocks of the same name.
     """
-    given = [pair.partition("=") for pair in endpoint]
-    if wrong := [name for name, equals, value in given if not equals]:
-        raise SpecError(f"--endpoint takes NAME=UUID, not {wrong[0]!r}.")
-    blocks = read_psik_json(psik_json, {name: value for name, _, value in given})
+    blocks = read_psik_json(
+        psik_json,
+        _pairs("--endpoint", "NAME=UUID", endpoint),
+        only=only,
+        names=_pairs("--rename", "NAME=BLOCK", rename),
+    )
     table = Table(
         "block", "endpoint", "prefix", "batch system", "queue", "project", title="Saved psik-backend blocks"
     )
@@ -53,6 +59,14 @@ def import_(
         table.add_row(*map(shown, (*row, attributes.queue_name or "", attributes.project_name or "")))
     Console().print(table)
     return 0
+
+
+def _pairs(option: str, form: str, given: list[str]) -> dict[str, str]:
+    """Read the values of an option that names backends."""
+    pairs = [pair.partition("=") for pair in given]
+    if wrong := [text for text, (name, _, value) in zip(given, pairs, strict=True) if not (name and value)]:
+        raise SpecError(f"{option} takes {form}, not {wrong[0]!r}.")
+    return {name: value for name, _, value in pairs}
 
 
 def save_block(block: PsikBackend, name: str, *, overwrite: bool) -> None:

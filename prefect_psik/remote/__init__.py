@@ -14,6 +14,7 @@ A job directory is psik's, with one directory of ours in it::
                            intent.N                       run N is about to be submitted: time, attempt, asked
                            native.N                       what was started: pid, start, session (local)
                            process.N.ID nodes.N.ID owner.N refused.N.ID    written by the launcher in the job
+                           signals.N.ID                   signals that the script got from outside
                            cancel.N                       somebody asked us to cancel run N
                            none.N                         Slurm was first seen without a trace of run N
                            vanished.N                     Slurm's queue was first seen without run N
@@ -39,6 +40,7 @@ PARTS = (
     "payload",
     "site",
     "directory",
+    "signals",
     "processes",
     "slurm",
     "matches",

@@ -26,6 +26,7 @@ from prefect_psik.remote.outputs import _wanted
 from prefect_psik.remote.ownership import _job_directory
 from prefect_psik.remote.payload import DEFECTS, Trouble, _defect, _existing_prefix, _jobs, _os_trouble
 from prefect_psik.remote.processes import Process, _members, _processes
+from prefect_psik.remote.signals import _signals
 from prefect_psik.remote.slurm import _has_ended, _is_row, _shared_accounts, _shared_queue, _slurm_facts
 
 #: psik's exit codes behind which Slurm may stand: its own timer, SIGKILL, and a child killed by SIGKILL.
@@ -163,6 +164,8 @@ def _gathered(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str
     if "alive" not in facts or facts["alive"] is False or facts.get("vanished"):
         facts["tails"] = {stream: _tail(_log(base, stream, jobndx), begins.get(stream, 0)) for stream in STREAMS}
         facts["outputs"] = [wanted["path"] for wanted in _wanted(record) if wanted["brought"]]
+        facts["signals"] = _signals(base, jobndx)
+        facts["warning"] = record.get("warning")
         facts["to_check"] = bool(_wanted(record))
         facts["found"] = (_read_json(os.path.join(ours, f"found.{jobndx}")) or {}).get("found")
     return _with_token(facts, snapshot) | _log_facts(base, job, jobndx, begins, snapshot)
@@ -227,7 +230,8 @@ def _keep_end(ours: str, jobndx: int, facts: dict[str, Any], record: dict[str, A
     row = facts.get("sacct") or facts.get("squeue")
     if facts.get("alive") is not False or row is None or ended or record.get("requeue"):
         return
-    if row[0] == "COMPLETED" or (row[0] == "CANCELLED" and facts.get("accounting") != "none"):
+    more = row[0] == "CANCELLED" or (row[0] == "FAILED" and not facts.get("sacct"))
+    if row[0] == "COMPLETED" or (more and facts.get("accounting") != "none"):
         return  # psik may tell more yet, or accounting
     path = os.path.join(ours, f"end.{jobndx}")
     if not os.path.exists(path):

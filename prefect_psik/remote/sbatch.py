@@ -8,12 +8,19 @@ import re
 import shutil
 from typing import Any, Iterator
 
+from prefect_psik.remote.signals import HAND_ON_SIGNALS
 from prefect_psik.remote.slurm import _slurm_environment
 
+#: psik's batch script gets one more thing to do, before its import of this name; another script stays as it is.
 #: psik takes the last word of sbatch for the job's id; it gets the number and nothing else. Without a number it
 #: gets nothing, which is no id and no refusal: the job is then looked for.
-_ID_ONLY = r"""
-said=$(sbatch "$@") || { code=$?; printf '%s\n' "$said" >&2; exit "$code"; }
+_SBATCH = r"""
+signals=$1
+shift
+said=$(
+  SIGNALS=$signals awk '$0 == "import asyncio" && !n++ { print ENVIRON["SIGNALS"] } { print }' 2> /dev/null |
+    sbatch "$@"
+) || { code=$?; printf '%s\n' "$said" >&2; exit "$code"; }
 id=$(printf '%s\n' "$said" | sed -n 's/.*Submitted batch job \([0-9][0-9]*\).*/\1/p' | sed -n 1p)
 test -n "$id" || id=$(printf '%s\n' "$said" | sed -n 's/^\([0-9][0-9]*\)\(;.*\)*$/\1/p' | sed -n 1p)
 test -n "$id" && printf '%s\n' "$id" || printf '%s\n' "$said" >&2
@@ -66,6 +73,8 @@ _VOICE = re.compile(r"^(\S*/)?sbatch: ((error|fatal): )?")
 def _sbatch_loop() -> Any:
     """Make an event loop on which psik's sbatch reads no options from the environment, and answers with the id.
 
+    The batch script hands signals on.
+
     psik starts sbatch on the running loop with the environment of this process, which other threads share.
     """
     import asyncio
@@ -75,7 +84,7 @@ def _sbatch_loop() -> Any:
             self, protocol_factory: Any, program: Any, *arguments: Any, **options: Any
         ) -> tuple[Any, Any]:
             if program == "sbatch" and shutil.which(program):
-                program, arguments = "/bin/sh", ("-c", _ID_ONLY, program, *arguments)
+                program, arguments = "/bin/sh", ("-c", _SBATCH, program, HAND_ON_SIGNALS, *arguments)
                 options["env"] = _slurm_environment()
             return await super().subprocess_exec(protocol_factory, program, *arguments, **options)
 

@@ -278,6 +278,10 @@ def _slurm_message_seconds() -> float:
     return float(found.group(1)) if found else 100.0
 
 
+#: Ends of which accounting knows more than the queue: who brought them about, and the exit code.
+TOLD_BY_ACCOUNTING = ("CANCELLED", "FAILED")
+
+
 def _slurm_facts(
     base: str, jobndx: int, native_id: str | None, intent: float | None, shared: Any
 ) -> dict[str, Any]:
@@ -299,7 +303,7 @@ def _slurm_facts(
         facts["held"] = queue["held"][native_id]
     if row is not None:
         facts["alive"] = not _has_ended(row)
-        if row[0] != "CANCELLED":
+        if row[0] not in TOLD_BY_ACCOUNTING:
             return facts
     elif queue["error"] is not None or queue["time"] <= (intent or 0.0) + 10.0:
         return facts

@@ -247,6 +247,7 @@ async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Any
             version=PROTOCOL,
             name=spec.get("name"),
             requeue=requeue,
+            warning=job.get("warning"),
             type=backend.type,
             directory=spec["directory"],
             created=time.time(),
@@ -265,6 +266,7 @@ async def _change(psik: Any, base: str, job: dict[str, Any]) -> Any:
     changed = await psik.Job(base)
     wanted = psik.models.JobSpec.model_validate(job["spec"])
     changed.spec.resources = wanted.resources
+    changed.spec.script = wanted.script  # the launcher's warning depends on the duration
     changed.spec.attributes = wanted.attributes
     _write_whole(os.path.join(base, "spec.json"), changed.spec.model_dump_json(indent=4).encode())
     return changed

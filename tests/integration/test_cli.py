@@ -191,6 +191,21 @@ def test_import_is_all_or_nothing(environment: dict[str, str], tmp_path: Path) -
     assert "fresh-name" not in existing()
 
 
+def test_import_of_a_chosen_backend_under_another_name(environment: dict[str, str], tmp_path: Path) -> None:
+    """A bad name, or a backend of another kind, keeps the good ones from being saved unless these are chosen."""
+    backends = {"first-good": {"type": "local"}, "bad_name": {"type": "local"}, "nersc": {"type": "nersc"}}
+    (tmp_path / "psik.json").write_text(json.dumps({"prefix": "/tmp/p", "backends": backends}))
+    done = cli(environment, "import", tmp_path / "psik.json")
+    assert done.returncode == 2
+    for words in ("'nersc'", "--rename bad_name=bad-name", "--only first-good"):
+        assert words in " ".join(done.stderr.split())
+    assert "first-good" not in existing()
+    chosen = ("--only", "first-good", "--only", "bad_name", "--rename", "bad_name=good-name")
+    done = cli(environment, "import", tmp_path / "psik.json", *chosen)
+    assert done.returncode == 0, done.stderr
+    assert {"first-good", "good-name"} <= existing()
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "words"),
     [
@@ -200,6 +215,8 @@ def test_import_is_all_or_nothing(environment: dict[str, str], tmp_path: Path) -
         ('{"backends": {"a": {"type": "local", "partition": "x"}}}', [], ["partition", "queue_name"]),
         ('{"backends": {"a": {"type": "local"}}}', ["--endpoint", "b=x"], ["b", "It has: a"]),
         ('{"backends": {"a": {"type": "local"}}}', ["--endpoint", "b"], ["NAME=UUID", "'b'"]),
+        ('{"backends": {"a": {"type": "local"}}}', ["--only", "b"], ["b", "It has: a"]),
+        ('{"backends": {"a": {"type": "local"}}}', ["--rename", "a"], ["NAME=BLOCK", "'a'"]),
     ],
 )
 def test_import_says_what_is_wrong(

@@ -83,6 +83,24 @@ def time_limit(site: Site) -> Seen:
     return site.run("sleep 600", resources=ResourceSpec(duration=1, exclusive_node_use=False))
 
 
+@case(
+    "stopped at its warning, to be continued", "failed", "walltime", 85, says="SIGUSR1, 30 s before.* be continued"
+)
+def warned(site: Site) -> Seen:
+    return site.run(
+        "trap 'echo 1 > checkpoint; exit 85' USR1\nsleep 600 & wait",
+        resources=ResourceSpec(duration=2, exclusive_node_use=False),
+        warn_before=30,
+    )
+
+
+@case("a signal for the batch shell, no trap", "failed", "script", -10, says="killed by SIGUSR1.* from outside")
+def signaled(site: Site) -> Seen:
+    handle = site.active(site.submit("sleep 600"))
+    site.ask("scancel", "--batch", "--signal=USR1", str(handle.native_id))
+    return site.end(handle)
+
+
 @case("prefix with blanks and unicode", "completed", exit_code=0, says="^completed$")
 def odd_prefix(site: Site) -> Seen:
     place = f"{site.backend.prefix}/jobs of größe"

@@ -17,9 +17,14 @@ def report(path: str, good: int, **more: Any) -> dict[str, Any]:
     return {"path": path, **known, "wrong": [], "unread": 0, "trouble": None, **more}
 
 
+def read_facts(facts: dict[str, Any]) -> Facts:
+    """Read facts of one job as they arrive."""
+    return read(Facts, facts, what="a job", place="here")
+
+
 def judge(facts: dict[str, Any], handle: JobHandle) -> JobStatus:
     """Judge facts of one job."""
-    return outcome.judge(read(Facts, facts, what="a job", place="here"), handle)
+    return outcome.judge(read_facts(facts), handle)
 
 
 def judge_preflight(facts: dict[str, Any], *, duration: int, nodes: int) -> list[Check]:

@@ -46,9 +46,10 @@ class Place:
         jobndx: int = 1,
         umask: str = "0027",
         scheduler: str = "slurm",
+        warn_after: int | None = None,
     ) -> tuple[subprocess.Popen[bytes], bytes]:
         """Start bash as psik does; what it waits for on stdin is left to the caller."""
-        launcher = launcher_script(interpreter, arguments, umask=umask, scheduler=scheduler)
+        launcher = launcher_script(interpreter, arguments, umask=umask, scheduler=scheduler, warn_after=warn_after)
         process = subprocess.Popen(
             launcher[2:].split("\n", 1)[0].split(),
             stdin=subprocess.PIPE,
@@ -69,10 +70,17 @@ class Place:
         umask: str = "0027",
         scheduler: str = "local",
         interpreter: list[str] | None = None,
+        warn_after: int | None = None,
     ) -> subprocess.CompletedProcess[str]:
         words = self.write(script)
         process, launcher = self.start(
-            interpreter or words, arguments, jobid=jobid, jobndx=jobndx, umask=umask, scheduler=scheduler
+            interpreter or words,
+            arguments,
+            jobid=jobid,
+            jobndx=jobndx,
+            umask=umask,
+            scheduler=scheduler,
+            warn_after=warn_after,
         )
         out, err = process.communicate(launcher, timeout=60)
         return subprocess.CompletedProcess([], process.returncode, out.decode(), err.decode())
@@ -313,3 +321,17 @@ def test_submit_dir_is_where_the_script_starts(place: Place) -> None:
     script = 'cd /; cd "${SLURM_SUBMIT_DIR:?}" && echo r > result.txt'
     assert place.run(script, scheduler="slurm").returncode == 0
     assert (place.base / "work" / "result.txt").read_text() == "r\n"
+
+
+def test_the_launchers_warning_reaches_the_trap_and_is_noted(place: Place) -> None:
+    done = place.run("trap 'echo warned; exit 85' USR1; for _ in {1..300}; do sleep 0.2; done", warn_after=1)
+    assert (done.returncode, done.stdout) == (85, "warned\n")
+    assert (place.base / "prefect" / "signals.1.100").read_text() == "SIGUSR1\n"
+
+
+def test_a_script_knows_nothing_of_the_timer_of_its_warning(place: Place) -> None:
+    """It holds nothing open, is not a child that the script could wait for, and does not outlive it by long."""
+    script = f"#!{sys.executable}\nimport os\ntry:\n    os.wait()\nexcept ChildProcessError:\n    print('none')\n"
+    done = place.run(script, warn_after=600)
+    assert (done.returncode, done.stdout) == (0, "none\n")
+    assert not any(name.startswith("signals.") for name in place.ours)

@@ -201,3 +201,48 @@ def test_uuid_for_a_backend_that_is_not_there_is_refused_with_those_that_are(tmp
     text = refusal(SEED, {"polariss": ENDPOINT})
     assert "no backend polariss" in text
     assert "polaris." in text
+
+
+# -------------------------------------------------------------------- the whole file, and chosen backends of it
+
+
+MIXED = {"good": {"type": "local"}, "nersc": {"type": "nersc"}, "odd": {"type": "slurm", "queue": "x"}}
+
+
+def test_all_that_cannot_be_used_is_named_with_how_to_import_the_rest(tmp_path: Path) -> None:
+    text = refusal_of_many(tmp_path, MIXED)
+    for words in ("'nersc'", "'odd'", "unknown attributes queue", "add --only good."):
+        assert words in text
+    assert list(read_psik_json(write(tmp_path, MIXED), only=["good"])) == ["good"]
+
+
+def refusal_of_many(path: Path, backends: Any, **options: Any) -> str:
+    with pytest.raises(SpecError) as caught:
+        read_psik_json(write(path, backends), **options)
+    return str(caught.value)
+
+
+def test_a_chosen_backend_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    text = refusal_of_many(tmp_path, MIXED, only=["nersc"])
+    assert "'nersc'" in text
+    assert "'odd'" not in text
+    assert "--only" not in text
+
+
+@pytest.mark.parametrize("name", ["perl_mutter", "Perl Mutter", "PERL.MUTTER", "perl/mutter"])
+def test_a_name_that_no_block_can_have_is_refused_with_one_that_it_can(tmp_path: Path, name: str) -> None:
+    backends = {"fine": {"type": "local"}, name: {"type": "local"}}
+    assert f"--rename {name}=perl-mutter" in refusal_of_many(tmp_path, backends)
+    blocks = read_psik_json(write(tmp_path, backends), names={name: "perl-mutter"})
+    assert list(blocks) == ["fine", "perl-mutter"]
+
+
+def test_two_backends_with_one_name_of_a_block_are_refused(tmp_path: Path) -> None:
+    backends = {"a": {"type": "local"}, "b": {"type": "local"}}
+    assert "--rename b=NAME" in refusal_of_many(tmp_path, backends, names={"b": "a"})
+    assert list(read_psik_json(write(tmp_path, backends), names={"b": "a", "a": "b"})) == ["b", "a"]
+
+
+@pytest.mark.parametrize("options", [{"only": ["c"]}, {"names": {"c": "d"}}])
+def test_what_is_chosen_must_be_in_the_file(tmp_path: Path, options: dict[str, Any]) -> None:
+    assert "no backend c. It has: a." in refusal_of_many(tmp_path, {"a": {"type": "local"}}, **options)

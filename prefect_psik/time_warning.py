@@ -1,0 +1,77 @@
+"""A warning before the time limit, as sbatch's `--signal` spells it: `[R][B]:SIGNAL[@SECONDS]`."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+#: What `warn_before` sends. A shell or Python without a handler for it ends.
+WARNING_SIGNAL = "SIGUSR1"
+#: sbatch's time where the option gives none, and its largest.
+DEFAULT_SECONDS, MAX_SECONDS = 60, 65535
+#: Numbers that people write, as Linux has them.
+_NUMBERS = {
+    "1": "HUP",
+    "2": "INT",
+    "3": "QUIT",
+    "9": "KILL",
+    "10": "USR1",
+    "12": "USR2",
+    "15": "TERM",
+    "18": "CONT",
+    "19": "STOP",
+    "20": "TSTP",
+}
+#: Signals that cannot warn the script of a job -> why.
+_NO_WARNING = {
+    "TERM": "psik ends the job 5 s after it",
+    "INT": "psik ends the job 5 s after it",
+    "KILL": "no script can handle it",
+    "STOP": "no script can handle it",
+    "TSTP": "it does not reach the script",
+    "CONT": "it does not reach the script",
+}
+
+
+class BatchSignal(NamedTuple):
+    """A signal for the batch shell: its name, `SIGUSR1`, and how many seconds before the time limit."""
+
+    name: str
+    seconds: int
+
+
+def batch_signal(text: str) -> BatchSignal | None:
+    """Read the value of `--signal`; None where it is not for the batch shell, but for the steps of the job."""
+    found = re.fullmatch(r"([RB]{1,2}):(?:SIG)?([A-Z0-9]+)(?:@([0-9]+))?", text.strip().upper())
+    if found is None or "B" not in found[1]:
+        return None
+    return BatchSignal(f"SIG{_NUMBERS.get(found[2], found[2])}", int(found[3] or DEFAULT_SECONDS))
+
+
+def check_signal(text: str) -> str:
+    """Refuse a signal for the batch shell that would not warn the script.
+
+    psik is the batch shell: it handles SIGTERM and SIGINT itself, and hands the others on.
+
+    Raises:
+        ValueError: It would end the job, or reach nobody; says what to write.
+    """
+    asked = batch_signal(text)
+    if asked and (why := _NO_WARNING.get(asked.name.removeprefix("SIG"))):
+        raise ValueError(
+            f"{asked.name} cannot warn the script: {why}. Write warn_before: {asked.seconds} in the job spec, and "
+            f"handle {WARNING_SIGNAL} in the script"
+        )
+    return text
+
+
+def seconds_before(text: str) -> int:
+    """The seconds of a `--signal` that says the same as `warn_before`.
+
+    Raises:
+        ValueError: They are not possible.
+    """
+    asked = batch_signal(text)
+    if asked is None or not 1 <= asked.seconds <= MAX_SECONDS:
+        raise ValueError(f"a warning comes 1 to {MAX_SECONDS} s before the time limit")
+    return asked.seconds

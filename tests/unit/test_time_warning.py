@@ -1,0 +1,92 @@
+"""Tests of a warning before the time limit: how it is asked for, and what of it reaches the facility."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prefect_psik import BackendAttributes, JobSpec, PsikBackend, ResourceSpec, SpecError
+from prefect_psik.identity import Identity
+from prefect_psik.time_warning import BatchSignal, batch_signal
+
+HOUR = ResourceSpec(duration=60)
+
+
+def sent(spec: JobSpec, *, kind: str = "slurm", **options: str) -> dict[str, Any]:
+    attributes = BackendAttributes.model_validate({"type": kind, "options": options})
+    return PsikBackend(attributes=attributes).submission(spec, Identity("k", "1"), {})
+
+
+def signals(job: dict[str, Any]) -> list[str]:
+    return [option for option in job["spec"]["attributes"] if option.startswith("--sig")]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("B:USR1@30", BatchSignal("SIGUSR1", 30)),
+        ("b:sigusr1@30", BatchSignal("SIGUSR1", 30)),
+        ("RB:10", BatchSignal("SIGUSR1", 60)),
+        ("B:HUP@5", BatchSignal("SIGHUP", 5)),
+        ("USR1@30", None),
+        ("R:USR1@30", None),
+        ("nonsense", None),
+    ],
+)
+def test_what_sbatch_means_by_its_option(text: str, expected: BatchSignal | None) -> None:
+    assert batch_signal(text) == expected
+
+
+def test_the_field_becomes_the_option_and_a_note_for_the_end() -> None:
+    job = sent(JobSpec(script="true", resources=HOUR, warn_before=120))
+    assert signals(job) == ["--signal=B:USR1@120"]
+    assert job["warning"] == {"name": "SIGUSR1", "seconds": 120}
+    assert sent(JobSpec(script="true"))["warning"] is None
+
+
+def test_the_option_of_job_or_block_warns_as_well() -> None:
+    job = sent(JobSpec(script="true", attributes={"--signal": "B:USR2@30"}))
+    assert job["warning"] == {"name": "SIGUSR2", "seconds": 30}
+    job = sent(JobSpec(script="true"), **{"--signal": "B:USR1@30"})
+    assert (signals(job), job["warning"]) == (["--signal=B:USR1@30"], {"name": "SIGUSR1", "seconds": 30})
+
+
+def test_the_jobs_choice_replaces_the_blocks_and_the_scripts() -> None:
+    script = "#!/bin/bash\n#SBATCH --signal=B:USR1@45\ntrue\n"
+    spec = JobSpec(script=script, resources=HOUR, warn_before=120)
+    assert signals(sent(spec, **{"--signal": "B:USR2@30"})) == ["--signal=B:USR1@120"]
+    assert signals(sent(spec.replace(warn_before=None), **{"--signal": "B:USR2@30"})) == ["--signal=B:USR1@45"]
+
+
+@pytest.mark.parametrize("kind", ["slurm", "local"])
+@pytest.mark.parametrize("seconds", [600, 601, 65535])
+def test_a_warning_before_the_job_begins_is_refused(kind: str, seconds: int) -> None:
+    with pytest.raises(SpecError, match=f"warn_before is {seconds} s, but the job may run for 10 min only"):
+        sent(JobSpec(script="true", warn_before=seconds), kind=kind)
+    sent(JobSpec(script="true", warn_before=599), kind=kind)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 65536, "1:30", True])
+def test_other_times_are_refused(seconds: object) -> None:
+    with pytest.raises(ValueError, match="warn_before"):
+        JobSpec.model_validate({"script": "true", "warn_before": seconds})
+
+
+def test_field_and_option_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="give warn_before or the option --signal, not both"):
+        JobSpec(script="true", warn_before=60, attributes={"--signal": "B:USR1@30"})
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "KILL", "STOP", "CONT", "TSTP", "15", "sigterm"])
+def test_a_signal_that_cannot_warn_is_refused_with_what_to_write(name: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot warn the script: .* Write warn_before: 90 in the job spec"):
+        JobSpec(script="true", attributes={"--signal": f"B:{name}@90"})
+    JobSpec(script="true", attributes={"--signal": f"{name}@90"})  # for the steps
+
+
+def test_on_this_machine_the_launcher_warns() -> None:
+    job = sent(JobSpec(script="true", resources=HOUR, warn_before=120), kind="local")
+    assert "timeout --foreground 3480 " in job["spec"]["script"]
+    assert "timeout" not in sent(JobSpec(script="true"), kind="local")["spec"]["script"]
+    assert "timeout" not in sent(JobSpec(script="true", resources=HOUR, warn_before=120))["spec"]["script"]
