@@ -46,9 +46,9 @@ class Log(Answer):
 class Wrong(Answer):
     """A file that does not count as a result of this run, or does not come back, and why."""
 
-    name: Text
+    name: str
     why: Text
-    target: Text = ""
+    target: str = ""
     kind: Text = ""
     text: Text = ""
     size: Count = 0

@@ -107,7 +107,13 @@ class LocalTransport:
                 "cannot start; the traceback is in `remote_traceback`.",
                 remote_traceback=text,
             )
-        result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        try:
+            result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as err:
+            raise RemoteCodeError(
+                f"The answer to {name!r} of this machine is no JSON: {err}. Something changed records of jobs: "
+                "look at their directories below the prefix."
+            ) from None
         return result
 
     @staticmethod
