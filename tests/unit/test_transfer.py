@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -270,3 +271,17 @@ def test_no_path_leaves_the_base_path(path: str) -> None:
     assert found.startswith("/als/832/")
     assert "/.." not in found
     assert block.posix(path).startswith("/pscratch/sd/a/als/832")
+
+
+async def test_a_transfer_excludes_the_marks_of_prunes_by_a_filter_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, Any]] = []
+
+    def submit_transfer(data: dict[str, Any]) -> dict[str, str]:
+        sent.append(dict(data))
+        return {"task_id": "1", "code": "Accepted"}
+
+    client = SimpleNamespace(submit_transfer=submit_transfer)
+    monkeypatch.setattr(GlobusCarrier, "_connected", lambda _: (client, frozenset()))
+    assert await GlobusCarrier(GlobusCredentials()).submit(Order("a", "b", [("/x", "/y")]), "s") == ("1", True)
+    [rule] = sent[0]["filter_rules"]
+    assert (rule["method"], rule["name"], rule["type"]) == ("exclude", ".prefect-psik-prune-*", "dir")
