@@ -139,7 +139,8 @@ def _forked(work: Callable[[], None], seconds: float) -> int:
     """Do work in a fork, and end all that it leaves.
 
     Returns:
-        PASSED, NOTICED, or what else ended it: it has TIMES_AS_LONG the seconds that it took before.
+        PASSED, NOTICED, or what else ended it: it has TIMES_AS_LONG the seconds that it took before. Time in which
+        it is ready to run and others have the processors does not count.
     """
     limit = LEAST_SECONDS + TIMES_AS_LONG * seconds
     child = os.fork()
@@ -154,12 +155,15 @@ def _forked(work: Callable[[], None], seconds: float) -> int:
             print(repr(err), file=sys.stderr, flush=True)
             os._exit(NOTICED)
         os._exit(PASSED)
-    deadline, code = time.monotonic() + WAIT_TIMES * limit, None  # what waits takes no time of the processor
+    latest = deadline = time.monotonic() + WAIT_TIMES * limit  # what waits takes no time of the processor
+    code = None
     try:
         while code is None and time.monotonic() < deadline:
             time.sleep(0.005)
             pid, status = os.waitpid(child, os.WNOHANG)
             code = os.waitstatus_to_exitcode(status) if pid else None
+            if time.monotonic() >= deadline:
+                deadline = latest + _kept_from_running()
         return LATE if code is None else code
     finally:
         while left := psutil.Process().children(recursive=True):  # also daemons: this process inherits them
@@ -169,6 +173,16 @@ def _forked(work: Callable[[], None], seconds: float) -> int:
             psutil.wait_procs(left, 10)
         for path in Path(tempfile.gettempdir()).iterdir():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _kept_from_running() -> float:
+    """Seconds in which our descendants were ready to run and others had the processors, all of them added up."""
+    kept = 0
+    for process in psutil.Process().children(recursive=True):
+        for thread in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):  # it has ended
+                kept += int(thread.read_text(encoding="ascii").split()[1])  # nanoseconds, see Linux's sched-stats
+    return kept / 1e9
 
 
 def _run(items: list[pytest.Item]) -> None:
