@@ -40,6 +40,8 @@ FIRST_SECONDS = 600.0
 MEMORY_BYTES = 4 * 1024**3
 PR_SET_CHILD_SUBREAPER = 36
 LETTER = "<letter>"
+#: Where this process begins; tests may change the directory.
+COPY = os.getcwd()
 #: What comes of importing twice: pytest's word, and Prefect's of a block that is registered again.
 IGNORED = ("-W", "ignore::pytest.PytestAssertRewriteWarning", "-W", "ignore:Type '")
 PASSED, NOTICED, LATE = 0, 1, 2
@@ -200,12 +202,18 @@ def _run_anew(tests: list[str]) -> None:
 
 def _name_of(code: CodeType, paths: set[str]) -> str | None:
     """Path and outermost function of what is called, if it is one of ours."""
+    path = _path(code.co_filename)  # for nearly all calls this is all: each of them comes here
+    if path not in paths and path != LETTER:
+        return None
     function = code.co_qualname.split(".<locals>")[0]
-    if code.co_filename == LETTER:
+    if path == LETTER:
         path = _parts_of_letter().get(function.split(".")[0], "")
-    else:
-        path = os.path.relpath(code.co_filename) if code.co_filename.endswith(".py") else ""
     return f"{path} {function}" if path in paths else None
+
+
+@cache
+def _path(filename: str) -> str:
+    return os.path.relpath(filename, COPY) if filename.endswith(".py") else filename
 
 
 @cache

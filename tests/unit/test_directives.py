@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prefect_psik import BackendAttributes, JobSpec, PsikBackend, ResourceSpec
+from prefect_psik.directives import Note
 from prefect_psik.exceptions import SpecError
 from prefect_psik.identity import Identity
 from prefect_psik.preflight import preflight_payload
@@ -129,6 +130,40 @@ def test_directive_reaches_sbatch_as_its_author_meant(line: str, expected: set[s
 
 
 @pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("-o out.txt", "psik keeps the logs in the job's directory"),
+        ("-e err.txt", "psik keeps the logs in the job's directory"),
+        ("--get-user-env", "nothing of the endpoint's environment reaches a job"),
+        ("--ignore-pbs", "lines for PBS are never read"),
+        ("--parsable", "nobody reads what sbatch prints"),
+        ("-Q", "nobody reads what sbatch prints"),
+        ("-v", "nobody reads what sbatch prints"),
+        *(
+            (
+                f"--export={word}",
+                "nothing of the endpoint's environment reaches a job, and its steps get all of the job's",
+            )
+            for word in ("ALL", "none", "NIL")
+        ),
+    ],
+)
+def test_directive_that_changes_nothing_about_the_work_is_left_out_with_a_warning(line: str, why: str) -> None:
+    spec = header(f"#SBATCH {line}")
+    assert options(spec) == {"--time=10"}
+    assert backend().prepare(spec).notes == [Note(f"line 2: {line} is not used: {why}", warning=True)]
+
+
+@pytest.mark.parametrize("line", ["-D /data/scan", "--chdir=/data/scan", "--workdir /data/scan"])
+def test_directory_of_a_script_is_where_the_job_runs(line: str) -> None:
+    assert sent(header(f"#SBATCH {line}"))["directory"] == "/data/scan"
+
+
+def test_directive_in_the_first_line_is_read_behind_a_byte_order_mark() -> None:
+    assert sent(JobSpec(script="\ufeff#SBATCH -N 2\ntrue\n"))["resources"]["node_count"] == 2
+
+
+@pytest.mark.parametrize(
     "interpreter", ["#!/usr/bin/env python3", "#!/usr/bin/perl -w", "#!/bin/tcsh", "\n\n# by hand"]
 )
 def test_directives_are_found_whatever_the_interpreter(interpreter: str) -> None:
@@ -146,6 +181,7 @@ def test_directives_are_found_whatever_the_interpreter(interpreter: str) -> None
         "#!/bin/bash\ntrue\n#SBATCH -N 2\n#SBATCH --array=1-9\n#PBS -l nodes=2\n",
         "#!/usr/bin/env python3\nimport os\n#SBATCH -N 2\n",
         "#!/bin/bash\n# flux is better, see #PBS\n# Flux: 1e12 photons a second\n#BBQ\ntrue\n",
+        "#!/bin/bash\n#PBSPRO\n#FLUXES\n#BSUBS\n#DWARF\n#COBALTS\n#MSUBS\n#$ 5 an hour\n#OARS\n#PJMS\ntrue\n",
     ],
 )
 def test_what_sbatch_would_not_read_is_no_directive(script: str) -> None:
@@ -221,14 +257,17 @@ def test_directives_win_over_the_backend() -> None:
         ("#SBATCH -D work", "must be absolute"),
         ("#SBATCH -J a/b", "the job's name"),
         ("#SBATCH --mem=lots", "pattern"),
-        ("#PBS -l select=2", "it is for PBS"),
-        ("#FLUX: -N 2", "it is for Flux"),
-        ("# flux: -N2", "it is for Flux"),
-        ("#BSUB -n 4", "it is for LSF"),
+        ("#PBS -l select=2", "it is for PBS, and this backend has Slurm;"),
+        ("#FLUX: -N 2", "it is for Flux, and this backend has Slurm;"),
+        ("# flux: -N2", "it is for Flux, and this backend has Slurm;"),
+        ("#BSUB -n 4", "it is for LSF, and this backend has Slurm;"),
         ("#DW jobdw capacity=10GB", "--bbf"),
         ("#BB create_persistent name=x", "--bbf"),
-        ("#COBALT -n 2", "it is for Cobalt"),
-        ("#$ -pe mpi 4", "it is for Grid Engine"),
+        ("#COBALT -n 2", "it is for Cobalt, and this backend has Slurm;"),
+        ("#MSUB -l nodes=2", "it is for Moab, and this backend has Slurm;"),
+        ("#OAR -l nodes=2", "it is for OAR, and this backend has Slurm;"),
+        ("#PJM -L node=2", "it is for PJM, and this backend has Slurm;"),
+        ("#$ -pe mpi 4", "it is for Grid Engine, and this backend has Slurm;"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_with_its_line_and_what_to_use(line: str, words: str) -> None:

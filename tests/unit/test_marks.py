@@ -72,7 +72,9 @@ async def test_labels_that_are_set_at_the_same_time_all_stay(server: Server, flo
     assert server.labels[UUID(flow_run)] == {f"psik.{n}": str(n) for n in range(5)}
 
 
-async def test_mark_is_written_although_the_submission_that_asked_is_cancelled(server: Server, flow_run: str) -> None:
+async def test_mark_is_written_although_the_submission_that_asked_is_cancelled(
+    server: Server, flow_run: str
+) -> None:
     asking = asyncio.create_task(mark([flow_run], PLACE))
     await asyncio.sleep(0)
     asking.cancel()
@@ -82,7 +84,9 @@ async def test_mark_is_written_although_the_submission_that_asked_is_cancelled(s
     assert (places_of(server.labels[UUID(flow_run)]), server.updates) == ([PLACE], 1)
 
 
-@pytest.mark.parametrize("error", [httpx.ConnectError("refused"), OSError("no route"), ValueError("no such label")])
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("refused"), OSError("no route"), ValueError("no such label")]
+)
 async def test_mark_that_fails_is_reported_and_written_by_the_next_submission(
     server: Server, flow_run: str, error: Exception
 ) -> None:
@@ -102,7 +106,9 @@ def test_label_is_the_same_for_the_same_endpoint_and_prefix_alone() -> None:
 
 
 def test_place_of_a_block_is_its_endpoint_and_prefix() -> None:
-    assert place_of(PsikBackend(endpoint_id=ENDPOINT, prefix="/psik")) == Place(endpoint_id=ENDPOINT, prefix="/psik")
+    assert place_of(PsikBackend(endpoint_id=ENDPOINT, prefix="/psik")) == Place(
+        endpoint_id=ENDPOINT, prefix="/psik"
+    )
 
 
 def test_labels_that_are_not_of_ours_or_not_readable_are_left_out() -> None:
