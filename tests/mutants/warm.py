@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -34,8 +34,11 @@ from hypothesis import Phase, settings
 from prefect_psik.remote import PARTS, letter
 from tests.mutants.changes import Mutant
 
-#: A mutant has so much time, and so much more than its tests took before.
-LEAST_SECONDS, TIMES_AS_LONG, WAIT_TIMES = 5.0, 3.0, 4.0
+#: A mutant has so much time of a processor, and so much more than its tests took while they were watched, which
+#: makes them slower; it may wait for so much longer than that, and than they did.
+LEAST_SECONDS, TIMES_AS_LONG, WAIT_TIMES = 5.0, 1.5, 4.0
+#: A test that takes more time of a processor notices little that others do not, and each survivor waits for it.
+SLOWEST_SECONDS = 3.0
 FIRST_SECONDS = 600.0
 MEMORY_BYTES = 4 * 1024**3
 PR_SET_CHILD_SUBREAPER = 36
@@ -47,8 +50,13 @@ IGNORED = ("-W", "ignore::pytest.PytestAssertRewriteWarning", "-W", "ignore:Type
 PASSED, NOTICED, LATE = 0, 1, 2
 OPTIONS = ("-q", "-s", "--timeout=0", "-p", "no:cacheprovider", *IGNORED)
 
-#: What a test calls: paths of modules, and functions in them as `path function`.
-Calls = dict[str, tuple[float, set[str]]]
+
+class Test(NamedTuple):
+    """How many seconds a test took, of processors and in all, and the functions that it calls: `path function`."""
+
+    used: float
+    took: float
+    calls: set[str]
 
 
 class FailFast:
@@ -76,9 +84,9 @@ class Warm(FailFast):
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         letter.cache_clear()
         items = {item.nodeid: item for item in session.items}
-        calls = self._watched(list(items.values()))
+        tests = self._watched(list(items.values()))
         functions = _functions(self.paths)
-        if _forked(lambda: _run_anew(sorted(calls)), FIRST_SECONDS) != PASSED:
+        if _forked(lambda: _run_anew(sorted(tests)), FIRST_SECONDS) != PASSED:
             sys.exit("A test fails with nothing changed, once everything is imported again.")
 
         def work() -> None:
@@ -89,19 +97,21 @@ class Warm(FailFast):
 
         for n, mutant in enumerate(self.mutants):
             where = f"{mutant.path} {mutant.function}".strip()
-            chosen = sorted((test for test in calls if where in calls[test][1]), key=lambda test: calls[test][0])
-            seconds = sum(calls[test][0] for test in chosen)
+            chosen = sorted(
+                (name for name in tests if where in tests[name].calls), key=lambda name: tests[name].used
+            )
+            used, took = sum(tests[name].used for name in chosen), sum(tests[name].took for name in chosen)
             with _changed(mutant):
-                end = _forked(work, seconds) if chosen else PASSED
+                end = _forked(work, LEAST_SECONDS + TIMES_AS_LONG * used, took) if chosen else PASSED
             self.tell({"mutant": n, "noticed": end != PASSED, "late": end not in (PASSED, NOTICED)})
         return True
 
-    def _watched(self, items: list[pytest.Item]) -> Calls:
-        """Run all tests with nothing changed, and see what each calls."""
+    def _watched(self, items: list[pytest.Item]) -> dict[str, Test]:
+        """Run all tests with nothing changed, and see what each calls; without those that are too slow."""
         found = Path("calls.json")
 
         def work() -> None:
-            calls: dict[str, tuple[float, list[str]]] = {}
+            calls: dict[str, tuple[float, float, list[str]]] = {}
             current: set[str] = set()
 
             def see(frame: FrameType, event: str, argument: object) -> None:
@@ -112,17 +122,18 @@ class Warm(FailFast):
             threading.settrace(see)
             for item in items:
                 current.clear()
-                begin = time.monotonic()
+                begin, used = time.monotonic(), _used()
                 sys.settrace(see)
                 _run([item])
                 sys.settrace(None)
-                calls[item.nodeid] = (time.monotonic() - begin, sorted(current))
+                calls[item.nodeid] = (_used() - used, time.monotonic() - begin, sorted(current))
             found.write_text(json.dumps(calls), encoding="utf-8")
 
         if _forked(work, FIRST_SECONDS) != PASSED:
             sys.exit("A test fails with nothing changed.")
         calls = json.loads(found.read_text(encoding="utf-8"))
-        return {test: (seconds, set(names)) for test, (seconds, names) in calls.items()}
+        tests = {name: Test(used, took, set(names)) for name, (used, took, names) in calls.items()}
+        return {name: test for name, test in tests.items() if test.used <= SLOWEST_SECONDS}
 
 
 @contextlib.contextmanager
@@ -137,14 +148,23 @@ def _changed(mutant: Mutant) -> Iterator[None]:
         path.write_text(original, encoding="utf-8")
 
 
-def _forked(work: Callable[[], None], seconds: float) -> int:
+def _used() -> float:
+    """Seconds of processors that this process and its children have had."""
+    return sum(os.times()[:4])
+
+
+def _forked(work: Callable[[], None], limit: float, took: float = 0.0) -> int:
     """Do work in a fork, and end all that it leaves.
 
+    Args:
+        work: Is to be done.
+        limit: Seconds that it may have of a processor.
+        took: How many seconds in all it took before.
+
     Returns:
-        PASSED, NOTICED, or what else ended it: it has TIMES_AS_LONG the seconds that it took before. Time in which
-        it is ready to run and others have the processors does not count.
+        PASSED, NOTICED, or what else ended it. Time in which it is ready to run and others have the processors
+        does not count.
     """
-    limit = LEAST_SECONDS + TIMES_AS_LONG * seconds
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -157,7 +177,7 @@ def _forked(work: Callable[[], None], seconds: float) -> int:
             print(repr(err), file=sys.stderr, flush=True)
             os._exit(NOTICED)
         os._exit(PASSED)
-    latest = deadline = time.monotonic() + WAIT_TIMES * limit  # what waits takes no time of the processor
+    latest = deadline = time.monotonic() + WAIT_TIMES * limit + took  # what waits takes no time of the processor
     code = None
     try:
         while code is None and time.monotonic() < deadline:
