@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prefect_psik.exceptions import FailureCause
 from prefect_psik.launcher import NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
-from prefect_psik.outcome import judge, parse_status, rows_of_run
+from prefect_psik.outcome import judge, may_lack, parse_status, rows_of_run
 from tests.unit.reports import report
 
 NEW = '0.5,0,new,{"backend":{"type":"local","queue_name":"a,b"}}'
@@ -89,6 +89,27 @@ TABLE: dict[str, tuple[dict[str, Any], JobState, FailureCause | None, int | None
         FailureCause.script,
         75,
         "exit code 75",
+    ),
+    "script that ends with 75, and whether anything was refused is not known": (
+        facts(*RUNNING, f"1,failed,{NOT_THE_OWNER}"),
+        JobState.failed,
+        FailureCause.script,
+        75,
+        "exit code 75",
+    ),
+    "fewer refused doubles have written their end than there were": (
+        facts(*RUNNING, ACTIVE, f"1,failed,{NOT_THE_OWNER}", "1,failed,4", refused=2),
+        JobState.failed,
+        FailureCause.script,
+        4,
+        "exit code 4",
+    ),
+    "a command that cannot be executed": (
+        facts(*RUNNING, "1,failed,126"),
+        JobState.failed,
+        FailureCause.script,
+        126,
+        "cannot be executed",
     ),
     "script that speaks of a timeout and ends with 3": (
         facts(*RUNNING, "1,failed,3", tails=console("timed out after")),
@@ -281,6 +302,7 @@ LIVE: dict[str, tuple[dict[str, Any], JobState]] = {
         facts(*RUNNING, tails=console("caught signal"), alive=True),
         JobState.active,
     ),
+    "an end that psik writes for no run": (facts(*RUNNING, "0,completed,"), JobState.active),
     "end written while its process was still seen": (facts(*RUNNING, COMPLETED, alive=True), JobState.active),
     "canceled through psik, but still there": (facts(*RUNNING, "0,canceled,", alive=True), JobState.active),
     "requeued after completed": (facts(*RUNNING, COMPLETED, ACTIVE, alive=True), JobState.active),
@@ -332,6 +354,53 @@ def test_times_are_those_of_the_last_start_and_the_end() -> None:
     assert (status.submitted, status.started, status.ended) == (1.0, 2.0, 3.0)
     requeued = judge(facts(QUEUED, ACTIVE, COMPLETED, ACTIVE, "1,failed,2", "0,canceled,"), HANDLE)
     assert (requeued.started, requeued.ended) == (4.0, 5.0)
+
+
+def test_start_of_a_job_is_not_that_of_a_refused_double() -> None:
+    refused = (ACTIVE, f"1,failed,{NOT_THE_OWNER}")
+    status = judge(facts(QUEUED, ACTIVE, *refused, COMPLETED, refused=1), HANDLE)
+    assert (status.submitted, status.started, status.ended) == (1.0, 2.0, 5.0)
+    assert status.warnings == []
+
+
+def test_blanks_around_what_psik_says_do_not_count() -> None:
+    assert [row.info for row in parse_status("1.0,1,failed, 9 \r\n")] == ["9"]
+
+
+def test_nodes_are_known_without_their_names_too() -> None:
+    assert (judge(facts(*RUNNING, nodes="2"), HANDLE).nodes, judge(facts(*RUNNING), HANDLE).nodes) == (2, None)
+    assert judge(facts(*RUNNING, nodes="2"), HANDLE).node_list is None
+
+
+def test_trouble_of_the_facility_with_a_job_is_the_reason_of_its_wait() -> None:
+    status = judge({"error": {"kind": "setup", "message": "no such file"}}, HANDLE)
+    assert (status.state, status.reason, status.cause) == (JobState.new, "no such file", None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "found", "to_check", "may"),
+    [
+        ((*RUNNING, COMPLETED), None, ["a"], True),
+        ((*RUNNING, COMPLETED), [report("a", 0)], ["a"], True),
+        ((*RUNNING, COMPLETED), None, [], False),
+        ((*RUNNING, "1,failed,3"), None, ["a"], False),
+        (RUNNING, None, ["a"], False),
+    ],
+)
+def test_results_are_looked_at_where_the_script_ended_well(
+    rows: tuple[str, ...], found: Any, to_check: list[str], may: bool
+) -> None:
+    given_facts = facts(*rows, found=found, to_check=to_check)
+    assert may_lack(judge(given_facts, HANDLE), given_facts) is may
+
+
+def test_job_without_results_to_check_lacks_nothing() -> None:
+    assert not may_lack(judge(facts(*RUNNING, COMPLETED), HANDLE), facts(*RUNNING, COMPLETED))
+
+
+def test_job_without_a_directory_is_not_lost_while_it_may_live() -> None:
+    status = judge({"type": "local", "missing": True, "alive": True}, HANDLE)
+    assert (status.state, status.cause) == (JobState.queued, None)
 
 
 def test_job_without_an_end_of_its_own_has_no_time_of_end() -> None:
