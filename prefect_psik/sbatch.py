@@ -47,6 +47,7 @@ RESOURCE_OF = {
 _ALIKE = {
     "--exclusive": "exclusive_node_use",
     "--oversubscribe": "exclusive_node_use",
+    "--share": "exclusive_node_use",
     "--mem-per-cpu": "memory",
     "--mem-per-gpu": "memory",
     "--no-requeue": "--requeue",

@@ -50,8 +50,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "directives": ("directives", "prepared"),
     "spelling": ("spelling", "jobspec"),
     "prepared": ("prepared", "directives"),
-    "resources": ("prepared", "jobspec", "spelling"),
-    "sbatch": ("directives", "options", "prepared"),
+    "resources": ("resources", "prepared"),
+    "sbatch": ("sbatch", "directives"),
     "plain_text": ("plain_text",),
     "prune_claim": PRUNES,
     "prune_look": PRUNES,
@@ -85,7 +85,8 @@ def main() -> None:
         mutants = [mutants[n] for n in drawn]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     begin = time.monotonic()
-    survivors, reasons = [], dict(_accepted())
+    survivors: list[Mutant] = []
+    reasons = dict(_accepted())
     for mutant, noticed in _tried(mutants, _tests(modules), console):
         if not noticed:  # shown at once: a run may be ended early
             survivors.append(mutant)

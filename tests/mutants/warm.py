@@ -2,8 +2,9 @@
 
 Starting Python and Prefect takes seconds, a test of pure functions takes milliseconds. So the tests are collected
 once, and each mutant gets a fork of this process, in which the changed function replaces the old one wherever it
-is: in its module, and in the letter that tests have made of `remote`. What acts at import gets all of ours
-imported again in the fork. The file is changed too, for what starts another Python.
+is: in its module, and in the letter that tests have made of `remote`; and so does a changed table. What acts at
+import, and is not noticed that way, gets all of ours imported again in the fork. The file is changed too, for what
+starts another Python.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from tests.mutants.changes import Mutant
 
 #: A mutant has so much time of a processor, and so much more than its tests took while they were watched, which
 #: makes them slower; it may wait for so much longer than that, and than they did.
-LEAST_SECONDS, TIMES_AS_LONG, WAIT_TIMES = 5.0, 1.5, 4.0
+LEAST_SECONDS, TIMES_AS_LONG, WAIT_TIMES = 15.0, 2.0, 2.0
 #: A test that takes more time of a processor notices little that others do not, and each survivor waits for it.
 SLOWEST_SECONDS = 3.0
 FIRST_SECONDS = 600.0
@@ -92,8 +93,10 @@ class Warm(FailFast):
         def work() -> None:
             if _swap(mutant, functions):
                 _run([items[test] for test in chosen])
-            else:
-                _run_anew(chosen)
+                return
+            if _replace_tables(mutant):
+                _run([items[test] for test in chosen])
+            _run_anew(chosen)
 
         for n, mutant in enumerate(self.mutants):
             where = f"{mutant.path} {mutant.function}".strip()
@@ -265,6 +268,30 @@ def _swap(mutant: Mutant, functions: dict[str, list[FunctionType]]) -> bool:
     for each in same:
         each.__code__ = code
     return True
+
+
+def _replace_tables(mutant: Mutant) -> bool:
+    """Replace what the assignments of a module make wherever it was imported; False if that replaces nothing.
+
+    Functions and classes stay, and with them what they keep of the old value: a test that passes proves nothing.
+    """
+    module = sys.modules.get(mutant.path.removesuffix(".py").replace("/", "."))
+    if mutant.function or module is None or "/remote/" in mutant.path:  # tests run that as a letter
+        return False
+    tree = ast.parse(mutant.text)
+    tree.body = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign) or _is_future(node)]
+    changed = dict(vars(module))
+    exec(compile(tree, mutant.path, "exec"), changed)
+    before = {name: value for name, value in vars(module).items() if changed[name] != value}
+    for other in [each for name, each in sys.modules.items() if name.split(".")[0] in ("prefect_psik", "tests")]:
+        for name in before.keys() & vars(other).keys():
+            if vars(other)[name] is before[name]:
+                setattr(other, name, changed[name])
+    return bool(before)
+
+
+def _is_future(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
 
 
 def _find(code: CodeType, name: str) -> CodeType | None:
