@@ -7,6 +7,7 @@ final; what stays unknowable is a failure that says so.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -55,10 +56,8 @@ def parse_status(text: str) -> list[Row]:
     rows = []
     for line in text.split("\n")[:-1]:  # behind the last newline is what is not all there yet
         fields = line.split(",", 3)
-        try:
+        with contextlib.suppress(ValueError, IndexError):
             rows.append(Row(float(fields[0]), int(fields[1]), JobState(fields[2]), fields[3].strip()))
-        except (ValueError, IndexError):
-            continue
     return rows
 
 
@@ -103,12 +102,12 @@ def judge(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus:
     rows = rows_of_run(parse_status(facts["status"]), handle.jobndx, facts.get("refused", 0))
     times: dict[str, Any] = _times(rows) | _nodes(facts)
     native = facts.get("native_id")
-    if native is not None and native != handle.native_id:
+    if native is not None:
         handle = handle.model_copy(update={"native_id": native})
     slurm = facts.get("type") == "slurm"
     final = _final_row(rows, slurm_end(facts))
     waits, why = presence(facts, has_end=final is not None) if slurm else (_is_alive(facts, final), None)
-    if waits or (slurm and final is None and _may_come_late(facts)):
+    if waits or (final is None and _may_come_late(facts)):
         return _not_final(facts, handle, rows, why).model_copy(update=times)
     killed = judge_slurm(facts, handle) if slurm else None
     if killed is not None and (final is None or final.state is JobState.failed or outlived(facts, final.time)):
@@ -132,7 +131,7 @@ def _without_directory(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus
         state = JobState.active if row and not is_waiting(facts) else JobState.queued
         still = "Slurm still has it: cancel it" if alive else "Slurm does not tell whether it has it"
         return JobStatus(handle=handle, state=state, reason=f"{gone}, but {still}")
-    killed = judge_slurm(facts, handle) if row else None
+    killed = judge_slurm(facts, handle)
     if killed is not None:
         return killed.model_copy(update={"ended": slurm_end(facts), "warnings": [f"Also {gone}."]})
     says = f" (Slurm calls it {row.state})" if row else ""
@@ -215,10 +214,9 @@ def _from_psik(final: Row, facts: Mapping[str, Any], handle: JobHandle) -> JobSt
     if final.state is JobState.canceled or never_began:
         return _canceled(facts, handle)
     if final.state is JobState.completed:
+        well = ended(handle, JobState.completed, None, "completed", exit_code=0)
         missing = unmet(facts.get("found") or [])
-        if missing:
-            return lacking(ended(handle, JobState.completed, None, "completed", exit_code=0), missing)
-        return ended(handle, JobState.completed, None, "completed", exit_code=0)
+        return lacking(well, missing) if missing else well
     console = facts.get("tails", {}).get("console", "")
     if final.info == PSIK_TROUBLE and "timed out after" in console:
         minutes = f"{handle.duration} min" if handle.duration else "the requested duration"

@@ -60,8 +60,6 @@ _ALIKE = {
 
 def long_name(option: str) -> str:
     """The long name of an option: of its short name, or of a beginning that sbatch takes for it."""
-    if option in VALUED or option in FLAGS:
-        return option
     if re.fullmatch("--.+", option):
         full = [name for name in VALUED | FLAGS if name.startswith(option)]
         return full[0] if len(full) == 1 else option

@@ -91,7 +91,7 @@ class Warm(FailFast):
             sys.exit("A test fails with nothing changed, once everything is imported again.")
 
         def work() -> None:
-            if _swap(mutant, functions):
+            if not at_import and _swap(mutant, functions):
                 _run([items[test] for test in chosen])
                 return
             if _replace_tables(mutant):
@@ -100,9 +100,10 @@ class Warm(FailFast):
 
         for n, mutant in enumerate(self.mutants):
             where = f"{mutant.path} {mutant.function}".strip()
-            chosen = sorted(
-                (name for name in tests if where in tests[name].calls), key=lambda name: tests[name].used
-            )
+            at_import = not any(where in test.calls for test in tests.values())  # if it is called at all
+            where = mutant.path if at_import else where
+            chosen = [name for name, test in tests.items() if where in test.calls]
+            chosen.sort(key=lambda name: tests[name].used)
             used, took = sum(tests[name].used for name in chosen), sum(tests[name].took for name in chosen)
             with _changed(mutant):
                 end = _forked(work, LEAST_SECONDS + TIMES_AS_LONG * used, took) if chosen else PASSED

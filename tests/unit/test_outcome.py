@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_psik.exceptions import FailureCause
-from prefect_psik.launcher import NOT_THE_OWNER
+from prefect_psik.launcher import CANCELED, NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
 from prefect_psik.outcome import judge, may_lack, parse_status, rows_of_run
 from tests.unit.reports import report
@@ -103,6 +103,35 @@ TABLE: dict[str, tuple[dict[str, Any], JobState, FailureCause | None, int | None
         FailureCause.script,
         4,
         "exit code 4",
+    ),
+    "script that really ends with 9, a blank console": (
+        facts(*RUNNING, "1,failed,9", tails=console(" \n")),
+        JobState.failed,
+        FailureCause.script,
+        9,
+        "exit code 9",
+    ),
+    "failed with 0": (facts(*RUNNING, "1,failed,0"), JobState.failed, FailureCause.script, 0, "exit code 0"),
+    "canceled by us before its script began": (
+        facts(*RUNNING, f"1,failed,{CANCELED}", cancel_asked=3.0),
+        JobState.canceled,
+        FailureCause.canceled_by_us,
+        None,
+        "on request",
+    ),
+    "script that ends as if it were canceled": (
+        facts(*RUNNING, f"1,failed,{CANCELED}", cancel_asked=None),
+        JobState.failed,
+        FailureCause.script,
+        CANCELED,
+        "exit code",
+    ),
+    "end before the line of the submission": (
+        facts("1,failed,3", QUEUED),
+        JobState.failed,
+        FailureCause.script,
+        3,
+        "exit code 3",
     ),
     "a command that cannot be executed": (
         facts(*RUNNING, "1,failed,126"),
@@ -413,6 +442,10 @@ def test_native_id_of_the_facility_comes_into_the_handle() -> None:
     assert judge({"type": "local", "status": "", "native_id": None}, HANDLE).handle.native_id == "77"
 
 
+def test_job_that_ended_well_says_so_and_no_more() -> None:
+    assert judge(facts(*RUNNING, COMPLETED), HANDLE).message == "completed"
+
+
 def test_missing_files_are_listed() -> None:
     status = judge(facts(*RUNNING, COMPLETED, found=[report("b", 0), report("a", 2), report("o", 0)]), HANDLE)
     assert status.missing == ["b", "o"]
@@ -451,6 +484,30 @@ def test_first_runs_cancel_through_psik_does_not_end_the_second() -> None:
     rows = (QUEUED, ACTIVE, "0,canceled,", "2,queued,78", "2,active,")
     assert judge(facts(*rows, alive=False), HANDLE).state is JobState.canceled
     assert judge(facts(*rows, alive=True), SECOND).state is JobState.active
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [("0,canceled,", QUEUED), (QUEUED, "2,canceled,"), (QUEUED, "2,queued,78", "0,canceled,")],
+    ids=["before any run", "of another run", "of a later run"],
+)
+def test_cancel_through_psik_of_something_else_is_not_that_of_a_run(rows: tuple[str, ...]) -> None:
+    assert judge(facts(*rows, alive=False), HANDLE).cause is FailureCause.lost
+
+
+def test_number_that_the_scheduler_gives_a_job_is_not_taken_for_an_exit_code() -> None:
+    rows = (f"1,queued,{NOT_THE_OWNER}", ACTIVE, ACTIVE, f"1,failed,{NOT_THE_OWNER}", COMPLETED)
+    status = judge(facts(*rows, refused=1), HANDLE)
+    assert (status.state, status.submitted) == (JobState.completed, 1.0)
+
+
+def test_rows_of_a_run_are_all_its_own_where_nothing_was_refused() -> None:
+    rows = parse_status(lines(*RUNNING, f"1,failed,{NOT_THE_OWNER}"))
+    assert rows_of_run(rows, 1) == rows[1:]
+
+
+def test_second_start_is_remarked_only_where_a_scheduler_made_it() -> None:
+    assert judge(facts(*RUNNING, ACTIVE, COMPLETED), HANDLE).warnings == []
 
 
 def test_rows_keep_commas_in_their_last_field() -> None:

@@ -251,6 +251,37 @@ TABLE: dict[str, tuple[dict[str, Any], JobState, FailureCause | None, int | None
         facts(missing=True, squeue=slurm("FAILED", code="0:53")),
         *(FAILED, FailureCause.lost, None, "directory /psik/123 is gone"),
     ),
+    "directory gone, and the queue and accounting no longer know it": (
+        facts(missing=True, accounting="answers", **GONE),
+        *(FAILED, FailureCause.lost, None, "nothing is known of its end"),
+    ),
+    "directory gone, and no accounting": (
+        facts(missing=True, accounting="none", **GONE),
+        *(FAILED, FailureCause.lost, None, "nothing is known of its end"),
+    ),
+    "directory gone, and Slurm calls it FAILED": (
+        facts(missing=True, squeue=slurm("FAILED")),
+        *(FAILED, FailureCause.lost, None, "nothing is known of its end (Slurm calls it FAILED)"),
+    ),
+    "Slurm calls it COMPLETED, but not since when": (
+        facts(QUEUED, ACTIVE, squeue=slurm("COMPLETED", end="Unknown")),
+        *(FAILED, FailureCause.lost, None, "psik recorded no end"),
+    ),
+    "Slurm calls it COMPLETED, and psik's line did not come in a minute": (
+        facts(QUEUED, ACTIVE, squeue=slurm("COMPLETED", end=str(int(NOW) - 60))),
+        *(FAILED, FailureCause.lost, None, "psik recorded no end"),
+    ),
+    "requeued, and the node's clock is 2 s ahead of Slurm's": (
+        facts(
+            *(QUEUED, ACTIVE, "1169.0,1,active,", "1200.0,1,failed,3", "1300.0,1,completed,"),
+            sacct=slurm("COMPLETED", end="1198"),
+        ),
+        *(FAILED, FailureCause.script, 3, "exit code 3"),
+    ),
+    "psik's line came at once": (
+        facts(QUEUED, ACTIVE, "1998.0,1,completed,", squeue=slurm("COMPLETED", end="1998")),
+        *(COMPLETED, None, 0, "completed"),
+    ),
     "directory gone, and Slurm stopped it": (
         facts(missing=True, squeue=slurm("TIMEOUT")),
         *(FAILED, FailureCause.walltime, None, "time limit"),
@@ -268,11 +299,16 @@ def test_end_of_a_job_is_told_with_its_cause(name: str) -> None:
 
 
 def test_what_psik_writes_after_slurms_end_is_neither_the_outcome_nor_the_time_of_it() -> None:
-    for line in ("1100.0,1,completed,", "1100.0,1,failed,3"):
+    for line in ("1062.5,1,completed,", "1100.0,1,failed,3"):
         status = judge(facts(QUEUED, ACTIVE, line, squeue=slurm("TIMEOUT", end="1060")), HANDLE)
         assert (outcome(status), status.ended) == ((FAILED, FailureCause.walltime, None), 1060.0), line
     before = judge(facts(QUEUED, ACTIVE, "1062.0,1,completed,", squeue=slurm("TIMEOUT", end="1060")), HANDLE)
     assert (outcome(before), before.ended) == ((COMPLETED, None, 0), 1062.0), "clocks differ that much"
+
+
+def test_end_that_psik_saw_of_a_job_that_slurm_stopped_is_the_time_of_it() -> None:
+    status = judge(facts(QUEUED, ACTIVE, "1059.0,1,failed,9", squeue=slurm("TIMEOUT", end="1060")), HANDLE)
+    assert (status.cause, status.ended, status.warnings) == (FailureCause.walltime, 1059.0, [])
 
 
 def test_a_job_without_a_directory_ended_when_slurm_says_so() -> None:
@@ -285,6 +321,15 @@ def test_what_a_script_prints_is_not_taken_for_slurms_words() -> None:
     """Slurm was not asked, since psik's record stands; the script printed the log of another job."""
     status = judge(facts(QUEUED, ACTIVE, "1010.0,1,failed,3", console=KILLED.format("")), HANDLE)
     assert outcome(status) == (FAILED, FailureCause.script, 3)
+    for state in ("COMPLETED", "FAILED"):  # Slurm says itself that it did not stop the job
+        told = facts(QUEUED, ACTIVE, "1010.0,1,failed,3", console=KILLED.format(""), squeue=slurm(state))
+        assert outcome(judge(told, HANDLE)) == (FAILED, FailureCause.script, 3)
+
+
+@pytest.mark.parametrize("seconds", [1, 50])
+def test_psiks_line_may_take_a_minute(seconds: int) -> None:
+    given_facts = facts(QUEUED, ACTIVE, squeue=slurm("COMPLETED", end=str(int(NOW) - seconds)))
+    assert judge(given_facts, HANDLE).state is JobState.active
 
 
 def test_accounting_is_asked_for_40_s_who_canceled_a_job() -> None:
@@ -373,6 +418,36 @@ LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
         facts(missing=True, squeue=slurm("PENDING", reason="JobHeldUser")),
         JobState.queued,
         "cancel it",
+    ),
+    "directory gone, and still running": (
+        facts(missing=True, squeue=slurm("RUNNING")),
+        JobState.active,
+        "cancel it",
+    ),
+    "directory gone, and accounting does not answer": (
+        facts(missing=True, accounting="silent", **GONE),
+        JobState.queued,
+        "does not tell",
+    ),
+    "directory gone, and accounting was not asked": (
+        facts(missing=True, accounting="unasked", **GONE),
+        JobState.queued,
+        "does not tell",
+    ),
+    "started, and when the queue was listed is not known": (
+        facts(QUEUED, ACTIVE, squeue=slurm("PENDING", reason="Priority")),
+        JobState.active,
+        "Priority",
+    ),
+    "started at the moment when the queue was listed": (
+        facts(QUEUED, ACTIVE, squeue=slurm("PENDING", reason="Priority"), squeue_time=1002.0),
+        JobState.active,
+        "Priority",
+    ),
+    "running when the queue was listed": (
+        facts(QUEUED, ACTIVE, squeue=slurm("RUNNING"), squeue_time=1060.0),
+        JobState.active,
+        "",
     ),
     "directory gone, and squeue fails": (
         facts(missing=True, alive=None, squeue=None, squeue_error="Socket timed out"),
