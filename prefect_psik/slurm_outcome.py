@@ -232,8 +232,9 @@ def judge_slurm(facts: Mapping[str, Any], handle: JobHandle) -> JobStatus | None
 def outlived(facts: Mapping[str, Any], time: float) -> bool:
     """Whether something was written after Slurm had ended the job: by processes that it no longer counts."""
     row = row_of(facts)
-    killed = row is not None and row.state.split()[0] in (*_KILLED, "CANCELLED")
-    return killed and row is not None and row.end.isdecimal() and time > float(row.end) + LATE_SECONDS
+    if row is None or not row.state.startswith((*_KILLED, "CANCELLED")) or not row.end.isdecimal():
+        return False
+    return time > float(row.end) + LATE_SECONDS
 
 
 def odd_state(state: str) -> str | None:
@@ -313,7 +314,7 @@ def usage_of(rows: Sequence[Sequence[str]]) -> Usage:
 def _bytes(text: str) -> int | None:
     found = re.fullmatch(r"([0-9.]+)([KMGT]?)", text)
     try:
-        return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2) or " ")) if found else None
+        return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2))) if found else None
     except (ValueError, OverflowError):
         return None
 

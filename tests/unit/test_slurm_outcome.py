@@ -273,10 +273,51 @@ TABLE: dict[str, tuple[dict[str, Any], JobState, FailureCause | None, int | None
     ),
     "requeued, and the node's clock is 2 s ahead of Slurm's": (
         facts(
-            *(QUEUED, ACTIVE, "1169.0,1,active,", "1200.0,1,failed,3", "1300.0,1,completed,"),
+            *(QUEUED, ACTIVE, "1169.0,1,active,", "1180.0,1,completed,", "1200.0,1,failed,3"),
             sacct=slurm("COMPLETED", end="1198"),
         ),
         *(FAILED, FailureCause.script, 3, "exit code 3"),
+    ),
+    "canceled through psik a moment ago": (
+        facts(
+            *(QUEUED, ACTIVE, "1999.0,0,canceled,"),
+            squeue=slurm("CANCELLED", end="1999"),
+            accounting="answers",
+        ),
+        *(CANCELED, FailureCause.canceled_outside, None, "through psik"),
+    ),
+    "Slurm's time limit a moment ago": (
+        facts(QUEUED, ACTIVE, squeue=slurm("TIMEOUT", end="1999"), accounting="answers"),
+        *(FAILED, FailureCause.walltime, None, "time limit of 5 min"),
+    ),
+    "a row without a state": (
+        facts(QUEUED, squeue=slurm(""), alive=False),
+        *(FAILED, FailureCause.lost, None, "psik recorded no end"),
+    ),
+    "a row without a state, the console tells": (
+        facts(
+            *(QUEUED, ACTIVE, "1059.0,1,failed,9"),
+            squeue=slurm(""),
+            alive=False,
+            console=KILLED.format(" DUE TO TIME LIMIT"),
+        ),
+        *(FAILED, FailureCause.walltime, None, "time limit of 5 min"),
+    ),
+    "a state that nobody knows, and psik's line came after Slurm's words": (
+        facts(
+            *(QUEUED, ACTIVE, "1100.0,1,completed,"),
+            squeue=slurm("INVENTED"),
+            console=KILLED.format(" DUE TO TIME LIMIT"),
+        ),
+        *(COMPLETED, None, 0, "completed"),
+    ),
+    "Slurm's time limit, but not since when": (
+        facts(QUEUED, ACTIVE, "1059.0,1,failed,9", squeue=slurm("TIMEOUT", end="Unknown")),
+        *(FAILED, FailureCause.walltime, None, "time limit of 5 min"),
+    ),
+    "could not be launched, with a blank console": (
+        facts(QUEUED, squeue=slurm("FAILED", code="0:53", reason="JobLaunchFailure"), console=" \n"),
+        *(FAILED, FailureCause.launch, None, "began (Slurm: JobLaunchFailure)"),
     ),
     "psik's line came at once": (
         facts(QUEUED, ACTIVE, "1998.0,1,completed,", squeue=slurm("COMPLETED", end="1998")),
@@ -339,7 +380,7 @@ def test_accounting_is_asked_for_40_s_who_canceled_a_job() -> None:
         )
 
     assert canceled(35).state is JobState.queued
-    assert outcome(canceled(45)) == (CANCELED, FailureCause.canceled_outside, None)
+    assert outcome(canceled(40)) == (CANCELED, FailureCause.canceled_outside, None)
 
 
 LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
@@ -418,6 +459,27 @@ LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
         facts(missing=True, squeue=slurm("PENDING", reason="JobHeldUser")),
         JobState.queued,
         "cancel it",
+    ),
+    "running, with a word about it": (
+        facts(QUEUED, ACTIVE, squeue=slurm("RUNNING", reason="Prolog")),
+        JobState.active,
+        "",
+    ),
+    "not in the queue that was listed, which proves nothing": (facts(QUEUED, alive=False), JobState.queued, ""),
+    "in the queue by its name alone, though psik calls it completed": (
+        facts(QUEUED, ACTIVE, "1050.0,1,completed,", alive=True) | {"native_id": None},
+        JobState.active,
+        "",
+    ),
+    "gone from the queue, accounting calls it running, though psik calls it completed": (
+        facts(
+            *(QUEUED, ACTIVE, "1050.0,1,completed,"),
+            sacct=slurm("RUNNING", end="Unknown"),
+            accounting="answers",
+            vanished=NOW - 60,
+        ),
+        JobState.active,
+        "does not know of its end yet",
     ),
     "directory gone, and still running": (
         facts(missing=True, squeue=slurm("RUNNING")),
@@ -540,7 +602,7 @@ def test_queue_counts_more_than_accounting_but_for_who_canceled_a_job() -> None:
     ],
 )
 def test_accounting_is_not_asked_who_canceled_a_job_where_that_is_known_or_cannot_be(more: dict[str, Any]) -> None:
-    canceled = {"squeue": slurm("CANCELLED", end=str(int(NOW) - 2)), "accounting": "answers"}
+    canceled: dict[str, Any] = {"squeue": slurm("CANCELLED", end=str(int(NOW) - 2)), "accounting": "answers"}
     assert judge(facts(QUEUED, **canceled), HANDLE).state is JobState.queued
     assert judge(facts(QUEUED, **canceled | {"accounting": "unasked"}), HANDLE).state is JobState.queued
     assert judge(facts(QUEUED, **canceled | more), HANDLE).state is CANCELED
@@ -554,6 +616,11 @@ def test_what_an_orphan_of_a_canceled_job_writes_does_not_count() -> None:
 def test_psiks_end_stands_where_nobody_knows_the_number_of_the_job() -> None:
     status = judge(facts(QUEUED, ACTIVE, "1010.0,1,failed,3", alive=None) | {"native_id": None}, HANDLE)
     assert outcome(status) == (FAILED, FailureCause.script, 3)
+
+
+def test_memory_limit_on_nodes_that_are_not_known_names_none() -> None:
+    status = judge(facts(QUEUED, ACTIVE, console=OOM, accounting="none", **GONE), HANDLE)
+    assert status.message == "it went over its memory limit"
 
 
 def test_time_limit_of_a_job_without_a_known_duration_is_not_made_up() -> None:
@@ -583,6 +650,8 @@ def test_second_start_and_what_slurm_thought_are_remarked() -> None:
     once = facts(QUEUED, ACTIVE, "1010.0,1,completed,", sacct=slurm("OUT_OF_MEMORY", end="1011"))
     assert any("OUT_OF_MEMORY" in warning for warning in judge(once, HANDLE).warnings)
     assert judge(facts(QUEUED, ACTIVE, "1010.0,1,completed,"), HANDLE).warnings == []
+    assert "a process of it was killed" in (odd_state("OUT_OF_MEMORY") or "")
+    assert odd_state("TIMEOUT") == "Slurm calls it TIMEOUT, although its script ended by itself"
     assert odd_state("COMPLETED") is None
     assert odd_state("") is None
 
@@ -638,6 +707,12 @@ def test_what_accounting_does_not_tell_is_unknown(rows: list[list[str]]) -> None
 def test_usage_of_a_job_that_ran_twice_is_that_of_its_last_run() -> None:
     rows = [["12", "NODE_FAIL", "50", "800", "00:01", "", "2", "n[1-2]"], JOB]
     assert (usage_of(rows).state, usage_of(rows).elapsed, usage_of(rows).node_list) == ("COMPLETED", 100.0, "n1")
+
+
+def test_least_use_that_there_can_be() -> None:
+    rows = [["12", "COMPLETED", "1", "1", "00:01", "", "1", "n1"], ["12.0"], ["12.1", "COMPLETED"]]
+    usage = usage_of(rows)
+    assert (usage.nodes, usage.elapsed, usage.cpu_efficiency, usage.peak_memory) == (1, 1.0, 1.0, None)
 
 
 def test_job_that_had_nothing_used_nothing_that_is_known() -> None:
