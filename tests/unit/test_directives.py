@@ -90,6 +90,8 @@ def test_each_directive_is_noted_with_its_line() -> None:
         ("--gpus-per-task=1", "gpu_cores_per_process", 1),
         ("--oversubscribe", "exclusive_node_use", False),
         ("-s", "exclusive_node_use", False),
+        ("--share", "exclusive_node_use", False),
+        ("-HO -N 2", "node_count", 2),
         ("--cpus-per-t=3", "cpu_cores_per_process", 3),
     ],
 )
@@ -118,6 +120,10 @@ def test_directive_with_a_field_sets_it(line: str, field: str, value: object) ->
         ("--image=docker:als/recon:1", {"--image=docker:als/recon:1"}),
         ("--image docker:als/recon:1", {"--image=docker:als/recon:1"}),
         ("-L cfs,scratch -q debug", {"--licenses=cfs,scratch", "--qos=debug"}),
+        ("-t 1-12", {"--time=2160"}),
+        ("--tmp=16g", {"--tmp=16g"}),
+        ("--comment=none", {"--comment=none"}),
+        ("--of-a-plugin", {"--of-a-plugin"}),
         ("--export=ALL", set()),
         ("-N 1 -N 2", set()),
         ("", set()),
@@ -157,6 +163,27 @@ def test_directive_that_changes_nothing_about_the_work_is_left_out_with_a_warnin
 @pytest.mark.parametrize("line", ["-D /data/scan", "--chdir=/data/scan", "--workdir /data/scan"])
 def test_directory_of_a_script_is_where_the_job_runs(line: str) -> None:
     assert sent(header(f"#SBATCH {line}"))["directory"] == "/data/scan"
+
+
+def test_flags_in_one_word_are_noted_one_by_one() -> None:
+    assert notes(header("#SBATCH -HO --nice=100")) == [
+        "line 2: -H → --hold",
+        "line 2: -O → --overcommit",
+        "line 2: --nice=100 → --nice 100",
+    ]
+
+
+def test_directive_that_a_later_one_overrules_is_noted_with_a_warning() -> None:
+    assert backend().prepare(header("#SBATCH -N 1", "#SBATCH --nodes=2")).notes == [
+        Note("line 2: -N 1 is not used: line 3 counts", warning=True),
+        Note("line 3: --nodes=2 → node_count 2"),
+    ]
+
+
+def test_directory_of_the_spec_wins_over_that_of_the_script() -> None:
+    spec = header("#SBATCH -D /data/scan").replace(directory="/data/mine")
+    assert sent(spec)["directory"] == "/data/mine"
+    assert notes(spec) == ["line 2: -D /data/scan is not used: the job spec has directory /data/mine"]
 
 
 def test_directive_in_the_first_line_is_read_behind_a_byte_order_mark() -> None:
@@ -252,6 +279,8 @@ def test_directives_win_over_the_backend() -> None:
         ("#SBATCH -t UNLIMITED", "1-00:00:00"),
         ("#SBATCH -N many", "plain digits"),
         ("#SBATCH -N", "has no value"),
+        ("#SBATCH -A -n 4", "-A has no value"),
+        ("#SBATCH --qos= debug", "--qos has no value"),
         ("#SBATCH 2", "'2' is not an option of sbatch"),
         ("#SBATCH --comment='open", "no closing quotation"),
         ("#SBATCH -D work", "must be absolute"),
@@ -292,6 +321,8 @@ def test_directives_mean_nothing_without_a_scheduler_and_that_is_noted_once() ->
         "line 2: #SBATCH -N 2 and 2 more: no effect on a local backend, which has no scheduler"
     ]
     assert "node_count" not in sent(spec, block)["resources"]
+    assert notes(header("#SBATCH -N 2", "#SBATCH -n 4"), block)[0].startswith("line 2: #SBATCH -N 2 and 1 more: ")
+    assert notes(header("#SBATCH -N 2"), block)[0].startswith("line 2: #SBATCH -N 2: no effect")
     assert notes(JobSpec(script="true"), block) == []
 
 
@@ -314,5 +345,9 @@ def test_job_of_a_script_file_has_the_name_that_the_script_gives_itself(tmp_path
     assert JobSpec.from_script(tmp_path / "submit.sh").name == "recon"
     assert JobSpec.from_script(tmp_path / "submit.sh", name="mine").name == "mine"
     assert JobSpec.from_script(tmp_path / "submit.sh", directives="ignore").name == "submit"
+    (tmp_path / "plain.sh").write_text("#!/bin/bash\n#SBATCH -N 2\ntrue\n")
+    assert JobSpec.from_script(tmp_path / "plain.sh").name == "plain"
+    (tmp_path / "twice.sh").write_text("#!/bin/bash\n#SBATCH -J first\n#SBATCH -J last\ntrue\n")
+    assert JobSpec.from_script(tmp_path / "twice.sh").name == "last"
     (tmp_path / "other.sh").write_text("#!/bin/bash\n#SBATCH -J a/b\n#SBATCH --bad='\ntrue\n")
     assert JobSpec.from_script(tmp_path / "other.sh").name == "other"

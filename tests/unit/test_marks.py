@@ -105,10 +105,10 @@ def test_label_is_the_same_for_the_same_endpoint_and_prefix_alone() -> None:
     assert len({PLACE.label, *(other.label for other in others)}) == 3
 
 
-def test_place_of_a_block_is_its_endpoint_and_prefix() -> None:
-    assert place_of(PsikBackend(endpoint_id=ENDPOINT, prefix="/psik")) == Place(
-        endpoint_id=ENDPOINT, prefix="/psik"
-    )
+def test_place_of_a_block_is_its_endpoint_and_prefix_under_its_name() -> None:
+    block = PsikBackend(endpoint_id=ENDPOINT, prefix="/psik")
+    block._block_document_name = "perlmutter"
+    assert place_of(block) == PLACE
 
 
 def test_labels_that_are_not_of_ours_or_not_readable_are_left_out() -> None:
