@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from prefect_psik.directives import Note, read_header, without_effect
@@ -24,7 +24,7 @@ class Prepared:
 
     spec: JobSpec
     options: dict[str, str]
-    notes: list[Note] = field(default_factory=list)
+    notes: list[Note]
 
 
 def prepare(spec: JobSpec, *, scheduler: str, options: Mapping[str, str], resources: ResourceSpec) -> Prepared:

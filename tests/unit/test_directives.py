@@ -245,6 +245,11 @@ def test_spec_that_says_the_same_in_other_words_wins_too() -> None:
     assert "--mem=16G" not in found["attributes"]
 
 
+def test_equal_number_of_something_else_is_a_difference() -> None:
+    spec = header("#SBATCH -n 4").replace(resources=ResourceSpec(processes_per_node=4))
+    assert notes(spec) == ["line 2: -n 4 is not used: the job spec has processes_per_node 4"]
+
+
 def test_unusable_directive_that_the_spec_overrules_is_no_trouble() -> None:
     spec = header("#SBATCH -t UNLIMITED").replace(resources=ResourceSpec(duration=5))
     assert "--time=5" in sent(spec)["attributes"]
