@@ -460,11 +460,6 @@ LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
         JobState.queued,
         "cancel it",
     ),
-    "running, with a word about it": (
-        facts(QUEUED, ACTIVE, squeue=slurm("RUNNING", reason="Prolog")),
-        JobState.active,
-        "",
-    ),
     "not in the queue that was listed, which proves nothing": (facts(QUEUED, alive=False), JobState.queued, ""),
     "in the queue by its name alone, though psik calls it completed": (
         facts(QUEUED, ACTIVE, "1050.0,1,completed,", alive=True) | {"native_id": None},
@@ -568,6 +563,11 @@ def test_pending_job_says_why_with_a_hint_and_whether_it_never_starts(
     assert status.stuck is stuck
     said = status.reason or ""
     assert said == reason if hint is None else said.startswith(f"{reason}: ") and hint in said
+
+
+def test_running_job_waits_for_nothing_whatever_slurm_says_of_it() -> None:
+    status = judge(facts(QUEUED, ACTIVE, squeue=slurm("RUNNING", reason="Prolog")), HANDLE)
+    assert (status.state, status.reason) == (JobState.active, None)
 
 
 @pytest.mark.parametrize("reason", ["", "None"])
