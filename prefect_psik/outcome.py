@@ -102,12 +102,12 @@ def judge(facts: Facts, handle: JobHandle) -> JobStatus:
         return _without_directory(facts, handle)
     rows = rows_of_run(parse_status(facts.status), handle.jobndx, facts.refused)
     times: dict[str, Any] = _times(rows) | _nodes(facts)
-    if facts.native_id is not None and facts.native_id != handle.native_id:
+    if facts.native_id is not None:
         handle = handle.model_copy(update={"native_id": facts.native_id})
     slurm = facts.type == "slurm"
     final = _final_row(rows, slurm_end(facts))
     waits, why = presence(facts, has_end=final is not None) if slurm else (_is_alive(facts, final), None)
-    if waits or (slurm and final is None and _may_come_late(facts)):
+    if waits or (final is None and _may_come_late(facts)):
         return _not_final(facts, handle, rows, why).model_copy(update=times)
     killed = judge_slurm(facts, handle) if slurm else None
     if killed is not None and (final is None or final.state is JobState.failed or outlived(facts, final.time)):
@@ -133,7 +133,7 @@ def _without_directory(facts: Facts, handle: JobHandle) -> JobStatus:
         state = JobState.active if row and not is_waiting(facts) else JobState.queued
         still = "Slurm still has it: cancel it" if alive else "Slurm does not tell whether it has it"
         return JobStatus(handle=handle, state=state, reason=f"{gone}, but {still}")
-    killed = judge_slurm(facts, handle) if row else None
+    killed = judge_slurm(facts, handle)
     if killed is not None:
         return killed.model_copy(update={"ended": slurm_end(facts), "warnings": [f"Also {gone}."]})
     says = f" (Slurm calls it {row.state})" if row else ""
@@ -216,10 +216,9 @@ def _from_psik(final: Row, facts: Facts, handle: JobHandle) -> JobStatus:
     if final.state is JobState.canceled or never_began:
         return _canceled(facts, handle)
     if final.state is JobState.completed:
+        well = ended(handle, JobState.completed, None, "completed", exit_code=0)
         missing = unmet(facts.found or [])
-        if missing:
-            return lacking(ended(handle, JobState.completed, None, "completed", exit_code=0), missing)
-        return ended(handle, JobState.completed, None, "completed", exit_code=0)
+        return lacking(well, missing) if missing else well
     console = facts.console
     if final.info == PSIK_TROUBLE and "timed out after" in console:
         minutes = f"{handle.duration} min" if handle.duration else "the requested duration"

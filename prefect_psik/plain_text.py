@@ -62,5 +62,5 @@ def _escaped(markup: str) -> str:
 
 def code_block(text: str) -> str:
     """Write lines into Markdown as they are, in a fence that none of them can end."""
-    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}\n{plain(text)}\n{fence}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from prefect_psik.directives import Note, read_header, without_effect
@@ -30,7 +30,7 @@ class Prepared:
 
     spec: JobSpec
     options: dict[str, str]
-    notes: list[Note] = field(default_factory=list)
+    notes: list[Note]
 
     @property
     def warning(self) -> BatchSignal | None:

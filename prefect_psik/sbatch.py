@@ -48,6 +48,7 @@ RESOURCE_OF = {
 _ALIKE = {
     "--exclusive": "exclusive_node_use",
     "--oversubscribe": "exclusive_node_use",
+    "--share": "exclusive_node_use",
     "--mem-per-cpu": "memory",
     "--mem-per-gpu": "memory",
     "--no-requeue": "--requeue",
@@ -61,8 +62,6 @@ _ALIKE = {
 
 def long_name(option: str) -> str:
     """The long name of an option: of its short name, or of a beginning that sbatch takes for it."""
-    if option in VALUED or option in FLAGS:
-        return option
     if re.fullmatch("--.+", option):
         full = [name for name in VALUED | FLAGS if name.startswith(option)]
         return full[0] if len(full) == 1 else option

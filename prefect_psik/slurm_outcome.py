@@ -241,7 +241,7 @@ def judge_slurm(facts: Facts, handle: JobHandle) -> JobStatus | None:
 def outlived(facts: Facts, time: float) -> bool:
     """Whether something was written after Slurm had ended the job: by processes that it no longer counts."""
     row = row_of(facts)
-    end = _unix_time(row.end) if row and row.state.split()[0] in (*_KILLED, "CANCELLED") else None
+    end = _unix_time(row.end) if row and row.state.startswith((*_KILLED, "CANCELLED")) else None
     return end is not None and time > end + LATE_SECONDS
 
 

@@ -32,7 +32,11 @@ PACKAGE = "prefect_psik"
 SAMPLE = 500
 LEAST = 0.85
 #: Modules, and the tests in tests/unit that know them: without facility and server, in little time.
-REMOTE = ("remote", "remote_hostile", "remote_jobs", "remote_local", "remote_results", "remote_status", "site")
+REMOTE = (
+    *(path.stem.removeprefix("test_") for path in sorted((ROOT / "tests/unit").glob("test_remote*.py"))),
+    "site",
+)
+PRUNES = ("prune_plan", "prune_directories", "prune_interleavings")
 TESTS: dict[str, tuple[str, ...]] = {
     "outcome": ("outcome", "slurm_outcome"),
     "results": ("lifecycle", "outcome", "remote_results"),
@@ -43,6 +47,15 @@ TESTS: dict[str, tuple[str, ...]] = {
     "prune_plan": ("prune_plan", "prune_directories", "transfer"),
     "submissions": ("submissions",),
     "lifecycle": ("lifecycle", "models_exceptions"),
+    "directives": ("directives", "prepared"),
+    "spelling": ("spelling", "jobspec"),
+    "prepared": ("prepared", "directives"),
+    "resources": ("resources", "prepared"),
+    "sbatch": ("sbatch", "directives"),
+    "plain_text": ("plain_text",),
+    "prune_claim": PRUNES,
+    "prune_look": PRUNES,
+    "marks": ("marks",),
     **{f"remote/{path.stem}": REMOTE for path in sorted((ROOT / PACKAGE / "remote").glob("*.py"))},
 }
 #: They take longer than all the others, and notice little more.
@@ -72,9 +85,12 @@ def main() -> None:
         mutants = [mutants[n] for n in drawn]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     begin = time.monotonic()
-    survivors = [mutant for mutant, noticed in _tried(mutants, _tests(modules), console) if not noticed]
-    for line in _listed(survivors):
-        console.print(line, markup=False, soft_wrap=True)
+    survivors: list[Mutant] = []
+    reasons = dict(_accepted())
+    for mutant, noticed in _tried(mutants, _tests(modules), console):
+        if not noticed:  # shown at once: a run may be ended early
+            survivors.append(mutant)
+            console.print(_survivor(mutant, reasons), markup=False, soft_wrap=True)
     console.print(_table(mutants, survivors))
     console.print(f"{len(mutants)} mutants in {(time.monotonic() - begin) / 60:.1f} min")
     if len(survivors) > (1 - LEAST) * len(mutants):
@@ -134,14 +150,10 @@ def _tried(mutants: list[Mutant], tests: list[str], console: Console) -> Iterato
                 sys.exit(f"The tests could not be run:\n{text}")
 
 
-def _listed(survivors: list[Mutant]) -> list[str]:
-    """The survivors, each with why it may, as far as somebody said so."""
-    reasons = dict(_accepted())
-    lines = []
-    for mutant in survivors:
-        where = f"{mutant.path}:{mutant.line}"
-        lines.append(f"{where} {mutant.before} -> {mutant.after}: {reasons.get(mutant.name, 'no test')}")
-    return lines
+def _survivor(mutant: Mutant, reasons: dict[str, str]) -> str:
+    """A line on a survivor, with why it may, if somebody said so."""
+    reason = reasons.get(mutant.name, f"no test; in {mutant.function or 'module'}")
+    return f"{mutant.path}:{mutant.line} {mutant.before} -> {mutant.after}: {reason}"
 
 
 def _accepted() -> Iterator[tuple[str, str]]:

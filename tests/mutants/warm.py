@@ -2,8 +2,9 @@
 
 Starting Python and Prefect takes seconds, a test of pure functions takes milliseconds. So the tests are collected
 once, and each mutant gets a fork of this process, in which the changed function replaces the old one wherever it
-is: in its module, and in the letter that tests have made of `remote`. What acts at import gets all of ours
-imported again in the fork. The file is changed too, for what starts another Python.
+is: in its module, and in the letter that tests have made of `remote`; and so does a changed table. What acts at
+import, and is not noticed that way, gets all of ours imported again in the fork. The file is changed too, for what
+starts another Python.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -34,19 +35,29 @@ from hypothesis import Phase, settings
 from prefect_psik.remote import PARTS, letter
 from tests.mutants.changes import Mutant
 
-#: A mutant has so much time, and so much more than its tests took before.
-LEAST_SECONDS, TIMES_AS_LONG, WAIT_TIMES = 5.0, 3.0, 4.0
+#: A mutant has so much time of a processor, and so much more than its tests took while they were watched, which
+#: makes them slower; it may wait for so much longer than that, and than they did.
+LEAST_SECONDS, TIMES_AS_LONG, WAIT_TIMES = 15.0, 2.0, 2.0
+#: A test that takes more time of a processor notices little that others do not, and each survivor waits for it.
+SLOWEST_SECONDS = 3.0
 FIRST_SECONDS = 600.0
 MEMORY_BYTES = 4 * 1024**3
 PR_SET_CHILD_SUBREAPER = 36
 LETTER = "<letter>"
+#: Where this process begins; tests may change the directory.
+COPY = os.getcwd()
 #: What comes of importing twice: pytest's word, and Prefect's of a block that is registered again.
 IGNORED = ("-W", "ignore::pytest.PytestAssertRewriteWarning", "-W", "ignore:Type '")
 PASSED, NOTICED, LATE = 0, 1, 2
 OPTIONS = ("-q", "-s", "--timeout=0", "-p", "no:cacheprovider", *IGNORED)
 
-#: What a test calls: paths of modules, and functions in them as `path function`.
-Calls = dict[str, tuple[float, set[str]]]
+
+class Test(NamedTuple):
+    """How many seconds a test took, of processors and in all, and the functions that it calls: `path function`."""
+
+    used: float
+    took: float
+    calls: set[str]
 
 
 class FailFast:
@@ -74,32 +85,37 @@ class Warm(FailFast):
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         letter.cache_clear()
         items = {item.nodeid: item for item in session.items}
-        calls = self._watched(list(items.values()))
+        tests = self._watched(list(items.values()))
         functions = _functions(self.paths)
-        if _forked(lambda: _run_anew(sorted(calls)), FIRST_SECONDS) != PASSED:
+        if _forked(lambda: _run_anew(sorted(tests)), FIRST_SECONDS) != PASSED:
             sys.exit("A test fails with nothing changed, once everything is imported again.")
 
         def work() -> None:
-            if _swap(mutant, functions):
+            if not at_import and _swap(mutant, functions):
                 _run([items[test] for test in chosen])
-            else:
-                _run_anew(chosen)
+                return
+            if _replace_tables(mutant):
+                _run([items[test] for test in chosen])
+            _run_anew(chosen)
 
         for n, mutant in enumerate(self.mutants):
             where = f"{mutant.path} {mutant.function}".strip()
-            chosen = sorted((test for test in calls if where in calls[test][1]), key=lambda test: calls[test][0])
-            seconds = sum(calls[test][0] for test in chosen)
+            at_import = not any(where in test.calls for test in tests.values())  # if it is called at all
+            where = mutant.path if at_import else where
+            chosen = [name for name, test in tests.items() if where in test.calls]
+            chosen.sort(key=lambda name: tests[name].used)
+            used, took = sum(tests[name].used for name in chosen), sum(tests[name].took for name in chosen)
             with _changed(mutant):
-                end = _forked(work, seconds) if chosen else PASSED
+                end = _forked(work, LEAST_SECONDS + TIMES_AS_LONG * used, took) if chosen else PASSED
             self.tell({"mutant": n, "noticed": end != PASSED, "late": end not in (PASSED, NOTICED)})
         return True
 
-    def _watched(self, items: list[pytest.Item]) -> Calls:
-        """Run all tests with nothing changed, and see what each calls."""
+    def _watched(self, items: list[pytest.Item]) -> dict[str, Test]:
+        """Run all tests with nothing changed, and see what each calls; without those that are too slow."""
         found = Path("calls.json")
 
         def work() -> None:
-            calls: dict[str, tuple[float, list[str]]] = {}
+            calls: dict[str, tuple[float, float, list[str]]] = {}
             current: set[str] = set()
 
             def see(frame: FrameType, event: str, argument: object) -> None:
@@ -110,17 +126,18 @@ class Warm(FailFast):
             threading.settrace(see)
             for item in items:
                 current.clear()
-                begin = time.monotonic()
+                begin, used = time.monotonic(), _used()
                 sys.settrace(see)
                 _run([item])
                 sys.settrace(None)
-                calls[item.nodeid] = (time.monotonic() - begin, sorted(current))
+                calls[item.nodeid] = (_used() - used, time.monotonic() - begin, sorted(current))
             found.write_text(json.dumps(calls), encoding="utf-8")
 
         if _forked(work, FIRST_SECONDS) != PASSED:
             sys.exit("A test fails with nothing changed.")
         calls = json.loads(found.read_text(encoding="utf-8"))
-        return {test: (seconds, set(names)) for test, (seconds, names) in calls.items()}
+        tests = {name: Test(used, took, set(names)) for name, (used, took, names) in calls.items()}
+        return {name: test for name, test in tests.items() if test.used <= SLOWEST_SECONDS}
 
 
 @contextlib.contextmanager
@@ -135,13 +152,23 @@ def _changed(mutant: Mutant) -> Iterator[None]:
         path.write_text(original, encoding="utf-8")
 
 
-def _forked(work: Callable[[], None], seconds: float) -> int:
+def _used() -> float:
+    """Seconds of processors that this process and its children have had."""
+    return sum(os.times()[:4])
+
+
+def _forked(work: Callable[[], None], limit: float, took: float = 0.0) -> int:
     """Do work in a fork, and end all that it leaves.
 
+    Args:
+        work: Is to be done.
+        limit: Seconds that it may have of a processor.
+        took: How many seconds in all it took before.
+
     Returns:
-        PASSED, NOTICED, or what else ended it: it has TIMES_AS_LONG the seconds that it took before.
+        PASSED, NOTICED, or what else ended it. Time in which it is ready to run and others have the processors
+        does not count.
     """
-    limit = LEAST_SECONDS + TIMES_AS_LONG * seconds
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -154,12 +181,15 @@ def _forked(work: Callable[[], None], seconds: float) -> int:
             print(repr(err), file=sys.stderr, flush=True)
             os._exit(NOTICED)
         os._exit(PASSED)
-    deadline, code = time.monotonic() + WAIT_TIMES * limit, None  # what waits takes no time of the processor
+    latest = deadline = time.monotonic() + WAIT_TIMES * limit + took  # what waits takes no time of the processor
+    code = None
     try:
         while code is None and time.monotonic() < deadline:
             time.sleep(0.005)
             pid, status = os.waitpid(child, os.WNOHANG)
             code = os.waitstatus_to_exitcode(status) if pid else None
+            if time.monotonic() >= deadline:
+                deadline = latest + _kept_from_running()
         return LATE if code is None else code
     finally:
         while left := psutil.Process().children(recursive=True):  # also daemons: this process inherits them
@@ -169,6 +199,16 @@ def _forked(work: Callable[[], None], seconds: float) -> int:
             psutil.wait_procs(left, 10)
         for path in Path(tempfile.gettempdir()).iterdir():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _kept_from_running() -> float:
+    """Seconds in which our descendants were ready to run and others had the processors, all of them added up."""
+    kept = 0
+    for process in psutil.Process().children(recursive=True):
+        for thread in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):  # it has ended
+                kept += int(thread.read_text(encoding="ascii").split()[1])  # nanoseconds, see Linux's sched-stats
+    return kept / 1e9
 
 
 def _run(items: list[pytest.Item]) -> None:
@@ -186,12 +226,18 @@ def _run_anew(tests: list[str]) -> None:
 
 def _name_of(code: CodeType, paths: set[str]) -> str | None:
     """Path and outermost function of what is called, if it is one of ours."""
+    path = _path(code.co_filename)  # for nearly all calls this is all: each of them comes here
+    if path not in paths and path != LETTER:
+        return None
     function = code.co_qualname.split(".<locals>")[0]
-    if code.co_filename == LETTER:
+    if path == LETTER:
         path = _parts_of_letter().get(function.split(".")[0], "")
-    else:
-        path = os.path.relpath(code.co_filename) if code.co_filename.endswith(".py") else ""
     return f"{path} {function}" if path in paths else None
+
+
+@cache
+def _path(filename: str) -> str:
+    return os.path.relpath(filename, COPY) if filename.endswith(".py") else filename
 
 
 @cache
@@ -223,6 +269,30 @@ def _swap(mutant: Mutant, functions: dict[str, list[FunctionType]]) -> bool:
     for each in same:
         each.__code__ = code
     return True
+
+
+def _replace_tables(mutant: Mutant) -> bool:
+    """Replace what the assignments of a module make wherever it was imported; False if that replaces nothing.
+
+    Functions and classes stay, and with them what they keep of the old value: a test that passes proves nothing.
+    """
+    module = sys.modules.get(mutant.path.removesuffix(".py").replace("/", "."))
+    if mutant.function or module is None or "/remote/" in mutant.path:  # tests run that as a letter
+        return False
+    tree = ast.parse(mutant.text)
+    tree.body = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign) or _is_future(node)]
+    changed = dict(vars(module))
+    exec(compile(tree, mutant.path, "exec"), changed)
+    before = {name: value for name, value in vars(module).items() if changed[name] != value}
+    for other in [each for name, each in sys.modules.items() if name.split(".")[0] in ("prefect_psik", "tests")]:
+        for name in before.keys() & vars(other).keys():
+            if vars(other)[name] is before[name]:
+                setattr(other, name, changed[name])
+    return bool(before)
+
+
+def _is_future(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
 
 
 def _find(code: CodeType, name: str) -> CodeType | None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prefect_psik import BackendAttributes, JobSpec, PsikBackend, ResourceSpec
+from prefect_psik.directives import Note
 from prefect_psik.exceptions import SpecError
 from prefect_psik.identity import Identity
 from prefect_psik.preflight import preflight_payload
@@ -89,6 +90,8 @@ def test_each_directive_is_noted_with_its_line() -> None:
         ("--gpus-per-task=1", "gpu_cores_per_process", 1),
         ("--oversubscribe", "exclusive_node_use", False),
         ("-s", "exclusive_node_use", False),
+        ("--share", "exclusive_node_use", False),
+        ("-HO -N 2", "node_count", 2),
         ("--cpus-per-t=3", "cpu_cores_per_process", 3),
     ],
 )
@@ -121,6 +124,10 @@ def test_directive_with_a_field_sets_it(line: str, field: str, value: object) ->
         ("--image=docker:als/recon:1", {"--image=docker:als/recon:1"}),
         ("--image docker:als/recon:1", {"--image=docker:als/recon:1"}),
         ("-L cfs,scratch -q debug", {"--licenses=cfs,scratch", "--qos=debug"}),
+        ("-t 1-12", {"--time=2160"}),
+        ("--tmp=16g", {"--tmp=16g"}),
+        ("--comment=none", {"--comment=none"}),
+        ("--of-a-plugin", {"--of-a-plugin"}),
         ("--export=ALL", set()),
         ("-N 1 -N 2", set()),
         ("", set()),
@@ -130,6 +137,61 @@ def test_directive_reaches_sbatch_as_its_author_meant(line: str, expected: set[s
     found = options(header(f"#SBATCH {line}"))
     default = set() if any(option.startswith("--time") for option in expected) else {"--time=10"}
     assert found == expected | default
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("-o out.txt", "psik keeps the logs in the job's directory"),
+        ("-e err.txt", "psik keeps the logs in the job's directory"),
+        ("--get-user-env", "nothing of the endpoint's environment reaches a job"),
+        ("--ignore-pbs", "lines for PBS are never read"),
+        ("--parsable", "nobody reads what sbatch prints"),
+        ("-Q", "nobody reads what sbatch prints"),
+        ("-v", "nobody reads what sbatch prints"),
+        *(
+            (
+                f"--export={word}",
+                "nothing of the endpoint's environment reaches a job, and its steps get all of the job's",
+            )
+            for word in ("ALL", "none", "NIL")
+        ),
+    ],
+)
+def test_directive_that_changes_nothing_about_the_work_is_left_out_with_a_warning(line: str, why: str) -> None:
+    spec = header(f"#SBATCH {line}")
+    assert options(spec) == {"--time=10"}
+    assert backend().prepare(spec).notes == [Note(f"line 2: {line} is not used: {why}", warning=True)]
+
+
+@pytest.mark.parametrize("line", ["-D /data/scan", "--chdir=/data/scan", "--workdir /data/scan"])
+def test_directory_of_a_script_is_where_the_job_runs(line: str) -> None:
+    assert sent(header(f"#SBATCH {line}"))["directory"] == "/data/scan"
+
+
+def test_flags_in_one_word_are_noted_one_by_one() -> None:
+    assert notes(header("#SBATCH -HO --nice=100")) == [
+        "line 2: -H → --hold",
+        "line 2: -O → --overcommit",
+        "line 2: --nice=100 → --nice 100",
+    ]
+
+
+def test_directive_that_a_later_one_overrules_is_noted_with_a_warning() -> None:
+    assert backend().prepare(header("#SBATCH -N 1", "#SBATCH --nodes=2")).notes == [
+        Note("line 2: -N 1 is not used: line 3 counts", warning=True),
+        Note("line 3: --nodes=2 → node_count 2"),
+    ]
+
+
+def test_directory_of_the_spec_wins_over_that_of_the_script() -> None:
+    spec = header("#SBATCH -D /data/scan").replace(directory="/data/mine")
+    assert sent(spec)["directory"] == "/data/mine"
+    assert notes(spec) == ["line 2: -D /data/scan is not used: the job spec has directory /data/mine"]
+
+
+def test_directive_in_the_first_line_is_read_behind_a_byte_order_mark() -> None:
+    assert sent(JobSpec(script="\ufeff#SBATCH -N 2\ntrue\n"))["resources"]["node_count"] == 2
 
 
 @pytest.mark.parametrize(
@@ -150,6 +212,7 @@ def test_directives_are_found_whatever_the_interpreter(interpreter: str) -> None
         "#!/bin/bash\ntrue\n#SBATCH -N 2\n#SBATCH --array=1-9\n#PBS -l nodes=2\n",
         "#!/usr/bin/env python3\nimport os\n#SBATCH -N 2\n",
         "#!/bin/bash\n# flux is better, see #PBS\n# Flux: 1e12 photons a second\n#BBQ\ntrue\n",
+        "#!/bin/bash\n#PBSPRO\n#FLUXES\n#BSUBS\n#DWARF\n#COBALTS\n#MSUBS\n#$ 5 an hour\n#OARS\n#PJMS\ntrue\n",
     ],
 )
 def test_what_sbatch_would_not_read_is_no_directive(script: str) -> None:
@@ -184,6 +247,11 @@ def test_spec_that_says_the_same_in_other_words_wins_too() -> None:
     assert "process_count" not in found["resources"]
     assert "--mem-per-cpu=1G" in found["attributes"]
     assert "--mem=16G" not in found["attributes"]
+
+
+def test_equal_number_of_something_else_is_a_difference() -> None:
+    spec = header("#SBATCH -n 4").replace(resources=ResourceSpec(processes_per_node=4))
+    assert notes(spec) == ["line 2: -n 4 is not used: the job spec has processes_per_node 4"]
 
 
 def test_unusable_directive_that_the_spec_overrules_is_no_trouble() -> None:
@@ -222,19 +290,24 @@ def test_directives_win_over_the_backend() -> None:
         ("#SBATCH -t UNLIMITED", "1-00:00:00"),
         ("#SBATCH -N many", "plain digits"),
         ("#SBATCH -N", "has no value"),
+        ("#SBATCH -A -n 4", "-A has no value"),
+        ("#SBATCH --qos= debug", "--qos has no value"),
         ("#SBATCH 2", "'2' is not an option of sbatch"),
         ("#SBATCH --comment='open", "no closing quotation"),
         ("#SBATCH -D work", "must be absolute"),
         ("#SBATCH -J a/b", "the job's name"),
         ("#SBATCH --mem=lots", "pattern"),
-        ("#PBS -l select=2", "it is for PBS"),
-        ("#FLUX: -N 2", "it is for Flux"),
-        ("# flux: -N2", "it is for Flux"),
-        ("#BSUB -n 4", "it is for LSF"),
+        ("#PBS -l select=2", "it is for PBS, and this backend has Slurm;"),
+        ("#FLUX: -N 2", "it is for Flux, and this backend has Slurm;"),
+        ("# flux: -N2", "it is for Flux, and this backend has Slurm;"),
+        ("#BSUB -n 4", "it is for LSF, and this backend has Slurm;"),
         ("#DW jobdw capacity=10GB", "--bbf"),
         ("#BB create_persistent name=x", "--bbf"),
-        ("#COBALT -n 2", "it is for Cobalt"),
-        ("#$ -pe mpi 4", "it is for Grid Engine"),
+        ("#COBALT -n 2", "it is for Cobalt, and this backend has Slurm;"),
+        ("#MSUB -l nodes=2", "it is for Moab, and this backend has Slurm;"),
+        ("#OAR -l nodes=2", "it is for OAR, and this backend has Slurm;"),
+        ("#PJM -L node=2", "it is for PJM, and this backend has Slurm;"),
+        ("#$ -pe mpi 4", "it is for Grid Engine, and this backend has Slurm;"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_with_its_line_and_what_to_use(line: str, words: str) -> None:
@@ -259,6 +332,8 @@ def test_directives_mean_nothing_without_a_scheduler_and_that_is_noted_once() ->
         "line 2: #SBATCH -N 2 and 2 more: no effect on a local backend, which has no scheduler"
     ]
     assert "node_count" not in sent(spec, block)["resources"]
+    assert notes(header("#SBATCH -N 2", "#SBATCH -n 4"), block)[0].startswith("line 2: #SBATCH -N 2 and 1 more: ")
+    assert notes(header("#SBATCH -N 2"), block)[0].startswith("line 2: #SBATCH -N 2: no effect")
     assert notes(JobSpec(script="true"), block) == []
 
 
@@ -281,5 +356,9 @@ def test_job_of_a_script_file_has_the_name_that_the_script_gives_itself(tmp_path
     assert JobSpec.from_script(tmp_path / "submit.sh").name == "recon"
     assert JobSpec.from_script(tmp_path / "submit.sh", name="mine").name == "mine"
     assert JobSpec.from_script(tmp_path / "submit.sh", directives="ignore").name == "submit"
+    (tmp_path / "plain.sh").write_text("#!/bin/bash\n#SBATCH -N 2\ntrue\n")
+    assert JobSpec.from_script(tmp_path / "plain.sh").name == "plain"
+    (tmp_path / "twice.sh").write_text("#!/bin/bash\n#SBATCH -J first\n#SBATCH -J last\ntrue\n")
+    assert JobSpec.from_script(tmp_path / "twice.sh").name == "last"
     (tmp_path / "other.sh").write_text("#!/bin/bash\n#SBATCH -J a/b\n#SBATCH --bad='\ntrue\n")
     assert JobSpec.from_script(tmp_path / "other.sh").name == "other"

@@ -130,15 +130,16 @@ async def test_only_a_newer_attempt_runs_a_job_again_that_ended_badly(
 
 
 async def test_another_run_within_an_attempt_asks_for_more_and_is_newer() -> None:
-    facility = Facility("failed,9")
+    facility = Facility("failed,9", warnings=["slow partition"])
     await _submit(facility, FIRST)
     again = Again(after=1, number=1, asked=Asked(10, "2G"))
     found = await _submit(facility, FIRST, again=again)
-    assert (found.created, found.handle.jobndx) == (True, 2)
+    assert (found.created, found.handle.jobndx, found.warnings) == (True, 2, ["slow partition"])
     assert (found.handle.duration, found.handle.memory) == (10, "2G")
     assert facility.runs["123"][1]["attempt"] == [1, 1, 1]
     repeated = await _submit(facility, FIRST, again=again)
     assert (repeated.created, repeated.handle.jobndx) == (False, 2), "its reply may have been lost"
+    assert repeated.warnings == []
 
 
 async def test_a_handle_knows_its_endpoint_and_scheduler_and_may_lack_a_native_id() -> None:
@@ -168,6 +169,19 @@ async def test_a_key_that_stands_for_another_job_shows_the_difference() -> None:
     assert changed[2].startswith('- "script": "true')
     assert changed[3].startswith('+ "script": "fälse')
     assert caught.value.stored == SPEC.canonical()
+
+
+async def test_a_key_that_stands_for_a_job_that_is_not_told_shows_all_that_is_given_now() -> None:
+    class Silent(Facility):
+        def _submit(self, job: dict[str, Any]) -> dict[str, Any]:
+            return {"error": {"kind": "conflict", "message": "Its record cannot be read."}}
+
+    with pytest.raises(KeyConflict) as caught:
+        await _submit(Silent(), FIRST)
+    lines = str(caught.value).splitlines()
+    assert {line[0] for line in lines[3:]} <= {"+", "-", "@"}
+    assert any(line.startswith('+ "script": "true') for line in lines)
+    assert caught.value.stored == ""
 
 
 # ---------------------------------------------------------------------------------------------------- results

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_psik.exceptions import FailureCause
-from prefect_psik.launcher import NOT_THE_OWNER
+from prefect_psik.launcher import CANCELED, NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
-from prefect_psik.outcome import parse_status, rows_of_run
-from tests.unit.reports import judge, report
+from prefect_psik.outcome import may_lack, parse_status, rows_of_run
+from tests.unit.reports import judge, read_facts, report
 
 NEW = '0.5,0,new,{"backend":{"type":"local","queue_name":"a,b"}}'
 HANDLE = JobHandle(prefix="/psik", stamp="123", key="k", native_id="77", duration=5)
@@ -89,6 +89,56 @@ TABLE: dict[str, tuple[dict[str, Any], JobState, FailureCause | None, int | None
         FailureCause.script,
         75,
         "exit code 75",
+    ),
+    "script that ends with 75, and whether anything was refused is not known": (
+        facts(*RUNNING, f"1,failed,{NOT_THE_OWNER}"),
+        JobState.failed,
+        FailureCause.script,
+        75,
+        "exit code 75",
+    ),
+    "fewer refused doubles have written their end than there were": (
+        facts(*RUNNING, ACTIVE, f"1,failed,{NOT_THE_OWNER}", "1,failed,4", refused=2),
+        JobState.failed,
+        FailureCause.script,
+        4,
+        "exit code 4",
+    ),
+    "script that really ends with 9, a blank console": (
+        facts(*RUNNING, "1,failed,9", tails=console(" \n")),
+        JobState.failed,
+        FailureCause.script,
+        9,
+        "exit code 9",
+    ),
+    "failed with 0": (facts(*RUNNING, "1,failed,0"), JobState.failed, FailureCause.script, 0, "exit code 0"),
+    "canceled by us before its script began": (
+        facts(*RUNNING, f"1,failed,{CANCELED}", cancel_asked=3.0),
+        JobState.canceled,
+        FailureCause.canceled_by_us,
+        None,
+        "on request",
+    ),
+    "script that ends as if it were canceled": (
+        facts(*RUNNING, f"1,failed,{CANCELED}", cancel_asked=None),
+        JobState.failed,
+        FailureCause.script,
+        CANCELED,
+        "exit code",
+    ),
+    "end before the line of the submission": (
+        facts("1,failed,3", QUEUED),
+        JobState.failed,
+        FailureCause.script,
+        3,
+        "exit code 3",
+    ),
+    "a command that cannot be executed": (
+        facts(*RUNNING, "1,failed,126"),
+        JobState.failed,
+        FailureCause.script,
+        126,
+        "cannot be executed",
     ),
     "script that speaks of a timeout and ends with 3": (
         facts(*RUNNING, "1,failed,3", tails=console("timed out after")),
@@ -281,6 +331,7 @@ LIVE: dict[str, tuple[dict[str, Any], JobState]] = {
         facts(*RUNNING, tails=console("caught signal"), alive=True),
         JobState.active,
     ),
+    "an end that psik writes for no run": (facts(*RUNNING, "0,completed,"), JobState.active),
     "end written while its process was still seen": (facts(*RUNNING, COMPLETED, alive=True), JobState.active),
     "canceled through psik, but still there": (facts(*RUNNING, "0,canceled,", alive=True), JobState.active),
     "requeued after completed": (facts(*RUNNING, COMPLETED, ACTIVE, alive=True), JobState.active),
@@ -334,6 +385,53 @@ def test_times_are_those_of_the_last_start_and_the_end() -> None:
     assert (requeued.started, requeued.ended) == (4.0, 5.0)
 
 
+def test_start_of_a_job_is_not_that_of_a_refused_double() -> None:
+    refused = (ACTIVE, f"1,failed,{NOT_THE_OWNER}")
+    status = judge(facts(QUEUED, ACTIVE, *refused, COMPLETED, refused=1), HANDLE)
+    assert (status.submitted, status.started, status.ended) == (1.0, 2.0, 5.0)
+    assert status.warnings == []
+
+
+def test_blanks_around_what_psik_says_do_not_count() -> None:
+    assert [row.info for row in parse_status("1.0,1,failed, 9 \r\n")] == ["9"]
+
+
+def test_nodes_are_known_without_their_names_too() -> None:
+    assert (judge(facts(*RUNNING, nodes="2"), HANDLE).nodes, judge(facts(*RUNNING), HANDLE).nodes) == (2, None)
+    assert judge(facts(*RUNNING, nodes="2"), HANDLE).node_list is None
+
+
+def test_trouble_of_the_facility_with_a_job_is_the_reason_of_its_wait() -> None:
+    status = judge({"error": {"kind": "setup", "message": "no such file"}}, HANDLE)
+    assert (status.state, status.reason, status.cause) == (JobState.new, "no such file", None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "found", "to_check", "may"),
+    [
+        ((*RUNNING, COMPLETED), None, ["a"], True),
+        ((*RUNNING, COMPLETED), [report("a", 0)], ["a"], True),
+        ((*RUNNING, COMPLETED), None, [], False),
+        ((*RUNNING, "1,failed,3"), None, ["a"], False),
+        (RUNNING, None, ["a"], False),
+    ],
+)
+def test_results_are_looked_at_where_the_script_ended_well(
+    rows: tuple[str, ...], found: Any, to_check: list[str], may: bool
+) -> None:
+    given_facts = facts(*rows, found=found, to_check=to_check)
+    assert may_lack(judge(given_facts, HANDLE), read_facts(given_facts)) is may
+
+
+def test_job_without_results_to_check_lacks_nothing() -> None:
+    assert not may_lack(judge(facts(*RUNNING, COMPLETED), HANDLE), read_facts(facts(*RUNNING, COMPLETED)))
+
+
+def test_job_without_a_directory_is_not_lost_while_it_may_live() -> None:
+    status = judge({"type": "local", "missing": True, "alive": True}, HANDLE)
+    assert (status.state, status.cause) == (JobState.queued, None)
+
+
 def test_job_without_an_end_of_its_own_has_no_time_of_end() -> None:
     assert judge(facts(*RUNNING, alive=False), HANDLE).ended is None
 
@@ -342,6 +440,10 @@ def test_native_id_of_the_facility_comes_into_the_handle() -> None:
     status = judge(facts(*RUNNING, native_id="4412"), HANDLE.model_copy(update={"native_id": None}))
     assert status.handle.native_id == "4412"
     assert judge({"type": "local", "status": "", "native_id": None}, HANDLE).handle.native_id == "77"
+
+
+def test_job_that_ended_well_says_so_and_no_more() -> None:
+    assert judge(facts(*RUNNING, COMPLETED), HANDLE).message == "completed"
 
 
 def test_missing_files_are_listed() -> None:
@@ -382,6 +484,30 @@ def test_first_runs_cancel_through_psik_does_not_end_the_second() -> None:
     rows = (QUEUED, ACTIVE, "0,canceled,", "2,queued,78", "2,active,")
     assert judge(facts(*rows, alive=False), HANDLE).state is JobState.canceled
     assert judge(facts(*rows, alive=True), SECOND).state is JobState.active
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [("0,canceled,", QUEUED), (QUEUED, "2,canceled,"), (QUEUED, "2,queued,78", "0,canceled,")],
+    ids=["before any run", "of another run", "of a later run"],
+)
+def test_cancel_through_psik_of_something_else_is_not_that_of_a_run(rows: tuple[str, ...]) -> None:
+    assert judge(facts(*rows, alive=False), HANDLE).cause is FailureCause.lost
+
+
+def test_number_that_the_scheduler_gives_a_job_is_not_taken_for_an_exit_code() -> None:
+    rows = (f"1,queued,{NOT_THE_OWNER}", ACTIVE, ACTIVE, f"1,failed,{NOT_THE_OWNER}", COMPLETED)
+    status = judge(facts(*rows, refused=1), HANDLE)
+    assert (status.state, status.submitted) == (JobState.completed, 1.0)
+
+
+def test_rows_of_a_run_are_all_its_own_where_nothing_was_refused() -> None:
+    rows = parse_status(lines(*RUNNING, f"1,failed,{NOT_THE_OWNER}"))
+    assert rows_of_run(rows, 1) == rows[1:]
+
+
+def test_second_start_is_remarked_only_where_a_scheduler_made_it() -> None:
+    assert judge(facts(*RUNNING, ACTIVE, COMPLETED), HANDLE).warnings == []
 
 
 def test_rows_keep_commas_in_their_last_field() -> None:

@@ -70,6 +70,39 @@ def test_no_markup_acts_in_a_line_or_a_cell(text: str) -> None:
     assert set(re.findall(r"<(\w+)", table)) <= OWN_TAGS - {"h2", "ul", "pre", "code"}
 
 
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("n[1-2] of a_b", "n[1-2] of a_b"),
+        ("[a](b) [c]: d", r"[a\](b) [c\]: d"),
+        ("_a_ *b* `c` ~d~ e|f", r"\_a\_ \*b\* \`c\` \~d\~ e\|f"),
+        ("<b> & \\", "&lt;b&gt; &amp; \\\\"),
+        ("# a", r"\# a"),
+        ("- a - b", r"\- a - b"),
+        ("12. a", "1&#50;. a"),
+        ("7) a", "&#55;) a"),
+        ("1.5 GB", "1.5 GB"),
+        ("a\n\n  b\0\r\nc", "a b␀ c"),
+        (5, "5"),
+    ],
+)
+def test_markdown_shows_a_text_as_it_is(text: object, written: str) -> None:
+    assert markdown(text) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "block"),
+    [
+        ("a\n b", "```\na\n b\n```"),
+        ("``` a `", "````\n``` a `\n````"),
+        ("a ````` b", "``````\na ````` b\n``````"),
+        ("a\0", "```\na␀\n```"),
+    ],
+)
+def test_block_keeps_its_lines_in_a_fence_longer_than_any_of_theirs(text: str, block: str) -> None:
+    assert code_block(text) == block
+
+
 @given(st.text(alphabet="`~ab<>\n "))
 def test_no_line_ends_the_block_that_it_is_in(text: str) -> None:
     assert tags(f"{code_block(text)}\n\nafter\n") == {"pre", "code", "p"}

@@ -251,6 +251,78 @@ TABLE: dict[str, tuple[dict[str, Any], JobState, FailureCause | None, int | None
         facts(missing=True, squeue=slurm("FAILED", code="0:53")),
         *(FAILED, FailureCause.lost, None, "directory /psik/123 is gone"),
     ),
+    "directory gone, and the queue and accounting no longer know it": (
+        facts(missing=True, accounting="answers", **GONE),
+        *(FAILED, FailureCause.lost, None, "nothing is known of its end"),
+    ),
+    "directory gone, and no accounting": (
+        facts(missing=True, accounting="none", **GONE),
+        *(FAILED, FailureCause.lost, None, "nothing is known of its end"),
+    ),
+    "directory gone, and Slurm calls it FAILED": (
+        facts(missing=True, squeue=slurm("FAILED")),
+        *(FAILED, FailureCause.lost, None, "nothing is known of its end (Slurm calls it FAILED)"),
+    ),
+    "Slurm calls it COMPLETED, but not since when": (
+        facts(QUEUED, ACTIVE, squeue=slurm("COMPLETED", end="Unknown")),
+        *(FAILED, FailureCause.lost, None, "psik recorded no end"),
+    ),
+    "Slurm calls it COMPLETED, and psik's line did not come in a minute": (
+        facts(QUEUED, ACTIVE, squeue=slurm("COMPLETED", end=str(int(NOW) - 60))),
+        *(FAILED, FailureCause.lost, None, "psik recorded no end"),
+    ),
+    "requeued, and the node's clock is 2 s ahead of Slurm's": (
+        facts(
+            *(QUEUED, ACTIVE, "1169.0,1,active,", "1180.0,1,completed,", "1200.0,1,failed,3"),
+            sacct=slurm("COMPLETED", end="1198"),
+        ),
+        *(FAILED, FailureCause.script, 3, "exit code 3"),
+    ),
+    "canceled through psik a moment ago": (
+        facts(
+            *(QUEUED, ACTIVE, "1999.0,0,canceled,"),
+            squeue=slurm("CANCELLED", end="1999"),
+            accounting="answers",
+        ),
+        *(CANCELED, FailureCause.canceled_outside, None, "through psik"),
+    ),
+    "Slurm's time limit a moment ago": (
+        facts(QUEUED, ACTIVE, squeue=slurm("TIMEOUT", end="1999"), accounting="answers"),
+        *(FAILED, FailureCause.walltime, None, "time limit of 5 min"),
+    ),
+    "a row without a state": (
+        facts(QUEUED, squeue=slurm(""), alive=False),
+        *(FAILED, FailureCause.lost, None, "psik recorded no end"),
+    ),
+    "a row without a state, the console tells": (
+        facts(
+            *(QUEUED, ACTIVE, "1059.0,1,failed,9"),
+            squeue=slurm(""),
+            alive=False,
+            console=KILLED.format(" DUE TO TIME LIMIT"),
+        ),
+        *(FAILED, FailureCause.walltime, None, "time limit of 5 min"),
+    ),
+    "a state that nobody knows, and psik's line came after Slurm's words": (
+        facts(
+            *(QUEUED, ACTIVE, "1100.0,1,completed,"),
+            squeue=slurm("INVENTED"),
+            console=KILLED.format(" DUE TO TIME LIMIT"),
+        ),
+        *(COMPLETED, None, 0, "completed"),
+    ),
+    "Slurm's time limit, but not since when": (
+        facts(QUEUED, ACTIVE, "1059.0,1,failed,9", squeue=slurm("TIMEOUT", end="Unknown")),
+        *(FAILED, FailureCause.walltime, None, "time limit of 5 min"),
+    ),
+    "could not be launched, with a blank console": (
+        facts(QUEUED, squeue=slurm("FAILED", code="0:53", reason="JobLaunchFailure"), console=" \n"),
+        *(FAILED, FailureCause.launch, None, "began (Slurm: JobLaunchFailure)"),
+    ),
+    "psik's line came at once": (
+        facts(QUEUED, ACTIVE, "1998.0,1,completed,", squeue=slurm("COMPLETED", end="1998")),
+        *(COMPLETED, None, 0, "completed"),
+    ),
     "directory gone, and Slurm stopped it": (
         facts(missing=True, squeue=slurm("TIMEOUT")),
         *(FAILED, FailureCause.walltime, None, "time limit"),
@@ -268,11 +340,16 @@ def test_end_of_a_job_is_told_with_its_cause(name: str) -> None:
 
 
 def test_what_psik_writes_after_slurms_end_is_neither_the_outcome_nor_the_time_of_it() -> None:
-    for line in ("1100.0,1,completed,", "1100.0,1,failed,3"):
+    for line in ("1062.5,1,completed,", "1100.0,1,failed,3"):
         status = judge(facts(QUEUED, ACTIVE, line, squeue=slurm("TIMEOUT", end="1060")), HANDLE)
         assert (outcome(status), status.ended) == ((FAILED, FailureCause.walltime, None), 1060.0), line
-    before = judge(facts(QUEUED, ACTIVE, "1061.0,1,completed,", squeue=slurm("TIMEOUT", end="1060")), HANDLE)
-    assert (outcome(before), before.ended) == ((COMPLETED, None, 0), 1061.0), "clocks differ that much"
+    before = judge(facts(QUEUED, ACTIVE, "1062.0,1,completed,", squeue=slurm("TIMEOUT", end="1060")), HANDLE)
+    assert (outcome(before), before.ended) == ((COMPLETED, None, 0), 1062.0), "clocks differ that much"
+
+
+def test_end_that_psik_saw_of_a_job_that_slurm_stopped_is_the_time_of_it() -> None:
+    status = judge(facts(QUEUED, ACTIVE, "1059.0,1,failed,9", squeue=slurm("TIMEOUT", end="1060")), HANDLE)
+    assert (status.cause, status.ended, status.warnings) == (FailureCause.walltime, 1059.0, [])
 
 
 def test_a_job_without_a_directory_ended_when_slurm_says_so() -> None:
@@ -285,6 +362,15 @@ def test_what_a_script_prints_is_not_taken_for_slurms_words() -> None:
     """Slurm was not asked, since psik's record stands; the script printed the log of another job."""
     status = judge(facts(QUEUED, ACTIVE, "1010.0,1,failed,3", console=KILLED.format("")), HANDLE)
     assert outcome(status) == (FAILED, FailureCause.script, 3)
+    for state in ("COMPLETED", "FAILED"):  # Slurm says itself that it did not stop the job
+        told = facts(QUEUED, ACTIVE, "1010.0,1,failed,3", console=KILLED.format(""), squeue=slurm(state))
+        assert outcome(judge(told, HANDLE)) == (FAILED, FailureCause.script, 3)
+
+
+@pytest.mark.parametrize("seconds", [1, 50])
+def test_psiks_line_may_take_a_minute(seconds: int) -> None:
+    given_facts = facts(QUEUED, ACTIVE, squeue=slurm("COMPLETED", end=str(int(NOW) - seconds)))
+    assert judge(given_facts, HANDLE).state is JobState.active
 
 
 def test_accounting_is_asked_for_40_s_who_canceled_a_job() -> None:
@@ -294,7 +380,7 @@ def test_accounting_is_asked_for_40_s_who_canceled_a_job() -> None:
         )
 
     assert canceled(35).state is JobState.queued
-    assert outcome(canceled(45)) == (CANCELED, FailureCause.canceled_outside, None)
+    assert outcome(canceled(40)) == (CANCELED, FailureCause.canceled_outside, None)
 
 
 LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
@@ -374,6 +460,52 @@ LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
         JobState.queued,
         "cancel it",
     ),
+    "not in the queue that was listed, which proves nothing": (facts(QUEUED, alive=False), JobState.queued, ""),
+    "in the queue by its name alone, though psik calls it completed": (
+        facts(QUEUED, ACTIVE, "1050.0,1,completed,", alive=True) | {"native_id": None},
+        JobState.active,
+        "",
+    ),
+    "gone from the queue, accounting calls it running, though psik calls it completed": (
+        facts(
+            *(QUEUED, ACTIVE, "1050.0,1,completed,"),
+            sacct=slurm("RUNNING", end="Unknown"),
+            accounting="answers",
+            vanished=NOW - 60,
+        ),
+        JobState.active,
+        "does not know of its end yet",
+    ),
+    "directory gone, and still running": (
+        facts(missing=True, squeue=slurm("RUNNING")),
+        JobState.active,
+        "cancel it",
+    ),
+    "directory gone, and accounting does not answer": (
+        facts(missing=True, accounting="silent", **GONE),
+        JobState.queued,
+        "does not tell",
+    ),
+    "directory gone, and accounting was not asked": (
+        facts(missing=True, accounting="unasked", **GONE),
+        JobState.queued,
+        "does not tell",
+    ),
+    "started, and when the queue was listed is not known": (
+        facts(QUEUED, ACTIVE, squeue=slurm("PENDING", reason="Priority")),
+        JobState.active,
+        "Priority",
+    ),
+    "started at the moment when the queue was listed": (
+        facts(QUEUED, ACTIVE, squeue=slurm("PENDING", reason="Priority"), squeue_time=1002.0),
+        JobState.active,
+        "Priority",
+    ),
+    "running when the queue was listed": (
+        facts(QUEUED, ACTIVE, squeue=slurm("RUNNING"), squeue_time=1060.0),
+        JobState.active,
+        "",
+    ),
     "directory gone, and squeue fails": (
         facts(missing=True, alive=None, squeue=None, squeue_error="Socket timed out"),
         JobState.queued,
@@ -392,32 +524,124 @@ def test_what_may_still_change_is_not_final(name: str) -> None:
     assert bool(status.reason) == bool(words) or status.reason is None or words in status.reason
 
 
+LIMIT_OF_ACCOUNT = "starts once others of that limit end"
+
+
 @pytest.mark.parametrize(
-    ("reason", "stuck"),
+    ("reason", "stuck", "hint"),
     [
-        ("PartitionTimeLimit", True),
-        ("PartitionNodeLimit", True),
-        ("PartitionDown", True),
-        ("JobHeldUser", True),
-        ("JobHeldAdmin", True),
-        ("DependencyNeverSatisfied", True),
-        ("InvalidQOS", True),
-        ("QOSMaxWallDurationPerJobLimit", True),
-        ("AssocGrpCPUMinutesLimit", True),
-        ("QOSMaxJobsPerUserLimit", False),
-        ("AssocMaxJobsLimit", False),
-        ("Priority", False),
-        ("Resources", False),
-        ("BeginTime", False),
-        ("ReqNodeNotAvail, UnavailableNodes:n1", False),
+        ("PartitionTimeLimit", True, "ask for a shorter duration"),
+        ("PartitionNodeLimit", True, "ask for fewer"),
+        ("PartitionConfig", True, "ask for fewer"),
+        ("PartitionDown", True, "the queue is down"),
+        ("PartitionInactive", True, "the queue is inactive"),
+        ("JobHeldUser", True, "scontrol release"),
+        ("JobHeldAdmin", True, "scontrol release"),
+        ("DependencyNeverSatisfied", True, "a job it depends on failed"),
+        ("InvalidQOS", True, "account or quality of service is not valid here"),
+        ("InvalidAccount", True, "account or quality of service is not valid here"),
+        ("BadConstraints", True, "no node has the features"),
+        ("AccountNotAllowed", True, "its account may not use this queue"),
+        ("QOSNotAllowed", True, "its quality of service may not use this queue"),
+        ("QOSMaxWallDurationPerJobLimit", True, "one job may not ask for so much"),
+        ("AssocMaxWallDurationPerJobLimit", True, "one job may not ask for so much"),
+        ("QOSMaxCpuPerJobLimit", True, "one job may not ask for so much"),
+        ("AssocGrpCPUMinutesLimit", True, "hours are used up"),
+        ("QOSGrpGRESMinutes", True, "hours are used up"),
+        ("QOSMaxJobsPerUserLimit", False, f"a limit of its quality of service; it {LIMIT_OF_ACCOUNT}"),
+        ("AssocMaxJobsLimit", False, f"a limit of its account; it {LIMIT_OF_ACCOUNT}"),
+        ("BeginTime", False, "not to start before a given time"),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", False, "down, drained or reserved"),
+        ("Priority", False, None),
+        ("Resources", False, None),
     ],
 )
-def test_pending_job_that_never_starts_by_itself_says_so_with_a_hint(reason: str, stuck: bool) -> None:
+def test_pending_job_says_why_with_a_hint_and_whether_it_never_starts(
+    reason: str, stuck: bool, hint: str | None
+) -> None:
     status = judge(facts(QUEUED, squeue=slurm("PENDING", reason=reason)), HANDLE)
     assert status.stuck is stuck
-    assert (status.reason or "").startswith(reason)
-    if stuck:
-        assert ": " in (status.reason or "")
+    said = status.reason or ""
+    assert said == reason if hint is None else said.startswith(f"{reason}: ") and hint in said
+
+
+def test_running_job_waits_for_nothing_whatever_slurm_says_of_it() -> None:
+    status = judge(facts(QUEUED, ACTIVE, squeue=slurm("RUNNING", reason="Prolog")), HANDLE)
+    assert (status.state, status.reason) == (JobState.active, None)
+
+
+@pytest.mark.parametrize("reason", ["", "None"])
+def test_pending_job_without_a_reason_has_none(reason: str) -> None:
+    status = judge(facts(QUEUED, squeue=slurm("PENDING", reason=reason)), HANDLE)
+    assert (status.state, status.reason, status.stuck) == (JobState.queued, None, False)
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"],
+)
+def test_job_that_started_and_waits_in_the_queue_again_is_queued(state: str) -> None:
+    waiting = facts(QUEUED, ACTIVE, squeue=slurm(state), alive=True, squeue_time=1060.0)
+    assert judge(waiting, HANDLE).state is JobState.queued
+
+
+def test_queue_counts_more_than_accounting_but_for_who_canceled_a_job() -> None:
+    """Accounting runs behind the queue."""
+    stopped = facts(QUEUED, ACTIVE, squeue=slurm("TIMEOUT"), sacct=slurm("CANCELLED by 0"))
+    assert judge(stopped, HANDLE).cause is FailureCause.walltime
+    asked = facts(QUEUED, squeue=slurm("CANCELLED"), sacct=slurm("RUNNING", end="Unknown"), cancel_asked=1050.0)
+    assert judge(asked, HANDLE).cause is FailureCause.canceled_by_us
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"cancel_asked": NOW - 3},
+        {"squeue": slurm("CANCELLED", end="Unknown")},
+        {"accounting": "silent"},
+    ],
+)
+def test_accounting_is_not_asked_who_canceled_a_job_where_that_is_known_or_cannot_be(more: dict[str, Any]) -> None:
+    canceled: dict[str, Any] = {"squeue": slurm("CANCELLED", end=str(int(NOW) - 2)), "accounting": "answers"}
+    assert judge(facts(QUEUED, **canceled), HANDLE).state is JobState.queued
+    assert judge(facts(QUEUED, **canceled | {"accounting": "unasked"}), HANDLE).state is JobState.queued
+    assert judge(facts(QUEUED, **canceled | more), HANDLE).state is CANCELED
+
+
+def test_what_an_orphan_of_a_canceled_job_writes_does_not_count() -> None:
+    status = judge(facts(QUEUED, ACTIVE, "1100.0,1,completed,", squeue=slurm("CANCELLED", end="1060")), HANDLE)
+    assert (outcome(status), status.ended) == ((CANCELED, FailureCause.canceled_outside, None), 1060.0)
+
+
+def test_psiks_end_stands_where_nobody_knows_the_number_of_the_job() -> None:
+    status = judge(facts(QUEUED, ACTIVE, "1010.0,1,failed,3", alive=None) | {"native_id": None}, HANDLE)
+    assert outcome(status) == (FAILED, FailureCause.script, 3)
+
+
+def test_memory_limit_on_nodes_that_are_not_known_names_none() -> None:
+    status = judge(facts(QUEUED, ACTIVE, console=OOM, accounting="none", **GONE), HANDLE)
+    assert status.message == "it went over its memory limit"
+
+
+def test_time_limit_of_a_job_without_a_known_duration_is_not_made_up() -> None:
+    unknown = HANDLE.model_copy(update={"duration": None})
+    assert judge(facts(QUEUED, squeue=slurm("TIMEOUT")), unknown).message == "Slurm stopped it at its time limit"
+
+
+def test_batch_script_that_failed_without_a_word_tells_slurms_exit_code() -> None:
+    for reason in ("", "None"):
+        status = judge(facts(QUEUED, squeue=slurm("FAILED", code="1:0", reason=reason)), HANDLE)
+        assert status.message.endswith("(Slurm: exit code 1:0)")
+
+
+def test_last_line_of_the_console_is_told_up_to_300_characters() -> None:
+    long = f"first\n {'x' * 400}\n"
+    for row in (slurm("FAILED"), slurm("COMPLETED")):
+        said = judge(facts(QUEUED, squeue=row, console=long), HANDLE).message
+        assert said.endswith(f": {'x' * 300}")
+    forgotten = GONE | {"vanished": NOW - SHARED_FILE_SYSTEM_SECONDS}
+    said = judge(facts(QUEUED, accounting="none", console=long, **forgotten), HANDLE).message
+    assert said.endswith(f": {'x' * 300}")
 
 
 def test_second_start_and_what_slurm_thought_are_remarked() -> None:
@@ -426,6 +650,8 @@ def test_second_start_and_what_slurm_thought_are_remarked() -> None:
     once = facts(QUEUED, ACTIVE, "1010.0,1,completed,", sacct=slurm("OUT_OF_MEMORY", end="1011"))
     assert any("OUT_OF_MEMORY" in warning for warning in judge(once, HANDLE).warnings)
     assert judge(facts(QUEUED, ACTIVE, "1010.0,1,completed,"), HANDLE).warnings == []
+    assert "a process of it was killed" in (odd_state("OUT_OF_MEMORY") or "")
+    assert odd_state("TIMEOUT") == "Slurm calls it TIMEOUT, although its script ended by itself"
     assert odd_state("COMPLETED") is None
     assert odd_state("") is None
 
@@ -476,6 +702,30 @@ def test_cpu_time_is_read_as_sacct_writes_it(text: str, seconds: float | None) -
 def test_what_accounting_does_not_tell_is_unknown(rows: list[list[str]]) -> None:
     usage = usage_of(rows)
     assert (usage.peak_memory, usage.cpu_efficiency, usage.nodes, usage.elapsed) == (None, None, None, None)
+
+
+def test_usage_of_a_job_that_ran_twice_is_that_of_its_last_run() -> None:
+    rows = [["12", "NODE_FAIL", "50", "800", "00:01", "", "2", "n[1-2]"], JOB]
+    assert (usage_of(rows).state, usage_of(rows).elapsed, usage_of(rows).node_list) == ("COMPLETED", 100.0, "n1")
+
+
+def test_least_use_that_there_can_be() -> None:
+    rows = [["12", "COMPLETED", "1", "1", "00:01", "", "1", "n1"], ["12.0"], ["12.1", "COMPLETED"]]
+    usage = usage_of(rows)
+    assert (usage.nodes, usage.elapsed, usage.cpu_efficiency, usage.peak_memory) == (1, 1.0, 1.0, None)
+
+
+def test_job_that_had_nothing_used_nothing_that_is_known() -> None:
+    usage = usage_of([["12", "CANCELLED by 0", "0", "0", "00:00:00", "0", "0", "None assigned"]])
+    assert (usage.elapsed, usage.nodes, usage.node_list) == (0.0, None, None)
+    assert (usage.peak_memory, usage.cpu_efficiency) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("100", 100), ("2K", 2048), ("3M", 3 * 1024**2), ("1T", 1024**4), ("1P", None)]
+)
+def test_memory_is_read_as_sacct_writes_it(text: str, size: int | None) -> None:
+    assert usage_of([[*JOB[:5], text, *JOB[6:]]]).peak_memory == size
 
 
 def test_no_job_uses_more_than_it_has() -> None:
