@@ -290,19 +290,6 @@ TABLE: dict[str, tuple[dict[str, Any], JobState, FailureCause | None, int | None
         facts(QUEUED, ACTIVE, squeue=slurm("TIMEOUT", end="1999"), accounting="answers"),
         *(FAILED, FailureCause.walltime, None, "time limit of 5 min"),
     ),
-    "a row without a state": (
-        facts(QUEUED, squeue=slurm(""), alive=False),
-        *(FAILED, FailureCause.lost, None, "psik recorded no end"),
-    ),
-    "a row without a state, the console tells": (
-        facts(
-            *(QUEUED, ACTIVE, "1059.0,1,failed,9"),
-            squeue=slurm(""),
-            alive=False,
-            console=KILLED.format(" DUE TO TIME LIMIT"),
-        ),
-        *(FAILED, FailureCause.walltime, None, "time limit of 5 min"),
-    ),
     "a state that nobody knows, and psik's line came after Slurm's words": (
         facts(
             *(QUEUED, ACTIVE, "1100.0,1,completed,"),
