@@ -261,6 +261,9 @@ async def _stop(waits: list[Watched], flow_run: str) -> dict[str, str]:
         What may go on, and why.
     """
     until = asyncio.get_running_loop().time() + STOP_SECONDS
+    for wait in waits:
+        if isinstance(wait, Wait):
+            wait.leave()  # its looks are of no use any more, and all processes of a login share its requests
     waits = [*waits, *_not_waited_for(flow_run)]
     reasons = await asyncio.gather(*(_ask_to_stop(wait, until) for wait in waits), return_exceptions=True)
     return {

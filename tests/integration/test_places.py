@@ -143,6 +143,7 @@ def block(services: Services, block: str) -> str:
 @pytest.fixture(scope="module")
 def scripts(facility: Facility, services: Services, block: str, once: str) -> Table:
     """Run each place as a script, twice with the same keys: killed or interrupted, then cancelled."""
+    services.end_children()  # those of a first run
 
     def start() -> dict[str, Child]:
         command = "tests/integration/places.py"
@@ -207,6 +208,7 @@ def test_a_script_that_is_cancelled_ends_also_the_jobs_that_it_does_not_wait_for
 @pytest.fixture(scope="module")
 def served(facility: Facility, services: Services, block: str, once: str) -> Table:
     """Serve all places, and cancel a flow run of each; and of some one that asked to leave its jobs."""
+    services.end_children()  # those of a first run
     serving = services.python("tests/integration/places.py", "serve")
     wait_until(lambda: services.deployed("crowd/served"), 180)
     rows: Table = {}
@@ -258,6 +260,7 @@ def test_jobs_that_a_cancel_is_to_leave_go_on(served: Table, place: str) -> None
 @pytest.fixture(scope="module")
 def worked(facility: Facility, services: Services, block: str, once: str) -> Table:
     """Run one place of each kind on a process worker: the processes are killed and retried, then cancelled."""
+    services.end_children()  # those of a first run
     deploying = services.python("tests/integration/places.py", "deploy", POOL)
     assert deploying.ends(300)
     worker = services.worker()

@@ -256,9 +256,10 @@ _PLACES: dict[str, Callable[[dict[str, Any], dict[str, str]], None]] = {
 
 
 def test_nothing_in_a_payload_runs_outside_of_what_the_site_pins(
-    facility: Facility, here: Here, tmp_path: Path
+    facility: Facility, here: Here, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Whatever is refused is refused; what passes is asked of Slurm: all of it is in the pinned partition."""
+    request.addfinalizer(lambda: facility.slurm.ask("scancel", "-u", "root"))  # some wait for a time, or are held
     site = tmp_path / "etc" / "psik.json"
     site.parent.mkdir()
     site.write_text(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from prefect_psik import session
+from prefect_psik import cancellation, session
 from prefect_psik.batches import MAX_JOBS_PER_CALL
 from prefect_psik.exceptions import FacilityError, FacilityTimeout, RemoteCodeError
 from prefect_psik.models import JobHandle, JobState
@@ -182,3 +182,33 @@ async def test_a_request_that_wants_to_exit_is_a_passing_error() -> None:
     with pytest.raises(FacilityError, match="cut off") as caught:
         await in_daemon_thread(lambda: sys.exit(1))
     assert caught.value.transient
+
+
+class Noting(HeldTransport):
+    """Knows one job that is active until it is canceled, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    async def call(self, name: str, payload: dict[str, Any], *, timeout: float = 60) -> dict[str, Any]:
+        self.calls.append(name)
+        end = f"{time.time()},1,canceled,\n" if "cancel" in self.calls else ""
+        status = f"1.0,1,queued,7\n2.0,1,active,\n{end}"
+        facts = {"type": "local", "native_id": "7", "alive": not end, "status": status, "now": time.time()}
+        return {"jobs": {job["stamp"]: facts for job in payload["jobs"]}}
+
+
+def test_a_job_that_a_cancelled_flow_run_waits_for_is_not_looked_at_any_more() -> None:
+    transport = Noting()
+
+    async def cancelled() -> dict[str, str]:
+        channel = Channel(Session.current(), transport, "/p", 0.01)
+        wait = cancellation.begin_wait(channel, HANDLE, "cancel", [])
+        await asyncio.wrap_future(wait.subscription.next())
+        left = await cancellation._stop([wait], "")
+        await asyncio.sleep(0.2)
+        return left
+
+    assert on_session(cancelled()) == {}
+    assert transport.calls[-1] == "cancel"
