@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import shlex
 import socket
 import stat
 from typing import Iterator
@@ -64,10 +65,11 @@ def _check_owned(path: str, found: os.stat_result, kind: int) -> None:
     """
     advice = "Nothing in it was used. Find out who put it there, and move it away or choose another prefix."
     if not _trusted(found):
-        whose = f"belongs neither to {_login(os.geteuid())} nor to root"
+        if os.geteuid() == 0:
+            advice += " Or run the worker or endpoint as its owner."
         if _login(found.st_uid) == "nobody":
             advice += " Network file systems show nobody where they do not know or not trust a user."
-        raise _not_ours(path, found, whose, advice)
+        raise _not_ours(path, found, _not_of_ours(), advice)
     if stat.S_ISLNK(found.st_mode) and kind != stat.S_IFLNK:
         raise _not_ours(path, found, "is a link, and what it leads to is not followed", advice)
     if stat.S_IFMT(found.st_mode) != kind:
@@ -85,7 +87,7 @@ def _check_closed(path: str, found: os.stat_result) -> None:
     """
     if found.st_mode & _OTHERS:
         who = "everybody" if found.st_mode & stat.S_IWOTH else f"the group {_group(found.st_gid)}"
-        advice = f"Check that it is as you left it, then close it: chmod go-w {path}."
+        advice = f"Check that it is as you left it, then close it: {_chmod('go-w', path)}."
         raise _not_ours(path, found, f"can be written by {who}", advice)
 
 
@@ -124,8 +126,8 @@ def _check_place(prefix: str) -> list[str]:
 
     Nobody but root and this user may be able to put something else in the place of a job directory: owners are
     these two, and where others may write, the sticky bit keeps entries their owners'. A directory of a group on
-    purpose (setgid, as in mode 2770) is used, with a warning where its members could do so. The prefix itself is
-    not everybody's, sticky or not, and no link.
+    purpose (setgid, as in mode 2770), or above the prefix one of another owner, is used, with a warning that its
+    members or its owner could do so. The prefix itself is not everybody's, sticky or not, and no link.
 
     Returns:
         The warnings, as sentences.
@@ -137,7 +139,8 @@ def _check_place(prefix: str) -> list[str]:
     for path, found in _way_to(prefix):
         if path == prefix:
             _check_owned(path, found, stat.S_IFDIR)
-            if found.st_mode & _OTHERS and not (_is_of_a_group(found) or _is_sticky(found)):
+            shared = _is_of_a_group(found) or _is_sticky(found) or _is_private(path, found)
+            if found.st_mode & _OTHERS and not shared:
                 raise _not_ours(path, found, "can be written by others", f"Close it: {_how_to_close(path)}.")
         warnings += _check_step(path, found)
     return warnings
@@ -158,23 +161,38 @@ def _check_step(path: str, found: os.stat_result) -> list[str]:
     known = _trusted(found) or _is_unmapped_root(found)
     if known and not _is_loose(path, found):
         return []
-    if _is_of_a_group(found):
+    if _is_of_a_group(found) or _is_closed_directory(found):
         who = f"The group {_group(found.st_gid)}" if known else f"The owner of {path}, {_login(found.st_uid)},"
-        cure = f"The sticky bit prevents it: chmod +t {path}" if known else "It should belong to root or to you"
+        cure = (
+            f"The sticky bit prevents it: {_chmod('+t', path)}" if known else "It should belong to root or to you"
+        )
         return [
             f"{who} can put other directories in the place of jobs below {path} on {socket.gethostname()} "
             f"({_described(found)}), and so change what a waiting job runs. {cure}."
         ]
     advice = "Others could put other directories in the place of jobs. Choose a prefix in a directory of your own"
     if not known:
-        whose = f"belongs neither to {_login(os.geteuid())} nor to root"
-        raise _not_ours(path, found, whose, f"{advice}.")
+        raise _not_ours(path, found, _not_of_ours(), f"{advice}.")
     why = "can be written by others and has no sticky bit"
     raise _not_ours(path, found, why, f"{advice}, or close this one: {_how_to_close(path)}.")
 
 
 def _how_to_close(path: str) -> str:
-    return f"chmod go-w {path}, or chmod 3770 {path} if a group shares it on purpose"
+    return f"{_chmod('go-w', path)}, or {_chmod('3770', path)} if a group shares it on purpose"
+
+
+def _chmod(mode: str, path: str) -> str:
+    return f"chmod {mode} {shlex.quote(path)}"
+
+
+def _not_of_ours() -> str:
+    own = _login(os.geteuid())
+    return "does not belong to root" if os.geteuid() == 0 else f"belongs neither to {own} nor to root"
+
+
+def _is_closed_directory(found: os.stat_result) -> bool:
+    """Whether nobody but its owner may write a directory, such as that of a project's leader."""
+    return stat.S_ISDIR(found.st_mode) and not found.st_mode & _OTHERS
 
 
 def _is_of_a_group(found: os.stat_result) -> bool:

@@ -69,12 +69,19 @@ def preflight(payload: dict[str, Any]) -> dict[str, Any]:
 def _look_at_site(payload: dict[str, Any]) -> dict[str, Any]:
     try:
         rules = _site_rules()
-        if rules:
-            _check_prefix(rules, _prefix(payload))
+        if rules and (prefix := _usable_prefix(payload)):
+            _check_prefix(rules, prefix)
         _check_backend(rules, payload["backend"], payload["spec"]["attributes"])
     except Trouble as trouble:
         return {"error": trouble.answer["message"]}
     return {"file": rules.get("file")}
+
+
+def _usable_prefix(payload: dict[str, Any]) -> str | None:
+    try:
+        return _prefix(payload)
+    except Trouble:  # which `_look_at_prefix` tells
+        return None
 
 
 def _version(package: str) -> str | None:

@@ -197,12 +197,20 @@ def test_a_prefix_that_is_used(tmp_path: Path, mode: int) -> None:
 def test_a_prefix_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> None:
     prefix = tmp_path / "psik"
     job_at(prefix, STAMP)
+    os.chown(prefix, 0, OTHER)
     prefix.chmod(mode)
     for operation in (*OPERATIONS, "usage", "preflight"):
         message = refused(operation, prefix)
         assert message.startswith(f"{prefix} on "), operation
         assert f"mode {mode:04o}" in message
         assert f"chmod go-w {prefix}" in message
+
+
+def test_a_prefix_that_only_our_own_private_group_can_write_is_used(tmp_path: Path) -> None:
+    """As `mkdir` makes it with the umask 0002 of many systems."""
+    job_at(tmp_path / "psik", STAMP)
+    (tmp_path / "psik").chmod(0o775)
+    assert "error" not in call("status", tmp_path / "psik")["jobs"][STAMP]
 
 
 def its_owner(prefix: Path) -> Path:
@@ -278,7 +286,6 @@ def own_records(name: str) -> Callable[[Path], Path]:
         it_is_a_link,
         above_is_open,
         above_is_open_to_a_group,
-        above_is_of_another,
         above_is_sticky_and_of_another,
         above_is_a_link_of_another,
         above_leads_where_it_is_open,
@@ -297,6 +304,17 @@ def test_a_prefix_that_others_own_or_can_replace_is_refused(tmp_path: Path, plan
         assert message.startswith(f"{path} on "), operation
         assert "owner " in message
         assert snapshot(tmp_path, tmp_path / "none") == before, operation
+
+
+def test_a_directory_above_that_its_owner_keeps_to_himself_is_used_with_a_warning(tmp_path: Path) -> None:
+    """As that of a project's leader, of mode 2750: he could replace what is in it, and members could not."""
+    above = tmp_path / "above"
+    job_at(above / "psik", STAMP)
+    above_is_of_another(above / "psik")
+    above.chmod(0o2750)
+    assert "error" not in call("status", above / "psik")["jobs"][STAMP]
+    [warning] = call("preflight", above / "psik")["prefix"]["owners"]["shared"]
+    assert warning.startswith(f"The owner of {above}, uid {OTHER}, can put other directories in the place of jobs")
 
 
 def test_directories_above_a_prefix_that_are_used(tmp_path: Path) -> None:
