@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefect_psik import BackendAttributes, JobSpec, PsikBackend, admission
-from prefect_psik.admission import Admission, Line, Ticket, Waiting, line_of
+from prefect_psik.admission import Admission, Leaving, Line, Ticket, Waiting, line_of
 from prefect_psik.answers import Asked, SubmitAnswer
 from prefect_psik.arrival import QueueFull, Refusal, error_from
 from prefect_psik.exceptions import FacilityError, FlowRunCancelling, PrefectPsikError, SubmitRejected
@@ -18,6 +18,7 @@ from prefect_psik.identity import Identity
 LINE = Line("proj", None, "debug")
 LIMIT = "AssocMaxSubmitJobLimit"
 CREATED = SubmitAnswer(created=True, prefix="/p", jobndx=1, native_id="7", attempt=[1], asked=Asked())
+LEAVING = Leaving(FlowRunCancelling("It was not submitted."), FlowRunCancelling("It may have been submitted."))
 FOUND = CREATED.model_copy(update={"created": False})
 
 
@@ -140,8 +141,7 @@ async def test_leaving_the_line_ends_its_wait_and_no_other() -> None:
     work, tickets = Admission(queue.send), [Ticket(), Ticket()]
     first, second = (asyncio.create_task(work.submit(job(n), ticket)) for n, ticket in enumerate(tickets))
     await until(lambda: queue.tries.count("0") > 2)
-    error = FlowRunCancelling("The flow run is being cancelled.")
-    tickets[0].withdraw(error)
+    tickets[0].withdraw(LEAVING)
     with pytest.raises(FlowRunCancelling):
         await first
     await until(lambda: queue.tries.count("1") > 2)
@@ -159,7 +159,7 @@ async def test_a_try_under_way_is_not_lost_when_its_waiter_leaves() -> None:
     await asyncio.sleep(0.05)
     for _ in range(20):
         await asyncio.sleep(0.01)
-    ticket.withdraw(FlowRunCancelling("The flow run is being cancelled."))
+    ticket.withdraw(LEAVING)
     assert not task.done()
     queue.places = 1
     queue.open.set()
@@ -168,7 +168,7 @@ async def test_a_try_under_way_is_not_lost_when_its_waiter_leaves() -> None:
 
 async def test_who_left_before_the_queue_was_full_does_not_wait() -> None:
     ticket = Ticket()
-    ticket.withdraw(FlowRunCancelling("The flow run is being cancelled."))
+    ticket.withdraw(LEAVING)
     with pytest.raises(FlowRunCancelling):
         await Admission(Queue(0).send).submit(job(1), ticket)
 
