@@ -207,7 +207,7 @@ async def give_up(place: PsikBackend, key: str, handle: JobHandle | None) -> str
         handles = [handle] if handle else await jobs_at(place, key)
     except FacilityError as err:
         return f"Whether a job was submitted is not known: {err}"
-    return " ".join([await withdraw(each) for each in handles]) or "No job of it is there"
+    return " ".join([await withdraw(each) for each in handles]) or "No job was found there"
 
 
 async def with_a_job_already(places: Sequence[PsikBackend], key: str) -> list[PsikBackend]:

@@ -222,7 +222,7 @@ async def test_a_full_queue_holds_back_no_race(facility: Facility, places: list[
     name = f"full-race-{HERE}"
     result = await failover(script("echo done", name), [full, "works"], mode="race")
     assert result.stdout == "done\n"
-    assert verdicts()[full] == "No job of it is there"
+    assert verdicts()[full] == "No job was found there"
     facility.as_user("scancel", f"--account={LIMITED_ACCOUNT}")  # a place that nobody takes
     await asyncio.sleep(10)
     assert [state for state, _ in states(facility, name)] == ["COMPLETED"]
