@@ -161,6 +161,7 @@ async def test_an_error_on_the_way_in_leaves_no_job_of_a_race_behind(
 ) -> None:
     async def breaks(place: PsikBackend, *arguments: Any, **options: Any) -> JobHandle:
         if place.document_name == "works-too":
+            await asyncio.to_thread(wait_until, partial(facility.squeue, "-h", "-n", f"entry-{HERE}", "-o", "%i"))
             raise RuntimeError("nobody thought of this")
         handle: JobHandle = await asubmit_job(place, *arguments, **options)
         return handle
