@@ -101,13 +101,14 @@ async def in_order(
     """Try one facility after the other."""
     for place in places:
         name = str(place.document_name)
+        handle: JobHandle | None = None
         try:
             await arun_preflight(place, spec)
-            handle = await asubmit_job(place, spec, key=key_at(place, key))
+            handle = await asubmit_job(place, spec, key=key_at(place, key), limits=limits)
             found[name] = f"{handle} was submitted"
             result = await await_for_job(handle, limits=limits)
         except (QueueLimitReached, ContactLost) as err:
-            found[name] = f"{err} {await withdraw(handle)}"
+            found[name] = f"{err} {await give_up(place, key, handle)}"
         except TROUBLE as err:
             found[name] = str(err)
         except PrefectPsikError as err:
@@ -123,40 +124,46 @@ async def race(
     places: Sequence[PsikBackend], spec: JobSpec, key: str, limits: WaitLimits, found: dict[str, str]
 ) -> JobResult:
     """Submit everywhere, keep the job that starts first. An error leaves no job behind; a crash leaves all."""
-    handles: list[JobHandle] = []
+    handles: dict[str, JobHandle] = {}
 
-    async def enter(place: PsikBackend) -> None:
+    async def enter(place: PsikBackend) -> JobHandle | None:
+        """Submit, perhaps wait for a place in the queue, and wait for the start; None: it will not start."""
+        name = str(place.document_name)
         try:
             await arun_preflight(place, spec)
-            handles.append(await asubmit_job(place, spec, key=key_at(place, key)))
-        except TROUBLE as err:
-            found[str(place.document_name)] = str(err)
-
-    async def until_start(handle: JobHandle) -> JobHandle | None:
-        try:
+            handle = await asubmit_job(place, spec, key=key_at(place, key), limits=limits)
+            handles[name] = handle
             status = await await_for_start(handle, limits=limits)
+        except (QueueLimitReached, ContactLost) as err:
+            found[name] = f"{err} {await give_up(place, key, handles.get(name))}"
+            return None
         except TROUBLE as err:
-            found[str(handle.backend)] = f"{err} {await withdraw(handle)}"
+            found[name] = f"{err} {await withdraw(handles[name])}" if name in handles else str(err)
             return None
         # A job that is canceled while it waits has lost the race; any other end is the end of the race.
         return None if status.state is JobState.canceled else handle
 
-    async def lose(handle: JobHandle) -> None:
-        found[str(handle.backend)] = await withdraw(handle)
+    entries = {str(place.document_name): asyncio.create_task(enter(place)) for place in places}
 
-    starts: list[asyncio.Task[JobHandle | None]] = []
+    async def lose(place: PsikBackend) -> None:
+        name = str(place.document_name)
+        if name not in handles and not entries[name].done():
+            entries[name].cancel()  # it may wait for a place in the queue for long
+            await asyncio.wait([entries[name]])
+            found[name] = await give_up(place, key, handles.get(name))
+        elif name in handles:
+            found[name] = await withdraw(handles[name])
+
     try:
-        await together(*map(enter, places))
-        starts += [asyncio.create_task(until_start(handle)) for handle in handles]
-        winner = await first_of(starts)
+        winner = await first_of(entries.values())
     except Exception:
-        await together(*map(lose, handles))
-        await asyncio.gather(*starts, return_exceptions=True)  # they end with their jobs
+        await together(*map(lose, places))
+        await asyncio.gather(*entries.values(), return_exceptions=True)  # they end with their jobs
         raise
     if winner is None:
         raise nowhere(found)
-    await together(*(lose(handle) for handle in handles if handle != winner))
-    await asyncio.gather(*starts, return_exceptions=True)
+    await together(*(lose(place) for place in places if place.document_name != winner.backend))
+    await asyncio.gather(*entries.values(), return_exceptions=True)
     found[str(winner.backend)] = f"{winner} started first"
     result = await await_for_job(winner, limits=limits)
     found[str(winner.backend)] += " and completed: this result is used"
@@ -191,6 +198,18 @@ async def withdraw(handle: JobHandle) -> str:
     return f"{handle} was canceled before it started"
 
 
+async def give_up(place: PsikBackend, key: str, handle: JobHandle | None) -> str:
+    """End what a facility has of the job, and say what it had done by then.
+
+    Without a handle it waited for a place in the queue; the last try may have been carried out all the same.
+    """
+    try:
+        handles = [handle] if handle else await jobs_at(place, key)
+    except FacilityError as err:
+        return f"Whether a job was submitted is not known: {err}"
+    return " ".join([await withdraw(each) for each in handles]) or "No job was found there"
+
+
 async def with_a_job_already(places: Sequence[PsikBackend], key: str) -> list[PsikBackend]:
     """After a crash, the facilities where an earlier attempt left a job that may still do the work."""
     if flow_run.run_count <= 1:
@@ -198,14 +217,20 @@ async def with_a_job_already(places: Sequence[PsikBackend], key: str) -> list[Ps
 
     async def has_one(place: PsikBackend) -> bool:
         try:
-            records = await alist_jobs(place, flow_run=flow_run.id)
+            return bool(await jobs_at(place, key))
         except FacilityError:
             return False
-        over = (JobState.failed, JobState.canceled)
-        return any(record.handle.key == key_at(place, key) and record.state not in over for record in records)
 
     having = await asyncio.gather(*map(has_one, places))
     return [place for place, has in zip(places, having, strict=True) if has]
+
+
+async def jobs_at(place: PsikBackend, key: str) -> list[JobHandle]:
+    """What this flow run submitted at one facility and may still do the work: one job, or none."""
+    records = await alist_jobs(place, flow_run=flow_run.id)
+    over = (JobState.failed, JobState.canceled)
+    ours = (record for record in records if record.handle.key == key_at(place, key))
+    return [record.handle for record in ours if record.state not in over]
 
 
 def key_at(place: PsikBackend, key: str) -> str:

@@ -70,9 +70,10 @@ async def streaming(
             environment={"STREAM": f"{address}:{port}"},
             resources=ResourceSpec(duration=minutes, exclusive_node_use=False),
         )
-        handle = await asubmit_job(where, service)
+        limits = WaitLimits(queue=patience)
+        handle = await asubmit_job(where, service, limits=limits)
         try:
-            await await_for_start(handle, limits=WaitLimits(queue=patience))
+            await await_for_start(handle, limits=limits)
             results = await take_scan(frames, connections)
         except Exception as err:
             status = await acancel_job(handle)

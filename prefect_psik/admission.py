@@ -56,7 +56,7 @@ class Waiting:
     Args:
         line: Where.
         limit: The limit that is reached, as Slurm calls it.
-        trouble: What went wrong at the last try, if it got no answer.
+        trouble: What went wrong at the last try of the line, if it got no answer.
     """
 
     line: Line
@@ -67,28 +67,43 @@ class Waiting:
         return f"waiting for a place in the queue of {self.line} ({self.limit})"
 
 
+class Leaving(NamedTuple):
+    """The errors of a submission that leaves its line: it was not submitted, or that is not known."""
+
+    known: PrefectPsikError
+    unknown: PrefectPsikError
+
+
 class Ticket:
     """One submission, as its waiter holds it. The news can be read anywhere, the rest is the session's loop's.
 
     Attributes:
         news: Of its wait; the one who made the ticket ends them with None.
-        left: The error with which it left its line.
+        unconfirmed: The run that its last try may have started, since the try got no clear answer; else None.
         begins: Called once, when it has to wait.
     """
 
     def __init__(self) -> None:
         self.news: Subscription[Waiting | None] = Subscription()
-        self.left: PrefectPsikError | None = None
+        self.unconfirmed: int | None = None
         self.begins: Callable[[], None] = lambda: None
         self._last: Waiting | None = None
-        self._leave: Callable[[PrefectPsikError], None] = lambda error: None
+        self._leaving: Leaving | None = None
+        self._leave: Callable[[], None] = lambda: None
 
-    def withdraw(self, error: PrefectPsikError) -> None:
-        """Leave the line with this error. A try that is under way ends first: the job may come of it."""
-        self.left = error
-        self._leave(error)
+    @property
+    def left(self) -> PrefectPsikError | None:
+        """The error with which it leaves its line; None: it does not."""
+        if self._leaving is None:
+            return None
+        return self._leaving.known if self.unconfirmed is None else self._leaving.unknown
 
-    def enters(self, leave: Callable[[PrefectPsikError], None]) -> None:
+    def withdraw(self, leaving: Leaving) -> None:
+        """Leave the line. A try that is under way ends first: the job may come of it."""
+        self._leaving = leaving
+        self._leave()
+
+    def enters(self, leave: Callable[[], None]) -> None:
         """Stand in a line, which is left in this way."""
         self._leave = leave
 
@@ -111,9 +126,9 @@ class _Place:
         self.is_tried = False
         ticket.enters(self._leave)
 
-    def _leave(self, error: PrefectPsikError) -> None:
-        if not self.is_tried:
-            self.end(error)
+    def _leave(self) -> None:
+        if not self.is_tried and self.ticket.left is not None:
+            self.end(self.ticket.left)
 
     def end(self, outcome: SubmitAnswer | BaseException) -> None:
         """Hand an answer or an error to who waits for it."""
@@ -141,19 +156,22 @@ class _Queue:
             raise ticket.left
         place = _Place(job, ticket)
         self._places.append(place)
-        self._full(place, full.limit)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._serve())
-            # Waiters get the error themselves; retrieve it here, so that asyncio does not complain of the task.
-            self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
+            self.limit = full.limit
+            self._tell_all()
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._serve())
+                # Waiters get the error themselves; retrieve it here, so that asyncio does not complain.
+                self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
             return await place.future
         finally:
             self._places.remove(place)
 
-    def _full(self, place: _Place, limit: str) -> None:
-        self.limit = limit
-        place.ticket.tell(Waiting(self._line, limit))
+    def _tell_all(self, trouble: str | None = None) -> None:
+        """Tell every waiter what the last answer was, or why there was none: one tries for all."""
+        for place in self._places:
+            if not place.future.done():
+                place.ticket.tell(Waiting(self._line, self.limit or "", trouble))
 
     async def _serve(self) -> None:
         try:
@@ -183,13 +201,18 @@ class _Queue:
         place.is_tried = True
         try:
             place.end(await self._send(place.job))
+            place.ticket.unconfirmed = None
+            self._tell_all()
         except QueueFull as full:
-            self._full(place, full.limit)
+            place.ticket.unconfirmed = None  # the facility looks for the job before it says so
+            self.limit = full.limit
+            self._tell_all()
         except PrefectPsikError as err:
-            if not is_transient(err):
-                place.end(err)
+            if is_transient(err):
+                place.ticket.unconfirmed = place.job.get("rerun_after", 0) + 1
+                self._tell_all(str(err))
             else:
-                place.ticket.tell(Waiting(self._line, self.limit or "", str(err)))
+                place.end(err)
         finally:
             place.is_tried = False
         if place.ticket.left is not None:

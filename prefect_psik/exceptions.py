@@ -14,7 +14,7 @@
     │   └── RemoteCodeError    our code at the facility failed, or its answer for this job is malformed
     ├── SubmitRejected         the facility refused the job and said why; nothing was submitted
     ├── WaitLimitReached       a limit of the wait is reached; the job was left or canceled, as asked
-    │   ├── QueueLimitReached  it is still queued: try another facility
+    │   ├── QueueLimitReached  it is still queued, or has no place in a full queue: try another facility
     │   ├── RunLimitReached    it is still running
     │   └── ContactLost        the endpoint or the scheduler has not answered for too long
     ├── FlowRunCancelling      the flow run is being cancelled; says whether its work was asked to stop
@@ -244,12 +244,12 @@ class ScheduleError(PrefectPsikError):
 
 
 class WaitLimitReached(PrefectPsikError):
-    """A limit of the wait is reached; says whether the job was left alone or canceled.
+    """A limit of the wait is reached; says whether the job was left alone, canceled, or not submitted.
 
     Args:
         message: What, where, what next.
         transient: Never.
-        handle: Of the job, to wait for it again or to cancel it.
+        handle: Of the job, to wait for it again or to cancel it; None while it waits for a place in a full queue.
     """
 
     def __init__(self, message: str, *, transient: bool = False, handle: JobHandle | None = None) -> None:
@@ -258,7 +258,7 @@ class WaitLimitReached(PrefectPsikError):
 
 
 class QueueLimitReached(WaitLimitReached):
-    """The job is still queued."""
+    """The job is still queued, or waits for a place in a full queue; then `handle` is None."""
 
 
 class RunLimitReached(WaitLimitReached):

@@ -83,7 +83,8 @@ def submit_job(
         BackendClosed: The block does not accept jobs.
         KeyConflict: The key stands for a job with another spec.
         SubmitRejected: The facility refused the job, with its words.
-        WaitLimitReached: A limit is reached while there is no place in the queue; nothing was submitted.
+        WaitLimitReached: A limit is reached while there is no place in the queue; says whether the job may have
+            been submitted all the same.
         FlowRunCancelling: The flow run is being cancelled.
         FacilityError: Trouble on the way or there.
     """

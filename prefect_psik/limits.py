@@ -82,7 +82,7 @@ class LimitWatch:
         self._limits = limits
         self._handle = handle
         self._clock = clock
-        self._subject = f"{str(handle)[0].upper()}{str(handle)[1:]} on {handle.place}" if handle else subject
+        self._subject = f"{handle} on {handle.place}" if handle else subject
         self._queued = queued
         self._ahead = ahead
         self._trouble: tuple[float, str] | None = None
@@ -127,10 +127,10 @@ class LimitWatch:
         return found
 
     def _error(self, kind: str, limit: timedelta) -> WaitLimitReached:
-        job = self._subject
+        job = f"{self._subject[:1].upper()}{self._subject[1:]}"
         if kind == "queue":
             return QueueLimitReached(f"{job} {self._queued} for more than {limit}.", handle=self._handle)
         if kind == "run":
             return RunLimitReached(f"{job} has been running for more than {limit}.", handle=self._handle)
         why = self._trouble[1] if self._trouble else ""
-        return ContactLost(f"There is no news of {job} since {limit}. {why}", handle=self._handle)
+        return ContactLost(f"Nothing has been heard of {self._subject} for {limit}. {why}", handle=self._handle)

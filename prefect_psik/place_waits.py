@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from prefect_psik.admission import Waiting
-from prefect_psik.exceptions import WaitLimitReached
+from prefect_psik.admission import Leaving, Waiting
 from prefect_psik.limits import LimitWatch, WaitLimits
 from prefect_psik.progress import emit_job_event, in_words, run_logger
 from prefect_psik.watches import Update
@@ -31,6 +30,7 @@ class PlaceWait:
         self._began = 0.0
         self._trouble: str | None = None
         self._watch: LimitWatch | None = None
+        self._is_over_limit = False
 
     @property
     def notes(self) -> list[str]:
@@ -50,8 +50,7 @@ class PlaceWait:
         if self._watch is None:
             self._began = self._clock()
             queued = f"has been waiting for a place in the queue of {why}"
-            subject = f"{job[0].upper()}{job[1:]} on {place}"
-            self._watch = LimitWatch(self._limits, None, self._clock, subject=subject, queued=queued)
+            self._watch = LimitWatch(self._limits, None, self._clock, subject=f"{job} on {place}", queued=queued)
         if waiting.trouble:
             logger.warning("%s: no news, still trying: %s", job, waiting.trouble)
         elif why != self._why:
@@ -64,16 +63,20 @@ class PlaceWait:
 
     def left(self) -> float | None:
         """Seconds until the next limit is reached, not below 0; None: there is none."""
-        return self._watch.left() if self._watch else None
+        return self._watch.left() if self._watch and not self._is_over_limit else None
 
-    def reached(self) -> WaitLimitReached | None:
-        """The error of the limit that is reached, once; None if there is none."""
-        reached = self._watch.reached() if self._watch else None
+    def reached(self) -> Leaving | None:
+        """The errors of the limit that is reached, once; None if there is none."""
+        reached = self._watch.reached() if self._watch and not self._is_over_limit else None
         if reached is None:
             return None
-        self._limits, self._watch = WaitLimits(), None
-        text = f"{reached} Nothing was submitted: submit it again later, elsewhere, or with a longer limit."
-        return type(reached)(text)
+        self._is_over_limit = True
+        known = "Nothing was submitted: submit it again later, elsewhere, or with a longer limit."
+        unknown = (
+            "The last try got no answer, so it may have been submitted. Submit it again with the same key, as a "
+            "retry does, to find it or to wait again; cancel it before you submit it elsewhere."
+        )
+        return Leaving(type(reached)(f"{reached} {known}"), type(reached)(f"{reached} {unknown}"))
 
     def end(self) -> None:
         """The wait is over: the job is in the queue, or never will be."""

@@ -6,10 +6,10 @@ import asyncio
 import logging
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from prefect_psik import cancellation, lifecycle
-from prefect_psik.admission import Ticket
+from prefect_psik.admission import Leaving, Ticket
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.cancellation import INTERRUPTS, OnCancel, Watched, owner_of
 from prefect_psik.directives import Note
@@ -18,9 +18,10 @@ from prefect_psik.identity import Identity, current_caller, enclosing_flow_runs,
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.lifecycle import Again, Submitted
 from prefect_psik.marks import mark, place_of
-from prefect_psik.models import JobHandle
+from prefect_psik.models import JobHandle, JobRecord
 from prefect_psik.place_waits import PlaceWait
 from prefect_psik.progress import run_logger
+from prefect_psik.records import read_records
 from prefect_psik.session import Channel, Session
 from prefect_psik.waiting import alinger, aresult, linger, result
 from prefect_psik.ways import on_block
@@ -82,9 +83,21 @@ class Submission:
     @property
     def place(self) -> str:
         """Where, as a person would say it."""
-        block = self.block
-        named = {"endpoint_id": block.endpoint_id, "backend": block.document_name}
-        return JobHandle(prefix=block.prefix, stamp=self.identity.stamp, key=self.identity.key, **named).place
+        return self._handle().place
+
+    def _handle(self, run: int = 1) -> JobHandle:
+        """A handle of what may have been submitted; the facility has answered nothing yet."""
+        block, identity = self.block, self.identity
+        return JobHandle(
+            endpoint_id=block.endpoint_id,
+            backend=block.document_name,
+            prefix=block.prefix,
+            stamp=identity.stamp,
+            key=identity.key,
+            name=self.spec.name,
+            type=block.attributes.type,
+            jobndx=run,
+        )
 
     def begin(self, again: Again | None) -> Sending:
         """Start it on the session's loop."""
@@ -110,16 +123,21 @@ class Submission:
 
     async def _send(self, channel: Channel, again: Again | None, ticket: Ticket) -> Submitted:
         owner = owner_of(self.flow_runs, self.on_cancel)
-        submitted = await lifecycle.submit(
-            channel,
-            self.block,
-            self.spec,
-            self.identity,
-            rerun=self.rerun == "on_retry",
-            owner=owner,
-            again=again,
-            ticket=ticket,
-        )
+        try:
+            submitted = await lifecycle.submit(
+                channel,
+                self.block,
+                self.spec,
+                self.identity,
+                rerun=self.rerun == "on_retry",
+                owner=owner,
+                again=again,
+                ticket=ticket,
+            )
+        except PrefectPsikError as err:
+            if err is ticket.left and ticket.unconfirmed is not None:
+                await self._call_off(channel, ticket.unconfirmed, err, owner)
+            raise
         if self.on_cancel == "cancel":
             cancellation.note_job(channel, submitted.handle, self.flow_runs)
             ours = submitted.created or self.identity.is_own
@@ -127,17 +145,40 @@ class Submission:
                 await channel.cancel(submitted.handle, owner)
         return submitted
 
+    async def _call_off(self, channel: Channel, run: int, left: PrefectPsikError, owner: dict[str, Any]) -> None:
+        """Cancel a run that the last try may have started, if the flow run is being cancelled.
+
+        A job with a key of the user's may be somebody else's: only one that this flow run created is canceled.
+
+        Raises:
+            PrefectPsikError: It could not be canceled; it may go on.
+        """
+        if self.on_cancel != "cancel":
+            return
+        if not isinstance(left, FlowRunCancelling) and not await cancellation.is_cancelling(tuple(self.flow_runs)):
+            return
+        handle = self._handle(run)
+        if not self.identity.is_own:
+            stamps = [handle.stamp]
+            records = await read_records(channel, handle.endpoint_id, handle.backend, stamps=stamps)
+            record = records.get(handle.stamp)
+            if not isinstance(record, JobRecord) or record.flow_run not in self.flow_runs:
+                return
+        await channel.cancel(handle, owner)
+
     def _wait_for_place(self, ticket: Ticket, sending: asyncio.Task[Submitted]) -> Watched:
         """Its wait for a place in the queue, as the watcher of its flow run knows it."""
+        text = f"The flow run is being cancelled while {self.job} waits for a place in the queue; "
+        asked = "was asked to stop" if self.on_cancel == "cancel" else "goes on, as asked"
+        leaving = Leaving(
+            FlowRunCancelling(f"{text}it was not submitted."),
+            FlowRunCancelling(f"{text}its last try got no answer, and if a job came of it, this {asked}."),
+        )
 
         async def stop() -> None:
-            error = FlowRunCancelling(
-                f"The flow run is being cancelled while {self.job} waits for a place in the queue; it was not "
-                "submitted."
-            )
-            ticket.withdraw(error)
+            ticket.withdraw(leaving)
             await asyncio.wait([sending])
-            if (trouble := sending.exception()) is not None and trouble is not error:
+            if (trouble := sending.exception()) is not None and trouble not in leaving:
                 raise trouble
 
         return Watched(
@@ -154,15 +195,19 @@ class Submission:
 
         A job that comes of it while the flow run is cancelled is canceled, too.
         """
+        text = f"The submission of {self.job} was interrupted; "
+        leaving = Leaving(
+            PrefectPsikError(f"{text}it was not submitted."),
+            PrefectPsikError(f"{text}its last try got no answer, so it may have been submitted."),
+        )
 
         async def work(channel: Channel) -> None:
-            error = PrefectPsikError(f"The submission of {self.job} was interrupted; it was not submitted.")
             if sending.ticket.left is None:
-                sending.ticket.withdraw(error)
+                sending.ticket.withdraw(leaving)
             try:
                 submitted = await asyncio.wrap_future(sending.future)
             except PrefectPsikError as err:
-                if err is error:
+                if err is leaving.known:
                     return
                 raise
             cancelled = await cancellation.is_cancelling(tuple(self.flow_runs))

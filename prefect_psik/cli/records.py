@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,16 @@ from prefect_psik.cli.app import FAILURE, app, notes, passed_on, shown
 from prefect_psik.exceptions import PrefectPsikError, SpecError
 from prefect_psik.housekeeping import clean_jobs
 from prefect_psik.models import JobHandle, JobState, JobStatus
-from prefect_psik.records import Records, cancel_jobs, damaged, intact, read_logs, read_records, read_statuses
+from prefect_psik.records import (
+    Records,
+    cancel_flow_run,
+    cancel_jobs,
+    damaged,
+    intact,
+    read_logs,
+    read_records,
+    read_statuses,
+)
 from prefect_psik.resolve import load_backend, resolve_handle
 from prefect_psik.session import Channel, Session
 from prefect_psik.waiting import result
@@ -134,26 +144,32 @@ def cancel(job: Job | None = None, *, backend: Backend = None, flow_run: str | N
     Returns:
         0 if all of them are canceled, or had ended before, else 1.
     """
-    if (job is None) == (flow_run is None):
-        raise SpecError("Give a job or --flow-run, one of the two: which jobs are to be canceled?")
-    if job is not None:
-        handle, block = _handle(job, backend)
-        outcomes = result(on_handle(handle, block, lambda channel: cancel_jobs(channel, [handle], {})))
-        for outcome in outcomes.values():
-            _tell(outcome)
-        return 0 if all(_is(outcome, JobState.canceled) for outcome in outcomes.values()) else FAILURE
-    place = _block(backend)
+    if job is not None and flow_run is None:
+        return _cancel_job(job, backend)
+    if flow_run is not None and job is None:
+        return _cancel_flow_run(flow_run, backend)
+    raise SpecError("Give a job or --flow-run, one of the two: which jobs are to be canceled?")
 
-    async def work(channel: Channel) -> dict[str, JobStatus | PrefectPsikError]:
-        found = await read_records(channel, place.endpoint_id, place.document_name, flow_run=flow_run)
-        live = [record.handle for record in intact(found) if not record.state.is_final]
-        return await cancel_jobs(channel, live, {"flow_run": flow_run}) | damaged(found)
 
-    outcomes = result(on_block(place, work))
+def _cancel_job(job: str, backend: str | None) -> int:
+    handle, block = _handle(job, backend)
+    outcomes = result(on_handle(handle, block, lambda channel: cancel_jobs(channel, [handle], {})))
     for outcome in outcomes.values():
         _tell(outcome)
-    notes.print(shown(f"{len(outcomes)} jobs of flow run {flow_run} were asked to stop."))
-    return 0 if all(isinstance(outcome, JobStatus) for outcome in outcomes.values()) else FAILURE
+    return 0 if all(_is(outcome, JobState.canceled) for outcome in outcomes.values()) else FAILURE
+
+
+def _cancel_flow_run(flow_run: str, backend: str | None) -> int:
+    block = _block(backend)
+    work = partial(cancel_flow_run, endpoint_id=block.endpoint_id, backend=block.document_name, flow_run=flow_run)
+    outcomes = result(on_block(block, work)).values()
+    for outcome in outcomes:
+        _tell(outcome)
+    stopped = sum(isinstance(outcome, JobStatus) for outcome in outcomes)
+    left = len(outcomes) - stopped
+    may_run = f"; {left} may still run, see above" if left else ""
+    notes.print(shown(f"{stopped} jobs of flow run {flow_run} were asked to stop{may_run}."))
+    return FAILURE if left else 0
 
 
 @app.command

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,13 @@ from prefect_psik import (
     asubmit_job,
     await_for_job,
     await_for_start,
+    submit_job,
 )
 from tests.integration.local import wait_until
 from tests.integration.slurm_view import is_level, queued_ids
 from tests.integration.test_slurm_jobs import backend, client, script, with_attributes
 from tests.testbed.facility import Facility
+from tests.testbed.slurm_conf import LIMITED_ACCOUNT, SUBMIT_LIMIT
 
 __all__ = ["backend", "client"]
 
@@ -158,6 +161,7 @@ async def test_an_error_on_the_way_in_leaves_no_job_of_a_race_behind(
 ) -> None:
     async def breaks(place: PsikBackend, *arguments: Any, **options: Any) -> JobHandle:
         if place.document_name == "works-too":
+            await asyncio.to_thread(wait_until, partial(facility.squeue, "-h", "-n", f"entry-{HERE}", "-o", "%i"))
             raise RuntimeError("nobody thought of this")
         handle: JobHandle = await asubmit_job(place, *arguments, **options)
         return handle
@@ -189,6 +193,40 @@ async def test_a_retry_goes_on_with_the_job_that_is_there(
     assert result.stdout == "once\n"
     assert verdicts()["closed"] == "not tried"
     assert [state for state, _ in states(facility, f"retried-{HERE}")] == ["COMPLETED"]
+
+
+@pytest.fixture
+def full(facility: Facility, backend: PsikBackend) -> Iterator[str]:
+    """A facility whose account may have no more jobs in the queue, and whose jobs there do not start."""
+    block = with_attributes(backend, project_name=LIMITED_ACCOUNT)
+    block.save("full", overwrite=True)
+    held = with_attributes(block, options={"--hold": "--hold"})
+    for _ in range(SUBMIT_LIMIT):
+        submit_job.fn(held, script("true", "held"), key=f"held-{uuid4().hex}")
+    yield "full"
+    facility.as_user("scancel", f"--account={LIMITED_ACCOUNT}")
+
+
+async def test_a_full_queue_is_left_for_the_next_facility(
+    facility: Facility, places: list[str], full: str
+) -> None:
+    name = f"full-{HERE}"
+    result = await failover(script("echo done", name), [full, "works"], patience=timedelta(seconds=8))
+    assert result.stdout == "done\n"
+    said = verdicts()
+    assert "has been waiting for a place in the queue of account" in said[full]
+    assert "Nothing was submitted" in said[full]
+    assert [state for state, _ in states(facility, name)] == ["COMPLETED"]
+
+
+async def test_a_full_queue_holds_back_no_race(facility: Facility, places: list[str], full: str) -> None:
+    name = f"full-race-{HERE}"
+    result = await failover(script("echo done", name), [full, "works"], mode="race")
+    assert result.stdout == "done\n"
+    assert verdicts()[full] == "No job was found there"
+    facility.as_user("scancel", f"--account={LIMITED_ACCOUNT}")  # a place that nobody takes
+    await asyncio.sleep(10)
+    assert [state for state, _ in states(facility, name)] == ["COMPLETED"]
 
 
 def test_a_job_may_be_a_file(tmp_path: Path) -> None:

@@ -201,6 +201,23 @@ def test_the_command_line_finds_jobs_again(
     assert command("clean", "--backend", saved, "--older-than", "30d", "--dry-run") == 0
 
 
+def test_a_job_with_damaged_records_does_not_count_as_asked_to_stop(
+    backend: PsikBackend, saved: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, [handle, damaged] = leave_jobs(backend, 2)
+    record = Path(damaged.path) / "prefect" / "job.json"
+    whole = record.read_bytes()
+    try:
+        record.write_text("{}")
+        assert command("cancel", "--flow-run", run, "--backend", saved) == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"1 jobs of flow run {run} were asked to stop; 1 may still run, see above." in said
+        assert poll_job.fn(handle).state is JobState.canceled
+    finally:
+        record.write_bytes(whole)
+        cancel_job.fn(damaged)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -157,7 +157,7 @@ def test_an_endpoint_that_stays_away_is_lost_contact(facility: Facility, backend
     facility.endpoint.stop()
     try:
         facility.globus.forget_online(facility.endpoint_id)
-        with pytest.raises(ContactLost, match="There is no news of"):
+        with pytest.raises(ContactLost, match="Nothing has been heard of job"):
             runs.wait(handle, backend, "leave", WaitLimits(trouble=timedelta(seconds=2)))
     finally:
         facility.start()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefect_psik import BackendAttributes, JobSpec, PsikBackend, admission
-from prefect_psik.admission import Admission, Line, Ticket, Waiting, line_of
+from prefect_psik.admission import Admission, Leaving, Line, Ticket, Waiting, line_of
 from prefect_psik.answers import Asked, SubmitAnswer
 from prefect_psik.arrival import QueueFull, Refusal, error_from
 from prefect_psik.exceptions import FacilityError, FlowRunCancelling, PrefectPsikError, SubmitRejected
@@ -18,6 +18,7 @@ from prefect_psik.identity import Identity
 LINE = Line("proj", None, "debug")
 LIMIT = "AssocMaxSubmitJobLimit"
 CREATED = SubmitAnswer(created=True, prefix="/p", jobndx=1, native_id="7", attempt=[1], asked=Asked())
+LEAVING = Leaving(FlowRunCancelling("It was not submitted."), FlowRunCancelling("It may have been submitted."))
 FOUND = CREATED.model_copy(update={"created": False})
 
 
@@ -140,8 +141,7 @@ async def test_leaving_the_line_ends_its_wait_and_no_other() -> None:
     work, tickets = Admission(queue.send), [Ticket(), Ticket()]
     first, second = (asyncio.create_task(work.submit(job(n), ticket)) for n, ticket in enumerate(tickets))
     await until(lambda: queue.tries.count("0") > 2)
-    error = FlowRunCancelling("The flow run is being cancelled.")
-    tickets[0].withdraw(error)
+    tickets[0].withdraw(LEAVING)
     with pytest.raises(FlowRunCancelling):
         await first
     await until(lambda: queue.tries.count("1") > 2)
@@ -159,7 +159,7 @@ async def test_a_try_under_way_is_not_lost_when_its_waiter_leaves() -> None:
     await asyncio.sleep(0.05)
     for _ in range(20):
         await asyncio.sleep(0.01)
-    ticket.withdraw(FlowRunCancelling("The flow run is being cancelled."))
+    ticket.withdraw(LEAVING)
     assert not task.done()
     queue.places = 1
     queue.open.set()
@@ -168,7 +168,7 @@ async def test_a_try_under_way_is_not_lost_when_its_waiter_leaves() -> None:
 
 async def test_who_left_before_the_queue_was_full_does_not_wait() -> None:
     ticket = Ticket()
-    ticket.withdraw(FlowRunCancelling("The flow run is being cancelled."))
+    ticket.withdraw(LEAVING)
     with pytest.raises(FlowRunCancelling):
         await Admission(Queue(0).send).submit(job(1), ticket)
 
@@ -189,6 +189,74 @@ async def test_trouble_that_passes_is_told_and_does_not_end_the_wait() -> None:
     assert news[1] == Waiting(LINE, LIMIT, "Globus does not answer.")
     assert len(news) <= 3, "what does not change is told once"
     assert str(news[0]) == f"waiting for a place in the queue of account proj ({LIMIT})"
+
+
+def told(ticket: Ticket) -> list[Waiting | None]:
+    news = []
+    while (future := ticket.news.next()).done():
+        news.append(future.result())
+    return news
+
+
+async def test_trouble_of_the_one_that_tries_is_told_to_all_and_so_is_its_end() -> None:
+    queue = Queue(0)
+    work, tickets = Admission(queue.send), [Ticket(), Ticket(), Ticket()]
+    waiting = [asyncio.create_task(work.submit(job(n), ticket)) for n, ticket in enumerate(tickets)]
+    await until(lambda: len(queue.tries) > 4)
+    queue.trouble = [FacilityError("Globus does not answer.", transient=True)]
+    await until(lambda: not queue.trouble)
+    tries = len(queue.tries)
+    await until(lambda: len(queue.tries) > tries + 1)
+    away, full = Waiting(LINE, LIMIT, "Globus does not answer."), Waiting(LINE, LIMIT)
+    assert [told(ticket) for ticket in tickets] == [[full, away, full]] * 3
+    queue.places = 3
+    await asyncio.gather(*waiting)
+
+
+async def test_a_lost_answer_is_no_proof_that_nothing_was_submitted() -> None:
+    queue = Queue(0)
+    work, tickets = Admission(queue.send), [Ticket(), Ticket()]
+    first, second = (asyncio.create_task(work.submit(job(n), ticket)) for n, ticket in enumerate(tickets))
+    await until(lambda: len(queue.tries) > 3)
+    queue.trouble = [FacilityError("Globus does not answer.", transient=True)] * 100
+    await until(lambda: len(queue.trouble) < 99)
+    tickets[0].withdraw(LEAVING)
+    tickets[1].withdraw(LEAVING)
+    with pytest.raises(FlowRunCancelling, match="It may have been submitted"):
+        await first
+    with pytest.raises(FlowRunCancelling, match="It was not submitted"):
+        await second
+    assert [ticket.unconfirmed for ticket in tickets] == [1, None]
+
+
+async def test_a_full_queue_after_a_lost_answer_is_proof_again() -> None:
+    queue = Queue(0)
+    ticket = Ticket()
+    task = asyncio.create_task(Admission(queue.send).submit(job(1) | {"rerun_after": 2}, ticket))
+    await until(lambda: len(queue.tries) > 2)
+    queue.trouble = [FacilityError("Globus does not answer.", transient=True)]
+    await until(lambda: ticket.unconfirmed == 3)
+    await until(lambda: ticket.unconfirmed is None)
+    ticket.withdraw(LEAVING)
+    with pytest.raises(FlowRunCancelling, match="It was not submitted"):
+        await task
+
+
+async def test_who_cannot_be_told_stands_in_no_line() -> None:
+    queue = Queue(0)
+    work, ticket = Admission(queue.send), Ticket()
+
+    def breaks() -> None:
+        raise RuntimeError("nobody thought of this")
+
+    ticket.begins = breaks
+    with pytest.raises(RuntimeError, match="nobody thought of this"):
+        await work.submit(job("broken"), ticket)
+    other = asyncio.create_task(work.submit(job("other"), Ticket()))
+    await until(lambda: "other" in queue.tries)
+    queue.places = 2
+    assert await other == CREATED
+    assert queue.inside == {"other"}
 
 
 async def test_a_refusal_ends_its_own_wait_only() -> None:

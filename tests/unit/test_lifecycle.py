@@ -52,7 +52,8 @@ class Facility:
         return (id(self),)
 
     async def call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
-        return {"jobs": {job["stamp"]: getattr(self, f"_{operation}")(job) for job in payload["jobs"]}}
+        answers = {job["stamp"]: getattr(self, f"_{operation}")(job) for job in payload["jobs"]}
+        return {"jobs": answers} | ({"more": False} if operation == "list" else {})
 
     def _submit(self, job: dict[str, Any]) -> dict[str, Any]:
         runs = self.runs.setdefault(job["stamp"], [])

@@ -14,6 +14,7 @@ import pytest
 from prefect_psik import (
     BackendAttributes,
     BackendClosed,
+    ContactLost,
     FlowRunCancelling,
     JobHandle,
     JobSpec,
@@ -21,10 +22,11 @@ from prefect_psik import (
     SpecError,
     WaitLimits,
     admission,
+    batches,
     cancellation,
     submissions,
 )
-from prefect_psik.admission import Ticket
+from prefect_psik.admission import Ticket, Waiting
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.lifecycle import Again, Submitted
 from prefect_psik.marks import Place
@@ -251,6 +253,84 @@ async def test_a_cancel_of_the_flow_run_ends_the_wait_for_a_place(
     full.end = "open"
     await asyncio.sleep(0.3)
     assert full.runs == {}
+
+
+@pytest.fixture
+def lossy(full: Facility, monkeypatch: pytest.MonkeyPatch) -> Facility:
+    """A full queue; once `end` is "lost" it takes jobs, and the answers are lost."""
+    monkeypatch.setattr(batches, "REPEAT_SECONDS", 0.0)
+    refuses = full._submit
+
+    def submit(job: dict[str, Any]) -> dict[str, Any]:
+        if full.end != "lost":
+            return refuses(job)
+        full.runs[job["stamp"]] = [job]
+        return {"error": {"kind": "busy", "message": "The reply was lost."}}
+
+    monkeypatch.setattr(full, "_submit", submit)
+    return full
+
+
+@pytest.mark.parametrize(
+    ("job", "submitted_by", "canceled"),
+    [
+        (WAITING, "child", True),
+        (replace(WAITING, identity=replace(FIRST, is_own=False)), "child", True),
+        (replace(WAITING, identity=replace(FIRST, is_own=False)), "somebody else", False),
+        (replace(WAITING, on_cancel="leave"), "child", False),
+    ],
+)
+async def test_a_cancel_reaches_what_a_try_without_an_answer_submitted(
+    lossy: Facility,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    job: Submission,
+    submitted_by: str,
+    canceled: bool,
+) -> None:
+    watched: list[cancellation.Watched] = []
+    entry: dict[str, Any] = {
+        "key": "k",
+        "name": None,
+        "type": "slurm",
+        "jobndx": 1,
+        "native_id": None,
+        "prefix": "/psik",
+    }
+    entry |= {"owner": {"flow_run": submitted_by}, "flow_runs": [], "asked": {}, "state": "new", "created": 1.0}
+    monkeypatch.setattr(lossy, "_list", lambda job: entry, raising=False)
+    monkeypatch.setattr(cancellation, "watch", watched.append)
+    caplog.set_level(logging.INFO, logger="prefect_psik")
+    task = asyncio.create_task(asubmit(job))
+    async with asyncio.timeout(60):
+        while not watched:
+            await asyncio.sleep(0.05)
+        lossy.end = "lost"
+        while not any("still trying: The reply was lost" in record.getMessage() for record in caplog.records):
+            await asyncio.sleep(0.05)
+        await asyncio.wrap_future(Session.current().run(_stop(watched[0])))
+        with pytest.raises(FlowRunCancelling, match="its last try got no answer"):
+            await task
+    owner = cancellation.owner_of(FLOW_RUNS)
+    assert lossy.canceled == ([("123", 1, owner)] if canceled else [])
+
+
+def test_a_limit_after_a_try_without_an_answer_does_not_say_that_nothing_was_submitted(
+    lossy: Facility, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = PlaceWait(WaitLimits(trouble=timedelta(seconds=0.3)))
+    told = wait.tell
+
+    def tell(waiting: Waiting, job: str, place: str, stamp: str) -> None:
+        lossy.end = "lost"
+        told(waiting, job, place, stamp)
+
+    monkeypatch.setattr(wait, "tell", tell)
+    with pytest.raises(ContactLost) as reached:
+        submit(WAITING, wait=wait)
+    assert "it may have been submitted. Submit it again with the same key" in str(reached.value)
+    assert "Nothing was submitted" not in str(reached.value)
+    assert str(reached.value).startswith("Nothing has been heard of job 'recon' on this machine for 0:00:00.3")
 
 
 async def _stop(wait: cancellation.Watched) -> None:
