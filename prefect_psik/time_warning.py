@@ -10,10 +10,11 @@ WARNING_SIGNAL = "SIGUSR1"
 #: sbatch's time where the option gives none, and its largest.
 DEFAULT_SECONDS, MAX_SECONDS = 60, 65535
 #: The facility's names of signals 1 to 31, whatever this machine calls them, and their other names.
-_NAMES = (
-    "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU URG "
-    "XCPU XFSZ VTALRM PROF WINCH IO PWR SYS"
-).split()
+_NAMES = re.findall(
+    "[A-Z0-9]+",
+    "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU "
+    "URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS",
+)
 _ALIASES = {"IOT": "ABRT", "CLD": "CHLD", "POLL": "IO", "34": "RTMIN", "64": "RTMAX"}
 #: Signals that cannot warn the script of a job -> why.
 _NO_WARNING = {
@@ -46,8 +47,8 @@ def batch_signal(text: str) -> BatchSignal | None:
 
 def _name(text: str) -> str:
     """The name of a signal that is given by name or number."""
-    text = text.lstrip("0") if text.isdecimal() else text
-    if len(text) <= 2 and text.isdecimal() and int(text) <= len(_NAMES):
+    text = text.lstrip("0") or "0"
+    if text.isdecimal() and len(text) <= 2 and 1 <= int(text) <= len(_NAMES):
         text = _NAMES[int(text) - 1]
     text = _ALIASES.get(text, text)
     return text if text.isdecimal() else f"SIG{text}"

@@ -82,11 +82,13 @@ def _held_of(held: dict[str, Any], native_id: str) -> dict[str, Any] | None:
     Returns:
         What `reservations.Held` reads; None: nothing is known, or it is too large.
     """
-    reserved, jobs = held.get("reserved"), held.get("jobs")
-    asked = jobs.get(native_id) if isinstance(jobs, dict) else None
+    reserved: Any = held.get("reserved")
+    jobs: Any = held.get("jobs")
+    asked: Any = jobs.get(native_id) if isinstance(jobs, dict) else None
     if not _is_texts(asked, ASKED_FIELDS) or not isinstance(reserved, dict):
         return None
-    lines, partitions, clock = (reserved.get(name) for name in ("reservations", "partitions", "clock"))
+    fields: Any = [reserved.get(name) for name in ("reservations", "partitions", "clock")]
+    lines, partitions, clock = fields
     if not (isinstance(lines, list) and all(map(_is_text, lines)) and _is_texts(partitions) and _is_texts(clock)):
         return None
     ours = {name: partitions[name] for name in asked["partition"].split(",") if name in partitions}

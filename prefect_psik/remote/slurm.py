@@ -104,16 +104,6 @@ def _is_row(row: Any) -> bool:
     return whole and bool(row[0].strip())
 
 
-def _has_ended(row: list[str] | None) -> bool:
-    return row is not None and row[0].split()[0] in SLURM_FINAL
-
-
-def _is_row(row: Any) -> bool:
-    """Whether this is a job as `_rows_by_id` reads it."""
-    whole = isinstance(row, list) and len(row) == ROW_FIELDS and all(isinstance(field, str) for field in row)
-    return whole and bool(row[0].strip())
-
-
 def _find_in_slurm(base: str, since: float) -> str | None:
     """Look for a job of this directory that was submitted since then, in the queue and in accounting.
 

@@ -68,7 +68,7 @@ def _are_lines(rows: Any) -> bool:
     number = USAGE_FIELDS.count(",") + 1
     return isinstance(rows, list) and all(
         isinstance(row, list)
-        and len(row) == number
+        and len(row) >= number
         and all(isinstance(field, str) for field in row)
         and row[1].strip()
         for row in rows
