@@ -62,14 +62,16 @@ def _reservations(seconds: float) -> dict[str, Any] | None:
     ok, text = _slurm("scontrol", "-o", "show", "reservation", seconds=seconds)
     if not ok:
         return None
-    found = [" ".join(RESERVATION_FIELDS.findall(line)) for line in text.splitlines()]
+    found = [
+        " ".join(RESERVATION_FIELDS.findall(line)) for line in text.splitlines() if "ReservationName=" in line
+    ]
     ok, text = _slurm("scontrol", "-o", "show", "partition", seconds=seconds)
     if not ok:
         return None
     nodes = re.findall(r"(?m)^PartitionName=(\S+).*?\sNodes=(\S*)", text)
     times = set(re.findall(r"(?:Start|End)Time=(\d{1,12})(?!\S)", " ".join(found)))
     clock = {moment: time.strftime("%d %b %H:%M %Z", time.localtime(int(moment))).lstrip("0") for moment in times}
-    return {"reservations": list(filter(None, found)), "partitions": dict(nodes), "clock": clock}
+    return {"reservations": found, "partitions": dict(nodes), "clock": clock}
 
 
 def _held_of(held: dict[str, Any], native_id: str) -> dict[str, Any] | None:

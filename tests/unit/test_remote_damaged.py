@@ -140,7 +140,7 @@ def test_what_slurm_said_is_asked_again_where_the_shared_file_is_damaged(
 
 
 SHAPE = {"partition": "p", "limit": "1", "nodes": "1", "required": "", "excluded": ""}
-RESERVED = {"reservations": [], "partitions": {}, "clock": {}}
+RESERVED: dict[str, Any] = {"reservations": [], "partitions": {}, "clock": {}}
 
 
 @pytest.mark.parametrize(
