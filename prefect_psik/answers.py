@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, PlainValidator, model_validator
 
-from prefect_psik.arrival import Answer, Count, Partial, Refusal, Run, Text, Time, Word
+from prefect_psik.arrival import Answer, Count, Partial, Refusal, Run, Text, Time
 from prefect_psik.models import JobState
 from prefect_psik.plain_text import plain
 from prefect_psik.reservations import Held
@@ -204,7 +204,7 @@ class FetchAnswer(Partial):
 class UsageAnswer(Answer):
     """Lines of accounting; where they are not complete, the seconds after which to ask again."""
 
-    usage: list[list[Word]] | None
+    usage: list[list[Text]] | None
     wait: Annotated[float, Field(ge=0, le=3600)] | None
 
 

@@ -70,7 +70,7 @@ class Refusal(Answer):
 
     kind: Text
     message: Text
-    canonical: Text = ""
+    canonical: str = ""
     limit: Text = ""
     traceback: Text = ""
 

@@ -127,7 +127,7 @@ def _conflict(err: KeyConflict, spec: JobSpec, identity: Identity) -> KeyConflic
     difference = "\n".join(difflib.unified_diff(stored, given, "submitted before", "given now", lineterm="", n=0))
     return KeyConflict(
         f"The key {identity.key!r} already stands for a job with another spec. Choose another key, or submit the "
-        f"same spec. {err}\n{difference}",
+        f"same spec. {err}\n{plain(difference)}",
         stored=err.stored,
     )
 

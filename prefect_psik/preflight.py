@@ -329,9 +329,10 @@ def _maintenance(
     facts: SlurmFacts, duration: int, nodes: int, asked: Mapping[str, str], now: float
 ) -> Iterator[Check]:
     """A row on a reservation for which the job would wait, if there is one."""
-    if facts.partition is None or facts.held is None:
+    name = (facts.partition or {}).get("PartitionName")
+    if name is None or facts.held is None:
         return
-    job = {"partition": facts.partition["PartitionName"], "nodes": str(nodes), **asked}
+    job = {"partition": name, "nodes": str(nodes), **asked}
     if text := held_by(facts.held.model_copy(update=job), duration * 60, now):
         yield _check("maintenance", Verdict.warning, f"The job would wait: {text}.")
 

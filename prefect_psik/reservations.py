@@ -12,8 +12,11 @@ from pydantic import Field
 
 from prefect_psik.arrival import Answer, Text
 
-#: No cluster has more nodes; a list that names more is not read.
-MOST_NODES = 200_000
+#: No cluster has more nodes, and no reservations of more in all; lists that name more are not read: a job can
+#: write what it likes where these come from.
+MOST_NODES, MOST_READ = 200_000, 1_000_000
+#: The longest name that a host may have.
+LONGEST_NAME = 255
 
 
 class Reservation(NamedTuple):
@@ -79,9 +82,9 @@ def held_by(held: Held, seconds: float, now: float, reason: str = "") -> str | N
 def _obstacle(held: Held, due: Sequence[Reservation], now: float, *, sure: bool) -> Reservation | None:
     """The first reservation with which too few nodes are left for the job."""
     required = expand(held.required)
-    ours = frozenset[str]().union(*(expand(held.partitions.get(name, "")) for name in held.partition.split(",")))
+    ours = _together(held.partitions.get(name, "") for name in held.partition.split(","))
     usable = (required or ours) - expand(held.excluded)
-    number = re.match("[0-9]+", held.nodes)
+    number = re.match("[0-9]{1,9}", held.nodes)
     needed = max(int(number[0]) if number else 1, len(required))
 
     def block(found: Iterable[Reservation]) -> bool:
@@ -101,14 +104,28 @@ def _obstacle(held: Held, due: Sequence[Reservation], now: float, *, sure: bool)
 def read_reservations(lines: Iterable[str]) -> list[Reservation]:
     """Read lines of `scontrol -o show reservation`; those without times or nodes hold no job."""
     found = []
+    read = 0
     for line in lines:
         fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        start, end = fields.get("StartTime", ""), fields.get("EndTime", "")
+        times = [fields.get(name, "") for name in ("StartTime", "EndTime")]
         nodes = expand(fields.get("Nodes", ""))
-        if start.isdecimal() and end.isdecimal() and nodes:
+        read += len(nodes)
+        if read > MOST_READ:
+            break
+        if all(re.fullmatch("[0-9]{1,12}", time) for time in times) and nodes:
             maintenance = "MAINT" in fields.get("Flags", "").split(",")
-            found.append(Reservation(fields.get("ReservationName", ""), int(start), int(end), nodes, maintenance))
+            start, end = map(int, times)
+            found.append(Reservation(fields.get("ReservationName", ""), start, end, nodes, maintenance))
     return found
+
+
+def _together(hostlists: Iterable[str]) -> frozenset[str]:
+    nodes: set[str] = set()
+    for hostlist in hostlists:
+        nodes |= expand(hostlist)
+        if len(nodes) > MOST_NODES:
+            break
+    return frozenset(nodes)
 
 
 @lru_cache(maxsize=256)
@@ -118,15 +135,19 @@ def expand(hostlist: str) -> frozenset[str]:
     if hostlist == "(null)":
         return frozenset()
     for word in re.findall(r"[^,\[\]]+(?:\[[^\[\]]*\][^,\[\]]*)*", hostlist):
-        literals, ranges = re.split(r"\[[^\]]*\]", word), re.findall(r"\[([^\]]*)\]", word)
-        axes = [_numbers(found) for found in ranges]
-        size = len(names)
-        for axis in axes:
-            size = max(size, 1) * len(axis)
-        if size > MOST_NODES:
+        literals = re.split(r"\[[^\]]*\]", word)
+        axes: list[list[str]] = []
+        count = 1
+        for ranges in re.findall(r"\[([^\]]*)\]", word):
+            axes.append(_numbers(ranges))
+            count *= len(axes[-1])
+            if len(names) + count > MOST_NODES or not count:
+                break
+        if len(names) + count > MOST_NODES or sum(map(len, literals)) > LONGEST_NAME:
             return frozenset()
-        for chosen in itertools.product(*axes):
-            names.add("".join(itertools.chain(*itertools.zip_longest(literals, chosen, fillvalue=""))))
+        if count:
+            for chosen in itertools.product(*axes):
+                names.add("".join(itertools.chain(*itertools.zip_longest(literals, chosen, fillvalue=""))))
     return frozenset(names)
 
 
@@ -134,11 +155,12 @@ def _numbers(text: str) -> list[str]:
     """Read the inside of brackets: `1-4,07`."""
     numbers: list[str] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not last:
-            numbers.append(first)
-        elif first.isdecimal() and last.isdecimal() and int(last) - int(first) <= MOST_NODES:
-            numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+        ends = re.fullmatch("([0-9]{1,9})(?:-([0-9]{1,9}))?", part)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if ends and last - first <= MOST_NODES:
+            numbers += [str(number).zfill(len(ends[1])) for number in range(first, last + 1)]
+        if len(numbers) > MOST_NODES:
+            break
     return numbers
 
 

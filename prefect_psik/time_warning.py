@@ -9,19 +9,13 @@ from typing import NamedTuple
 WARNING_SIGNAL = "SIGUSR1"
 #: sbatch's time where the option gives none, and its largest.
 DEFAULT_SECONDS, MAX_SECONDS = 60, 65535
-#: Numbers that people write, as Linux has them.
-_NUMBERS = {
-    "1": "HUP",
-    "2": "INT",
-    "3": "QUIT",
-    "9": "KILL",
-    "10": "USR1",
-    "12": "USR2",
-    "15": "TERM",
-    "18": "CONT",
-    "19": "STOP",
-    "20": "TSTP",
-}
+#: The facility's names of signals 1 to 31, whatever this machine calls them, and their other names.
+_NAMES = re.findall(
+    "[A-Z0-9]+",
+    "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU "
+    "URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS",
+)
+_ALIASES = {"IOT": "ABRT", "CLD": "CHLD", "POLL": "IO", "34": "RTMIN", "64": "RTMAX"}
 #: Signals that cannot warn the script of a job -> why.
 _NO_WARNING = {
     "TERM": "psik ends the job 5 s after it",
@@ -34,7 +28,10 @@ _NO_WARNING = {
 
 
 class BatchSignal(NamedTuple):
-    """A signal for the batch shell: its name, `SIGUSR1`, and how many seconds before the time limit."""
+    """A signal for the batch shell, and how many seconds before the time limit it comes.
+
+    Its name is that under which the batch script notes a signal: `SIGUSR1`, or the number of one without a name.
+    """
 
     name: str
     seconds: int
@@ -45,7 +42,16 @@ def batch_signal(text: str) -> BatchSignal | None:
     found = re.fullmatch(r"([RB]{1,2}):(?:SIG)?([A-Z0-9]+)(?:@([0-9]+))?", text.strip().upper())
     if found is None or "B" not in found[1]:
         return None
-    return BatchSignal(f"SIG{_NUMBERS.get(found[2], found[2])}", int(found[3] or DEFAULT_SECONDS))
+    return BatchSignal(_name(found[2]), int(found[3] or DEFAULT_SECONDS))
+
+
+def _name(text: str) -> str:
+    """The name of a signal that is given by name or number."""
+    text = text.lstrip("0") or "0"
+    if text.isdecimal() and len(text) <= 2 and 1 <= int(text) <= len(_NAMES):
+        text = _NAMES[int(text) - 1]
+    text = _ALIASES.get(text, text)
+    return text if text.isdecimal() else f"SIG{text}"
 
 
 def check_signal(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from prefect_psik.answers import Facts
 from prefect_psik.arrival import NotOurs
 from prefect_psik.batches import Call
-from prefect_psik.exceptions import PrefectPsikError, RemoteCodeError
+from prefect_psik.exceptions import FacilitySetupError, PrefectPsikError, RemoteCodeError
 from prefect_psik.models import JobHandle, JobStatus
 from prefect_psik.outcome import judge, may_lack
 from prefect_psik.transport.base import Transport
@@ -257,7 +257,8 @@ class Poller:
             try:
                 update.status = await self._judged(facts, watch.handle)
             except PrefectPsikError as err:
-                if not err.transient:
+                # As for a status: what its owner or the site can repair ends no wait.
+                if not err.transient and (not isinstance(err, FacilitySetupError) or isinstance(err, NotOurs)):
                     self._tell([watch], err)
                     return
                 self._tell([watch], Update(trouble=str(err)))

@@ -43,6 +43,8 @@ PARTS = (
     "signals",
     "processes",
     "slurm",
+    "reservations",
+    "slurm_answers",
     "matches",
     "outputs",
     "facts",

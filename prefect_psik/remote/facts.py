@@ -27,7 +27,8 @@ from prefect_psik.remote.ownership import _job_directory
 from prefect_psik.remote.payload import DEFECTS, Trouble, _defect, _existing_prefix, _jobs, _os_trouble
 from prefect_psik.remote.processes import Process, _members, _processes
 from prefect_psik.remote.signals import _signals
-from prefect_psik.remote.slurm import _has_ended, _is_row, _shared_accounts, _shared_queue, _slurm_facts
+from prefect_psik.remote.slurm import _has_ended, _is_row
+from prefect_psik.remote.slurm_answers import _shared_accounts, _shared_queue, _slurm_facts
 
 #: psik's exit codes behind which Slurm may stand: its own timer, SIGKILL, and a child killed by SIGKILL.
 KILLED = ("9", "-9", "137")
@@ -47,7 +48,7 @@ class _Snapshot:
         self.log_budget = LOG_CALL_BYTES
         self.facts_budget = FACTS_CALL_BYTES
         self._prefix = prefix
-        self._native_ids = list(filter(None, (_legible_id(prefix, job) for job in jobs)))
+        self._jobs = jobs
         self._processes: dict[int, Process] | None = None
         self._squeue: dict[str, Any] | None = None
         self._sacct: dict[str, Any] | None = None
@@ -66,7 +67,8 @@ class _Snapshot:
 
     def sacct(self, native_id: str) -> dict[str, Any]:
         if self._sacct is None:
-            gone = {job for job in self._native_ids if job not in self.squeue["rows"]}
+            native_ids = {_legible_id(self._prefix, job) for job in self._jobs}
+            gone = {known for known in native_ids if known and known not in self.squeue["rows"]}
             self._sacct = _shared_accounts(self._prefix, sorted({native_id, *gone}))
         elif native_id not in self._sacct["asked"]:
             self._sacct = _shared_accounts(self._prefix, [native_id])

@@ -14,7 +14,7 @@ from prefect_psik.remote.directory import _directory, _owner
 from prefect_psik.remote.files import _read_json, _write_whole
 from prefect_psik.remote.matches import TooMuch, _below, _expand, _matching, _Walk
 from prefect_psik.remote.ownership import _job_directory
-from prefect_psik.remote.payload import DEFECTS, _defect, _jobs, _os_trouble, _prefix
+from prefect_psik.remote.payload import DEFECTS, _defect, _existing_prefix, _jobs, _os_trouble
 
 OUTPUT_BYTES = 3 * 1024 * 1024
 #: Files that one job brings back, and how many of the others are told by name.
@@ -49,7 +49,7 @@ def _for_each(
     operation: str, payload: dict[str, Any], work: Callable[[str, int, dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
     """Answer for each job by itself; those for which a call has no time left come later."""
-    prefix, begin, spent = _prefix(payload), time.monotonic(), 0
+    prefix, begin, spent = _existing_prefix(payload), time.monotonic(), 0
     answers: dict[str, Any] = {}
     for job in _jobs(payload):
         try:

@@ -38,8 +38,7 @@ PASSING = (
 class Trouble(Exception):
     """Something that the caller must know, as a sentence.
 
-    `kind` is one of: payload, setup, foreign, spec, rejected, full, conflict, busy,
-    missing.
+    `kind` is one of: payload, setup, foreign, spec, rejected, full, conflict, busy.
     """
 
     def __init__(self, kind: str, message: str, **details: Any) -> None:
@@ -52,7 +51,9 @@ def _defect(name: str, err: BaseException) -> Trouble:
     import traceback
 
     text = f"The call {name!r} cannot be carried out: {err!r}. Its payload is malformed, or this is a defect."
-    return Trouble("payload", text, traceback="".join(traceback.format_exception(err)))
+    return Trouble(
+        "payload", text, traceback="".join(traceback.format_exception(type(err), err, err.__traceback__))
+    )
 
 
 def _jobs(payload: dict[str, Any]) -> list[dict[str, Any]]:

@@ -19,9 +19,10 @@ from prefect_psik.remote.files import _lock_file, _try_lock, _user, _write
 from prefect_psik.remote.ownership import NotOurs, _check_one, _check_place
 from prefect_psik.remote.payload import LETTER, PROTOCOL, Trouble, _prefix, _writable_prefix
 from prefect_psik.remote.records import _all_stamps
+from prefect_psik.remote.reservations import _reservations
 from prefect_psik.remote.sbatch import _submit_limit
 from prefect_psik.remote.site import _check_backend, _check_prefix, _site_rules
-from prefect_psik.remote.slurm import _reservations, _slurm, _submit_limit_is_zero
+from prefect_psik.remote.slurm import COMMAND_SECONDS, _slurm, _submit_limit_is_zero
 
 #: Written and removed again: a quota shows in bytes, not in an empty file.
 PROBE_BYTES = 256 * 1024
@@ -157,7 +158,7 @@ def _look_at_slurm(backend: dict[str, Any], spec: dict[str, Any], has_psik: bool
     ok, text = _slurm("sacct", "-n", "-X", "-j", "999999999")
     facts["accounting"] = {"ok": ok, "text": "" if ok else text}
     facts["partition"] = _partition(backend.get("queue_name"))
-    facts["held"] = _reservations()
+    facts["held"] = _reservations(COMMAND_SECONDS)
     if has_psik:
         facts["test"] = _test_only(backend, spec)
     return facts
@@ -168,7 +169,7 @@ def _partition(name: str | None) -> dict[str, str] | None:
     ok, text = _slurm("scontrol", "-o", "show", "partition", *([name] if name else []))
     for line in text.splitlines() if ok else []:
         fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
-        if name or fields.get("Default") == "YES":
+        if "PartitionName" in fields and (name or fields.get("Default") == "YES"):
             wanted = ("PartitionName", "State", "MaxTime", "MaxNodes", "TotalNodes")
             return {key: fields[key] for key in wanted if key in fields}
     return None

@@ -35,7 +35,7 @@ def list_jobs(payload: dict[str, Any]) -> dict[str, Any]:
         prefix, and optionally jobs (only these stamps), flow_run (only what it submitted), skip and limit.
 
     Returns:
-        `{"jobs": {stamp: entry}, "refused": {stamp: error}, "more": bool}`; refused are jobs whose directories or
+        `{"jobs": {stamp: entry or {"error"}}, "more": bool}`; an error stands for a job whose directory or
         records cannot be read, or may be somebody else's.
     """
     prefix = _existing_prefix(payload)

@@ -13,19 +13,23 @@ from prefect_psik.remote.files import _read
 #: kept for it, until it handles the signal or has run for 10 s. Like Slurm without psik this signals the script
 #: alone, not what it started.
 HAND_ON_SIGNALS = """\
-import glob, os, signal, threading, time
+import glob, os, signal, sys, threading, time
 
 def hand_on_signals():
-    job = os.path.join(glob.escape(os.getcwd()), "prefect", "{}.*." + os.environ.get("SLURM_JOB_ID", ""))
+    ours = os.path.join(os.getcwd(), "prefect")
+    job = os.environ.get("SLURM_JOB_ID", "")
     kept = "TERM INT KILL STOP CONT TSTP TTIN TTOU CHLD PIPE XFSZ SEGV BUS FPE ILL TRAP SYS"
 
+    def notes(kind):
+        return glob.glob(os.path.join(glob.escape(ours), kind + ".*." + job))
+
     def script():
-        for note in glob.glob(job.format("process")):
+        for note in notes("process"):
             with open(note) as file:
                 pid = int(file.read().split()[0])
             with open("/proc/%d/stat" % pid) as file:
                 if int(file.read().rsplit(")", 1)[1].split()[1]) == os.getpid():
-                    return pid, note.replace("process.", "signals.")
+                    return pid, os.path.join(ours, os.path.basename(note).replace("process", "signals"))
         return None
 
     def handles(pid, number):
@@ -54,12 +58,18 @@ def hand_on_signals():
     def handle(number, frame):
         threading.Thread(target=deliver, args=(number,), daemon=True).start()
 
-    for note in glob.glob(job.format("signals")):
-        os.unlink(note)
+    for note in notes("signals"):
+        try:
+            os.unlink(note)
+        except OSError:
+            pass
     for number in signal.valid_signals() - {getattr(signal, "SIG" + name, None) for name in kept.split()}:
         signal.signal(number, handle)
 
-hand_on_signals()
+try:
+    hand_on_signals()
+except Exception as err:  # a job without its signals is better than none
+    print("Signals are not handed on to the script: %r" % err, file=sys.stderr)
 """
 MAX_SIGNALS_BYTES = 4096
 

@@ -47,7 +47,9 @@ def submit(payload: dict[str, Any]) -> dict[str, Any]:
         be full, so that the job is only looked for.
 
     Returns:
-        `{"jobs": {stamp: {"created", "prefix", "jobndx", "native_id", "attempt", "facts"} or {"error"}}}`.
+        `{"jobs": {stamp: answer or {"error"}}}`, an answer being `{"created", "prefix", "jobndx", "native_id",
+        "attempt", "asked"}`, where `asked` has the minutes and memory per node that the run asked for; a created
+        job also has `warnings`, sentences for its owner, and one that existed has its `facts`.
     """
     jobs = _jobs(payload)
     rules = _site_rules()
@@ -88,7 +90,7 @@ async def _submit_all(psik: Any, rules: dict[str, Any], prefix: str, jobs: list[
                 return {"error": _defect("submit", err).answer}
 
     answers = await asyncio.gather(*(one(job) for job in jobs))
-    return {job["stamp"]: answer for job, answer in zip(jobs, answers, strict=True)}
+    return {job["stamp"]: answer for job, answer in zip(jobs, answers)}
 
 
 def _import_psik() -> Any:
@@ -150,6 +152,7 @@ async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[s
                 jobndx = last or 1
                 _check_queue(base, job, jobndx)
             created = await _allowed(psik, rules, prefix, base)
+        shared = _check_place(prefix)  # an error after the launch would hide a submitted job
         native_id, warnings = await _launch(psik, prefix, base, job, jobndx, created)
     return {
         "created": True,
@@ -158,7 +161,7 @@ async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[s
         "native_id": native_id,
         "attempt": job["attempt"],
         "asked": job.get("asked", {}),
-        "warnings": [*warnings, *_check_place(prefix)],
+        "warnings": [*warnings, *shared],
     }
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from typing import Any
 
 from prefect_psik.remote.facts import _legible_id
-from prefect_psik.remote.files import _lock_file, _read_json, _try_lock, _write_whole
+from prefect_psik.remote.files import _lock_file, _try_lock
 from prefect_psik.remote.payload import _existing_prefix, _jobs
 from prefect_psik.remote.slurm import NO_ACCOUNTING, SLURM_FINAL, _slurm
+from prefect_psik.remote.slurm_answers import _share, _shared
 
 #: sacct is asked for all callers at once, and only while jobs end.
 USAGE_SECONDS = 5.0
@@ -42,7 +42,7 @@ def _shared_usage(prefix: str, wanted: list[str]) -> tuple[dict[str, list[list[s
     """Rows by native id, and when to ask for those that are missing."""
     path = os.path.join(prefix, ".locks", "usage.json")
     with _lock_file(f"{path}.lock") as handle:
-        known = _read_json(path) or {"time": 0.0, "rows": {}}
+        known = _shared(path, {"time": 0.0, "rows": {}}, _are_lines)
         missing = [native_id for native_id in wanted if not _is_whole(known["rows"].get(native_id))]
         left = known["time"] + USAGE_SECONDS - time.time()
         if not missing or left > 0:
@@ -56,10 +56,23 @@ def _shared_usage(prefix: str, wanted: list[str]) -> tuple[dict[str, list[list[s
         rows = {native_id: rows for native_id, rows in known["rows"].items() if native_id not in missing}
         for line in text.splitlines():
             fields = line.split("|")
-            rows.setdefault(fields[0].split(".")[0], []).append(fields)
+            if _are_lines([fields]):
+                rows.setdefault(fields[0].split(".")[0], []).append(fields)
         rows = dict(list(rows.items())[-USAGE_ROWS:])
-        _write_whole(path, json.dumps({"time": begin, "rows": rows}).encode())
+        _share(path, {"time": begin, "rows": rows})
         return rows, USAGE_SECONDS
+
+
+def _are_lines(rows: Any) -> bool:
+    """Whether these are lines of sacct with our fields, each with a state."""
+    number = USAGE_FIELDS.count(",") + 1
+    return isinstance(rows, list) and all(
+        isinstance(row, list)
+        and len(row) >= number
+        and all(isinstance(field, str) for field in row)
+        and row[1].strip()
+        for row in rows
+    )
 
 
 def _is_whole(rows: list[list[str]] | None) -> bool:

@@ -70,6 +70,12 @@ def test_a_maintenance_ahead_is_a_warning(duration: int, waits: bool) -> None:
         )
 
 
+def test_a_partition_without_a_name_hides_no_other_check() -> None:
+    facts = changed("slurm.held", {"reservations": []})
+    del facts["slurm"]["partition"]["PartitionName"]
+    assert "maintenance" not in verdicts({**facts, "now": 1000.0})
+
+
 def test_a_full_queue_is_a_warning_since_a_submission_waits() -> None:
     test = {"ok": False, "text": "AssocMaxSubmitJobLimit Job violates", "full": "AssocMaxSubmitJobLimit"}
     verdict, message = verdicts(changed("slurm.test", test))["resources"]

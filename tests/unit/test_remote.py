@@ -355,7 +355,7 @@ def test_prefix_whose_file_system_is_not_mounted_is_not_made_again(
     assert list(mount_point.iterdir()) == []
 
 
-@pytest.mark.parametrize("operation", ["status", "cancel"])
+@pytest.mark.parametrize("operation", ["status", "cancel", "check", "fetch"])
 def test_prefix_that_is_not_there_says_nothing_of_its_jobs(tmp_path: Path, operation: str) -> None:
     (tmp_path / "file").write_text("")
     for prefix in (tmp_path / "absent", tmp_path / "file" / "x"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,39 @@ def test_what_slurm_said_is_asked_again_where_the_shared_file_is_damaged(
     handle = {"prefix": "/p", "stamp": BAD, "key": "k", "native_id": "77", "type": "slurm"}
     assert judge(facts, JobHandle.model_validate(handle)).state is JobState.active
     assert len(commands.calls("squeue")) == 1
+
+
+SHAPE = {"partition": "p", "limit": "1", "nodes": "1", "required": "", "excluded": ""}
+RESERVED: dict[str, Any] = {"reservations": [], "partitions": {}, "clock": {}}
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        1,
+        {"77": {"nodes": 5}},
+        {"jobs": 1, "reserved": RESERVED},
+        {"jobs": {"77": {"nodes": 5}}, "reserved": RESERVED},
+        {"jobs": {"77": SHAPE | {"limit": "\ud800"}}, "reserved": RESERVED},
+        {"jobs": {"77": SHAPE}, "reserved": RESERVED | {"clock": {"1": 1}}},
+        {"jobs": {"77": SHAPE}, "reserved": RESERVED | {"reservations": [["x"]]}},
+        {"jobs": {"77": SHAPE}, "reserved": {}},
+    ],
+)
+def test_what_is_written_of_reservations_ends_no_wait(tmp_path: Path, commands: Commands, held: Any) -> None:
+    two_jobs(tmp_path / "p", "slurm")
+    rows = {"77": ["PENDING", "Unknown", "Unknown", "", "", "Resources"]}
+    known = {"time": time.time(), "rows": rows, "error": None, "held": held}
+    (tmp_path / "p" / ".locks" / "squeue.json").write_text(json.dumps(known))
+    answers = read_jobs(Facts, call("status", tmp_path / "p"), [BAD, GOOD], place="here")
+    assert all(isinstance(facts, Facts) and facts.held is None for facts in answers.values())
+
+
+@pytest.mark.parametrize(
+    "content", ['{"time": 1e300, "rows": {}}', '{"rows": 1}', '{"time": 1, "rows": {"77": [[]]}}']
+)
+def test_a_damaged_usage_is_asked_for_again(tmp_path: Path, commands: Commands, content: str) -> None:
+    two_jobs(tmp_path / "p", "slurm")
+    (tmp_path / "p" / ".locks" / "usage.json").write_text(content)
+    commands.say("sacct", "77|COMPLETED|1|1|1||1|n1", "77.batch|COMPLETED|1|1|1|1K|1|n1")
+    assert len(call("usage", tmp_path / "p")[BAD]["usage"]) == 2

@@ -94,6 +94,28 @@ def test_what_the_script_started_is_left_alone(base: Path) -> None:
         assert process.wait(60) == 0
 
 
+@pytest.mark.parametrize("name", ["{me}", "process.1"])
+def test_the_path_of_the_job_may_have_any_name(tmp_path: Path, name: str) -> None:
+    base = tmp_path / name / "1"
+    (base / "prefect").mkdir(parents=True)
+    script = f"{NOTE} trap 'echo got; exit 5' USR1; echo ready; sleep 60 & wait"
+    with batch_shell(base, script) as process:
+        assert line(process) == "ready"
+        process.send_signal(signal.SIGUSR1)
+        assert line(process) == "got"
+        assert process.wait(60) == 5
+    assert _signals(str(base), 1) == ["SIGUSR1"]
+
+
+def test_a_job_runs_although_its_signals_cannot_be_handed_on(base: Path) -> None:
+    (base / "prefect" / "signals.1.77").mkdir()
+    with batch_shell(base, "echo ran") as process:
+        assert line(process) == "ran"
+    text = HAND_ON_SIGNALS.replace("signal.valid_signals()", "signal.no_such_name()")
+    done = subprocess.run([sys.executable, "-c", text], cwd=base, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "are not handed on" in done.stderr) == (0, True)
+
+
 def test_a_script_without_a_handler_is_killed_and_not_the_batch_shell(base: Path) -> None:
     with batch_shell(base, f"{NOTE} echo ready; sleep 60") as process:
         assert line(process) == "ready"

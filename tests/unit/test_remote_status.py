@@ -135,6 +135,36 @@ def test_reservations_are_asked_for_only_where_slurm_speaks_of_one(commands: Com
     assert len(commands.calls("scontrol")) == 2, "its answer is shared as that of squeue is"
 
 
+def test_a_large_site_is_described_once_and_each_job_gets_its_own_part(commands: Commands, prefix: Path) -> None:
+    Commands(commands.directory, "scontrol")
+    lines = [f"ReservationName=r{n} StartTime=9 EndTime=10 Nodes=x{n}[1-9]" for n in range(400)]
+    parts = [f"PartitionName=p{n} Nodes=m{n}[1-9] State=UP" for n in range(400)]
+    mine = "ReservationName=m StartTime=11 EndTime=12 Nodes=n1,n[5-6]"
+    commands.say("scontrol", *lines, mine, *parts, "PartitionName=debug Nodes=n[1-4] State=UP")
+    reason = "ReqNodeNotAvail, Reserved for maintenance"
+    stamps = [slurm_job(prefix, n + 1) for n in range(140)]
+    commands.say("squeue", *(f"{77 + n}|PENDING|Unknown|Unknown|||{reason}" for n in range(140)))
+    commands.then("scontrol", "squeue", *(f"{77 + n}|debug|2:00:00|1|||{reason}" for n in range(140)))
+    held = [facts["held"] for facts in look(prefix, *stamps).values()]
+    assert len(held) == 140
+    assert all((one["reservations"], one["partitions"]) == ([mine], {"debug": "n[1-4]"}) for one in held)
+    assert all(set(one["clock"]) == {"11", "12"} for one in held)
+    assert (prefix / ".locks" / "squeue.json").stat().st_size < 200_000
+
+
+def test_of_commands_that_fail_one_is_asked(commands: Commands, prefix: Path) -> None:
+    Commands(commands.directory, "scontrol")
+    stamp = slurm_job(prefix)
+    commands.say("squeue", "77|PENDING|Unknown|Unknown|||ReqNodeNotAvail")
+    commands.say("scontrol", code=1)
+    look(prefix, stamp)
+    assert len(commands.calls("scontrol")) == 1
+    age(prefix, "squeue", 60)
+    commands.say("squeue", code=1, error="Unable to contact slurm controller")
+    look(prefix, stamp)
+    assert len(commands.calls("scontrol")) == 1, "squeue failed first"
+
+
 def test_a_line_that_is_cut_off_is_no_end(commands: Commands, prefix: Path) -> None:
     commands.say("squeue", "77|RUNNING|1|Unknown||n1|None")
     stamp = slurm_job(prefix, 1, QUEUED, ACTIVE)

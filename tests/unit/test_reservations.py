@@ -139,10 +139,21 @@ def test_any_text_can_be_read(lines: list[str]) -> None:
         ("", set()),
         ("n[1-999999999]", set()),
         ("n[1-9999]m[1-9999]", set()),
+        ("n[1-150000,1-150000]", set()),
+        ("n[" + "9" * 5000 + "]", set()),
+        ("n" * 5000 + "[1-9]", set()),
     ],
 )
 def test_lists_of_nodes(text: str, names: set[str]) -> None:
     assert expand(text) == names
+
+
+def test_a_list_in_several_parts_is_as_long_as_its_parts_together() -> None:
+    assert len(expand("a[1-500],b[1-500]")) == 1000
+
+
+def test_a_time_that_is_no_time_is_not_read() -> None:
+    assert read_reservations([f"StartTime={'9' * 5000} EndTime=1 Nodes=n1"]) == []
 
 
 @given(st.text(alphabet="n[]-,0123456789(", max_size=40))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from prefect_psik import cancellation, session
+from prefect_psik import cancellation, session, watches
 from prefect_psik.batches import MAX_JOBS_PER_CALL
 from prefect_psik.exceptions import FacilityError, FacilityTimeout, RemoteCodeError
 from prefect_psik.models import JobHandle, JobState
@@ -137,6 +137,35 @@ def test_trouble_with_one_job_ends_no_wait_for_another() -> None:
     trouble, update = on_session(both())
     assert trouble.trouble == "Its directory cannot be read. (said by test)"
     assert update.is_final
+
+
+def test_results_on_a_file_system_that_is_away_for_a_while_are_looked_at_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = time.time()
+    ended = {"type": "local", "native_id": "7", "status": f"{now},1,queued,7\n{now},1,completed,\n", "now": now}
+    checks: list[str] = []
+
+    class Unmounted(Answering):
+        async def call(self, name: str, payload: dict[str, Any], *, timeout: float = 60) -> dict[str, Any]:
+            if name == "status":
+                return {"jobs": {"1": ended | {"to_check": True}}}
+            checks.append(name)
+            if len(checks) == 1:
+                return {"error": {"kind": "setup", "message": "The prefix /p does not exist."}}
+            return {"jobs": {"1": {"found": []}}}
+
+    monkeypatch.setattr(watches, "CHECK_PAUSE_SECONDS", 0.0)
+    channel = Channel(Session.current(), Unmounted(lambda jobs: {}), "/p", 1.0)
+
+    async def both() -> tuple[Update, Update]:
+        watched = channel.poller.subscribe(HANDLE)
+        return await asyncio.wrap_future(watched.next()), await asyncio.wrap_future(watched.next())
+
+    trouble, end = on_session(both())
+    assert trouble.trouble == "The prefix /p does not exist. (said by test)"
+    assert end.status is not None
+    assert end.status.state is JobState.completed
 
 
 def test_a_look_at_a_facility_that_is_away_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from typing import Any
 
 import pytest
@@ -29,6 +31,9 @@ def signals(job: dict[str, Any]) -> list[str]:
         ("b:sigusr1@30", BatchSignal("SIGUSR1", 30)),
         ("RB:10", BatchSignal("SIGUSR1", 60)),
         ("B:HUP@5", BatchSignal("SIGHUP", 5)),
+        ("B:14@60", BatchSignal("SIGALRM", 60)),
+        ("B:035", BatchSignal("35", 60)),
+        ("B:IOT", BatchSignal("SIGABRT", 60)),
         ("USR1@30", None),
         ("R:USR1@30", None),
         ("nonsense", None),
@@ -36,6 +41,12 @@ def signals(job: dict[str, Any]) -> list[str]:
 )
 def test_what_sbatch_means_by_its_option(text: str, expected: BatchSignal | None) -> None:
     assert batch_signal(text) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the numbers are those of Linux")
+@pytest.mark.parametrize("number", [*range(1, 32), 34, 64])
+def test_a_number_is_the_name_that_the_batch_script_notes(number: int) -> None:
+    assert batch_signal(f"B:{number}") == BatchSignal(signal.Signals(number).name, 60)
 
 
 def test_the_field_becomes_the_option_and_a_note_for_the_end() -> None:
