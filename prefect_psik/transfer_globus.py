@@ -147,9 +147,9 @@ class GlobusCarrier:
                     break  # it disappeared
                 for row in page["DATA"]:
                     entry = _entry(f"{here.rstrip('/')}/{row['name']}", row)
-                    yield entry
                     if recursive and entry.kind == "directory":
                         waiting.append(entry.path)
+                    yield entry  # whose path is then the caller's to change
                 offset += len(page["DATA"])
                 if not page["DATA"] or offset >= page["total"]:
                     break
