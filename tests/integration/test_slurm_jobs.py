@@ -86,8 +86,8 @@ def script(text: str, name: str = "test", **fields: Any) -> JobSpec:
 
 
 def with_attributes(backend: PsikBackend, **changes: Any) -> PsikBackend:
-    """The same backend with other attributes."""
-    return backend.model_copy(update={"attributes": backend.attributes.model_copy(update=changes)})
+    """The same backend with other attributes; no copy, which a save would write over the block that it is of."""
+    return PsikBackend(**dict(backend) | {"attributes": backend.attributes.model_copy(update=changes)})
 
 
 def rows_of(facility: Facility, handle: JobHandle) -> int:
