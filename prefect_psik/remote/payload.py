@@ -70,7 +70,8 @@ def _jobs(payload: dict[str, Any]) -> list[dict[str, Any]]:
     return list(jobs)
 
 
-def _prefix(payload: dict[str, Any]) -> str:
+def _named_prefix(payload: dict[str, Any]) -> str:
+    """The path of the prefix, whoever may have put something there: for what the site says of it."""
     given = payload["prefix"]
     if not isinstance(given, str) or "\0" in given or "\n" in given:
         raise Trouble("payload", f"{given!r} is no path.")
@@ -81,7 +82,11 @@ def _prefix(payload: dict[str, Any]) -> str:
             f"The prefix {given!r} becomes {path!r} on {socket.gethostname()}, which is no absolute path. "
             "Use variables that are set there, or write the path out.",
         )
-    path = os.path.normpath(path)
+    return os.path.normpath(path)
+
+
+def _prefix(payload: dict[str, Any]) -> str:
+    path = _named_prefix(payload)
     try:
         _check_place(path)
         _check_records(path)

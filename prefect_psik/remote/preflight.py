@@ -17,7 +17,7 @@ from typing import Any
 
 from prefect_psik.remote.files import _lock_file, _try_lock, _user, _write
 from prefect_psik.remote.ownership import NotOurs, _check_one, _check_place
-from prefect_psik.remote.payload import LETTER, PROTOCOL, Trouble, _prefix, _writable_prefix
+from prefect_psik.remote.payload import LETTER, PROTOCOL, Trouble, _named_prefix, _prefix, _writable_prefix
 from prefect_psik.remote.records import _all_stamps
 from prefect_psik.remote.reservations import _reservations
 from prefect_psik.remote.sbatch import _submit_limit
@@ -70,19 +70,12 @@ def preflight(payload: dict[str, Any]) -> dict[str, Any]:
 def _look_at_site(payload: dict[str, Any]) -> dict[str, Any]:
     try:
         rules = _site_rules()
-        if rules and (prefix := _usable_prefix(payload)):
-            _check_prefix(rules, prefix)
+        if rules:
+            _check_prefix(rules, _named_prefix(payload))
         _check_backend(rules, payload["backend"], payload["spec"]["attributes"])
     except Trouble as trouble:
         return {"error": trouble.answer["message"]}
     return {"file": rules.get("file")}
-
-
-def _usable_prefix(payload: dict[str, Any]) -> str | None:
-    try:
-        return _prefix(payload)
-    except Trouble:  # which `_look_at_prefix` tells
-        return None
 
 
 def _version(package: str) -> str | None:

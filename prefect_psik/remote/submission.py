@@ -24,8 +24,8 @@ from prefect_psik.remote.payload import (
     Trouble,
     _defect,
     _jobs,
+    _named_prefix,
     _os_trouble,
-    _prefix,
     _writable_prefix,
 )
 from prefect_psik.remote.records import _note_owner
@@ -53,7 +53,7 @@ def submit(payload: dict[str, Any]) -> dict[str, Any]:
     """
     jobs = _jobs(payload)
     rules = _site_rules()
-    named = _prefix(payload)
+    named = _named_prefix(payload)
     if not all(_is_kept(named, job["stamp"]) for job in jobs):
         _check_prefix(rules, named)
     prefix = _writable_prefix(payload)
