@@ -44,9 +44,9 @@ echo done > result.txt
 """
 
 
-def started(handle: JobHandle) -> JobHandle:
+def started(handle: JobHandle, backend: PsikBackend) -> JobHandle:
     """The job, once its script runs: it says so in its log."""
-    wait_until(lambda: poll_job(handle).state is JobState.active, 120)
+    wait_until(lambda: poll_job(handle, backend=backend).state is JobState.active, 120)
     wait_until(lambda: "ready" in _stdout(handle), 60)
     return handle
 
@@ -87,7 +87,7 @@ def test_a_signal_for_the_batch_shell_reaches_the_trap_once(
     facility: Facility, backend: PsikBackend, name: str
 ) -> None:
     text = f"trap 'echo got {name}; exit 3' {name}\necho ready\nsleep 600 & wait\n"
-    handle = started(submit_job(backend, script(text)))
+    handle = started(submit_job(backend, script(text)), backend)
     send(facility, handle, name)
     with pytest.raises(ScriptFailed) as failed:
         wait_for_job(handle, backend=backend)
@@ -107,7 +107,7 @@ def test_a_signal_for_the_batch_shell_reaches_the_trap_once(
 def test_a_job_that_a_signal_ended_says_so_and_blames_no_backend(
     facility: Facility, backend: PsikBackend, name: str, error: type[JobError], cause: FailureCause
 ) -> None:
-    handle = started(submit_job(backend, script("echo ready\nsleep 600")))
+    handle = started(submit_job(backend, script("echo ready\nsleep 600")), backend)
     send(facility, handle, name)
     with pytest.raises(error, match=f"SIG{name}.* from outside") as failed:
         wait_for_job(handle, backend=backend)
@@ -117,7 +117,7 @@ def test_a_job_that_a_signal_ended_says_so_and_blames_no_backend(
 
 def test_a_signal_for_the_steps_does_not_touch_the_script(facility: Facility, backend: PsikBackend) -> None:
     text = "srun bash -c 'trap \"exit 7\" USR1; echo ready; sleep 600 & wait'\necho srun ended with $?"
-    handle = started(submit_job(backend, script(text)))
+    handle = started(submit_job(backend, script(text)), backend)
     sent = facility.as_user("scancel", "--signal=USR1", str(handle.native_id))
     assert sent.returncode == 0, sent.stderr
     result = wait_for_job(handle, backend=backend)
