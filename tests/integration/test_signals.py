@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from prefect_psik import (
@@ -124,8 +126,8 @@ def test_a_signal_for_the_steps_does_not_touch_the_script(facility: Facility, ba
     assert result.stdout == "ready\nsrun ended with 7\n"
 
 
-def test_a_warning_on_this_machine_reaches_the_trap(backend: PsikBackend) -> None:
-    here = PsikBackend(prefix=backend.prefix)
+def test_a_warning_on_this_machine_reaches_the_trap(prefix: Path) -> None:
+    here = PsikBackend(prefix=str(prefix))
     spec = JobSpec(name="here", script=CHECKPOINT, resources=ResourceSpec(duration=1), warn_before=55)
     result = run_job(here, spec, retry_on={"walltime"})
     assert (result.handle.jobndx, result.stdout) == (2, "from step 1\n")
