@@ -88,15 +88,6 @@ def within_the_rate_of_globus(request: pytest.FixtureRequest) -> Iterator[None]:
     assert over == {}, f"a login sent more than Globus allows: {over} requests in 10 s"
 
 
-@pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """A real Prefect server with a database of its own, started once and only if a test asks."""
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=None):  # the setting's
-        yield
-
-
 def job_processes(prefix: Path) -> list[psutil.Process]:
     """Processes of jobs below a prefix: the scripts and what they started (they know their $base)."""
     found = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,13 +18,16 @@ import httpx
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import State
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling, Crashed
+from prefect.workers.process import ProcessWorker
 
 from prefect_psik import BackendAttributes, PsikBackend
 from tests.integration.local import wait_until
@@ -31,6 +36,8 @@ from tests.testbed.state import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 POOL = "beamline"
+#: Services of a server that no test needs, and that look into its database all the time.
+_UNNEEDED = ("TRIGGERS", "FOREMAN", "LATE_RUNS", "REPOSSESSOR", "CLEANUP_RECONCILER")
 #: A busy machine takes this long to start what is here.
 _START_SECONDS = 300.0
 
@@ -95,43 +102,65 @@ class Child:
         return True
 
 
-class Services:
-    """A Prefect server on loopback with a database of its own, and all processes that tests start beside it."""
+class PrefectServer:
+    """A Prefect server on loopback with a database of its own."""
 
-    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
-        self._port = str(free_port())
-        self.url = f"http://127.0.0.1:{self._port}/api"
+    def __init__(self, directory: Path) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}/api"
+        self.database = directory / "prefect" / "prefect.db"
+        self.environment = {
+            "PREFECT_HOME": str(self.database.parent),
+            "PREFECT_API_URL": self.url,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        }
+        self._command = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+        self._log = directory / "server.log"
+        self._child: Child | None = None
+
+    def start(self, database: Path | None = None) -> None:
+        """Start it, with a copy of this database if there is one, and wait until it answers."""
+        self.database.parent.mkdir()
+        if database is not None:
+            shutil.copyfile(database, self.database)
+        unneeded = {f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in _UNNEEDED}
+        environment = {**os.environ, **self.environment, **unneeded}
+        child = self._child = Child(self._log, environment, sys.executable, *self._command)
+        wait_until(lambda: self._answers() or child.process.poll() is not None, _START_SECONDS)
+        assert self._answers(), "\n".join(child.lines()[-20:])
+
+    def stop(self) -> None:
+        """Kill it."""
+        if self._child is not None:
+            self._child.kill()
+
+    def _answers(self) -> bool:
+        try:
+            # A facility beside it may be a proxy of this process.
+            return httpx.get(f"{self.url}/health", timeout=5, trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+
+class Services:
+    """A Prefect server, and all processes that tests start beside it."""
+
+    def __init__(self, server: PrefectServer, directory: Path, environment: Mapping[str, str]) -> None:
+        self.url = server.url
         self._directory = directory
-        self._server: Child | None = None
         self._client: SyncPrefectClient | None = None
         self._stack = ExitStack()
         self._children: list[Child] = []
         self._started = 0
         kept = {name: value for name, value in environment.items() if not name.startswith("PREFECT_API")}
-        own = {
-            "PREFECT_HOME": str(directory / "prefect"),
-            "PREFECT_API_URL": self.url,
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            # Flow runs begin, and cancels arrive, sooner than a beamline would need.
-            "PREFECT_RUNNER_POLL_FREQUENCY": "2",
-            "PREFECT_WORKER_QUERY_SECONDS": "2",
-        }
-        self.environment = {**kept, **own}
-
-    def start(self) -> None:
-        """Start the server, and wait until it answers."""
-        command = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", self._port)
-        self._server = Child(self._directory / "server.log", self.environment, sys.executable, *command)
-        wait_until(lambda: self._answers() or self._server_ended(), _START_SECONDS)
-        assert self._answers(), "\n".join(self._server.lines()[-20:])
-        self.prefect("work-pool", "create", POOL, "--type", "process")
+        # Flow runs begin, and cancels arrive, sooner than a beamline would need.
+        sooner = {"PREFECT_RUNNER_POLL_FREQUENCY": "2", "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        self.environment = {**kept, **server.environment, **sooner}
 
     def stop(self) -> None:
-        """Kill all that was started here, and the server."""
+        """Kill all that was started here."""
         self.end_children()
         self._stack.close()
-        if self._server is not None:
-            self._server.kill()
 
     def end_children(self) -> None:
         """Kill all that was started beside the server."""
@@ -154,6 +183,14 @@ class Services:
         )
         assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def make_pool(self) -> None:
+        """Make the work pool `POOL` for process workers."""
+        template = ProcessWorker.get_default_base_job_template()
+        with self.client() as client:
+            client.create_work_pool(
+                WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True
+            )
 
     def worker(self) -> Child:
         """Start a process worker on the work pool `POOL`."""
@@ -231,37 +268,96 @@ class Services:
         with self.client() as client:
             client.set_flow_run_state(run, state, force=True)
 
-    def _answers(self) -> bool:
-        try:
-            # The facility beside it may be a proxy of this process.
-            return httpx.get(f"{self.url}/health", timeout=5, trust_env=False).is_success
-        except httpx.HTTPError:
-            return False
 
-    def _server_ended(self) -> bool:
-        return self._server is not None and self._server.process.poll() is not None
+@pytest.fixture(scope="session")
+def new_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of a new server, made once for all processes of these tests: its migrations take 10 s."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    place /= "new-prefect"
+    place.mkdir(exist_ok=True)
+    database = place / "prefect.db"
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            making = place / "making"
+            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+            environment = {**os.environ, "PREFECT_HOME": str(making)}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_START_SECONDS)
+            assert done.returncode == 0, done.stdout + done.stderr
+            (making / "prefect.db").rename(database)
+    return database
 
 
-def _started(facility: Facility, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GLOBUS_", "SLURM_"))}
-    started = Services(tmp_path_factory.mktemp("prefect"), {**inherited, **facility.env})
+@contextmanager
+def running_server(directory: Path, database: Path | None = None) -> Iterator[PrefectServer]:
+    """A server, started with a copy of this database if there is one."""
+    server = PrefectServer(directory)
     try:
-        started.start()
-        yield started
+        server.start(database)
+        yield server
     finally:
-        started.stop()
+        server.stop()
+
+
+@contextmanager
+def services_beside(server: PrefectServer, directory: Path, environment: Mapping[str, str]) -> Iterator[Services]:
+    """What runs beside a server, in this environment."""
+    services = Services(server, directory, environment)
+    try:
+        services.make_pool()
+        yield services
+    finally:
+        services.stop()
+
+
+def _without(*prefixes: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
 @pytest.fixture(scope="session")
-def services(facility: Facility, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """Prefect services whose processes are clients of the facility."""
-    yield from _started(facility, tmp_path_factory)
+def server(tmp_path_factory: pytest.TempPathFactory, new_database: Path) -> Iterator[PrefectServer]:
+    """The one Prefect server of this process of tests."""
+    with running_server(tmp_path_factory.mktemp("prefect"), new_database) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def prefect_server(server: PrefectServer) -> Iterator[None]:
+    """From the first test that asks, this process of tests is a client of its Prefect server."""
+    settings = {
+        PREFECT_API_URL: server.url,
+        PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{server.database}",
+    }
+    with temporary_settings(settings):
+        yield
+        APILogWorker.instance().drain()
+        _end_events_workers()
+
+
+@pytest.fixture(scope="session")
+def services(
+    server: PrefectServer, facility: Facility, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Services]:
+    """The same server, and processes beside it that are clients of the facility."""
+    environment = {**_without("GLOBUS_", "SLURM_"), **facility.env}
+    with services_beside(server, tmp_path_factory.mktemp("services"), environment) as services:
+        yield services
 
 
 @pytest.fixture(scope="module")
-def own_services(facility: Facility, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """The same for tests whose deployments and schedules would be in the way of others."""
-    yield from _started(facility, tmp_path_factory)
+def own_services(
+    facility: Facility, tmp_path_factory: pytest.TempPathFactory, new_database: Path
+) -> Iterator[Services]:
+    """The same with a server of their own, for tests whose deployments and schedules would be in others' way."""
+    directory = tmp_path_factory.mktemp("services")
+    environment = {**_without("GLOBUS_", "SLURM_"), **facility.env}
+    with (
+        running_server(directory, new_database) as server,
+        services_beside(server, directory, environment) as services,
+    ):
+        yield services
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
@@ -206,11 +206,19 @@ def test_a_script_that_is_cancelled_ends_also_the_jobs_that_it_does_not_wait_for
 
 
 @pytest.fixture(scope="module")
-def served(facility: Facility, services: Services, block: str, once: str) -> Table:
-    """Serve all places, and cancel a flow run of each; and of some one that asked to leave its jobs."""
-    services.end_children()  # those of a first run
-    serving = services.python("tests/integration/places.py", "serve")
-    wait_until(lambda: services.deployed("crowd/served"), 180)
+def serving(services: Services) -> Iterator[Child]:
+    """A process that serves all places."""
+    child = services.python("tests/integration/places.py", "serve")
+    try:
+        wait_until(lambda: services.deployed("crowd/served"), 180)
+        yield child
+    finally:
+        child.kill()
+
+
+@pytest.fixture(scope="module")
+def served(facility: Facility, services: Services, serving: Child, block: str, once: str) -> Table:
+    """Cancel a flow run of each place that is served; and of some one that asked to leave its jobs."""
     rows: Table = {}
     rounds: dict[OnCancel, tuple[str, ...]] = {"cancel": tuple(PLACES), "leave": LEAVING}
     # One after the other: all of them share the requests that Globus allows a login.
@@ -229,7 +237,6 @@ def served(facility: Facility, services: Services, block: str, once: str) -> Tab
         jobs += own
         cancelled = cancel_all(facility, services, runs, tag, once, on_cancel)
         rows |= {(on_cancel, place): row for (_, place), row in cancelled.items()}
-    serving.kill()
     return rows
 
 
@@ -258,12 +265,18 @@ def test_jobs_that_a_cancel_is_to_leave_go_on(served: Table, place: str) -> None
 
 
 @pytest.fixture(scope="module")
-def worked(facility: Facility, services: Services, block: str, once: str) -> Table:
-    """Run one place of each kind on a process worker: the processes are killed and retried, then cancelled."""
-    services.end_children()  # those of a first run
+def worker(services: Services) -> Iterator[Child]:
+    """A process worker with deployments of some places."""
     deploying = services.python("tests/integration/places.py", "deploy", POOL)
     assert deploying.ends(300)
-    worker = services.worker()
+    child = services.worker()
+    yield child
+    child.kill()
+
+
+@pytest.fixture(scope="module")
+def worked(facility: Facility, services: Services, worker: Child, block: str, once: str) -> Table:
+    """Run one place of each kind on a process worker: the processes are killed and retried, then cancelled."""
     runs = {
         place: services.run_deployment(f"{place}/worked", backend=block, tag=f"worked-{once}") for place in WORKED
     }
@@ -298,7 +311,6 @@ def worked(facility: Facility, services: Services, block: str, once: str) -> Tab
         services.retry(run)
     wait_until(lambda: goes_on(2), 300)
     rows |= cancel_all(facility, services, runs, "worked", once)
-    worker.kill()
     return rows
 
 
@@ -329,15 +341,10 @@ def test_a_workers_flow_run_that_is_cancelled_ends_its_jobs(
 
 @pytest.mark.parametrize("by", ["served", "worked"])
 def test_a_job_that_nobody_waits_for_is_ended_by_the_hook_unless_it_is_to_be_left(
-    facility: Facility, services: Services, block: str, by: str, once: str
+    request: pytest.FixtureRequest, facility: Facility, services: Services, block: str, by: str, once: str
 ) -> None:
     names: dict[str, OnCancel] = {f"hook-{once}-{by}": "cancel", f"left-{once}-{by}": "leave"}
-    if by == "served":
-        running = services.python("tests/integration/places.py", "serve")
-        wait_until(lambda: services.deployed("crowd/served"), 180)
-    else:
-        assert services.python("tests/integration/places.py", "deploy", POOL).ends(300)
-        running = services.worker()
+    request.getfixturevalue({"served": "serving", "worked": "worker"}[by])
     runs = {
         name: services.run_deployment(f"forgetful/{by}", backend=block, tag=name, on_cancel=on_cancel)
         for name, on_cancel in names.items()
@@ -352,15 +359,12 @@ def test_a_job_that_nobody_waits_for_is_ended_by_the_hook_unless_it_is_to_be_lef
     gone, left = names
     assert live(facility, gone) == {}
     assert live(facility, left) == before[left]
-    running.kill()
 
 
 def test_a_flow_run_that_is_suspended_and_resumed_finds_its_job_again(
-    facility: Facility, services: Services, block: str, once: str
+    facility: Facility, services: Services, block: str, serving: Child, once: str
 ) -> None:
     tag = f"suspend-{once}"
-    serving = services.python("tests/integration/places.py", "serve")
-    wait_until(lambda: services.deployed("crowd/served"), 180)
     run = services.run_deployment("suspended/served", backend=block, tag=tag)
     wait_until(lambda: services.state(run).is_paused(), 180)
     running = wait_running(facility, tag)
@@ -376,11 +380,10 @@ def test_a_flow_run_that_is_suspended_and_resumed_finds_its_job_again(
     assert services.state(run).type is StateType.CANCELLED
     wait_until(lambda: live(facility, tag) == {})
     assert len(lines_of(facility, f"{tag}-suspended")) == 1
-    serving.kill()
 
 
 def test_a_cancel_while_suspended_leaves_the_job_to_reconcile(
-    facility: Facility, services: Services, block: str, once: str
+    facility: Facility, services: Services, block: str, serving: Child, once: str
 ) -> None:
     """Prefect sets such a flow run to Cancelled at once: no process of it waits, and no hook is called."""
     tag, own = f"unresumed-{once}", f"suspended-{once}"
@@ -388,8 +391,6 @@ def test_a_cancel_while_suspended_leaves_the_job_to_reconcile(
         found = PsikBackend.load(block)
         assert isinstance(found, PsikBackend)
         found.model_copy(update={"prefix": f"{facility.prefix}/{own}"}).save(own)
-    serving = services.python("tests/integration/places.py", "serve")
-    wait_until(lambda: services.deployed("crowd/served"), 180)
     run = services.run_deployment("suspended/served", backend=own, tag=tag)
     wait_until(lambda: services.state(run).is_paused(), 180)
     running = wait_running(facility, tag)
@@ -403,7 +404,6 @@ def test_a_cancel_while_suspended_leaves_the_job_to_reconcile(
         [mended] = reconcile([own], cancel=True)
     assert (mended.id, mended.done) == (reported.id, "canceled")
     assert live(facility, tag) == {}
-    serving.kill()
 
 
 @pytest.mark.parametrize("how", ["direct", "submitted"])

@@ -12,39 +12,38 @@ import pytest
 from prefect.client.schemas.objects import StateType
 
 from tests.integration.local import wait_until
-from tests.integration.prefect_services import Services
+from tests.integration.prefect_services import PrefectServer, Services, services_beside
 from tests.integration.transfer_places import Place, emulated
 from tests.testbed.globus import Globus
 
 
 @pytest.fixture(scope="module")
-def server(emulator: Globus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+def services(
+    emulator: Globus, server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Services]:
     """Prefect services whose processes are clients of the emulator."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GLOBUS_")}
-    started = Services(tmp_path_factory.mktemp("prefect"), {**inherited, **emulator.env()})
-    try:
-        started.start()
-        yield started
-    finally:
-        started.stop()
+    directory = tmp_path_factory.mktemp("services")
+    with services_beside(server, directory, {**inherited, **emulator.env()}) as services:
+        yield services
 
 
 @pytest.fixture
-def slow(globus: Globus, server: Services) -> Iterator[tuple[Place, Place]]:
+def slow(globus: Globus, services: Services) -> Iterator[tuple[Place, Place]]:
     """A directory whose transfer takes 10 min, and where it goes; served are the flows that move it."""
     base = uuid.uuid4().hex
     home, away = emulated(globus, "home", base), emulated(globus, "scratch", base)
     home.write("rec/1", b"one")
     home.write("rec/2", b"two")
     globus.order_fault("slow_path", match=f"home/{base}/rec/2", seconds=600, times=1)
-    _serve(server, home, away)
+    _serve(services, home, away)
     yield home, away
-    server.end_children()
+    services.end_children()
 
 
-def _serve(server: Services, home: Place, away: Place) -> Any:
+def _serve(services: Services, home: Place, away: Place) -> Any:
     ends = [str(place.block.collection_id) for place in (home, away)]
-    child = server.python("-m", "tests.integration.transfer_flows", *ends, home.root.name)
+    child = services.python("-m", "tests.integration.transfer_flows", *ends, home.root.name)
     wait_until(lambda: any("submits/served" in line for line in child.lines()), 240)
     return child
 
@@ -54,53 +53,53 @@ def _tasks(globus: Globus, since: int) -> list[str]:
 
 
 def test_a_killed_flow_finds_its_transfer_again(
-    globus: Globus, server: Services, slow: tuple[Place, Place]
+    globus: Globus, services: Services, slow: tuple[Place, Place]
 ) -> None:
     home, away = slow
     before = len(globus.transfers())
-    run = server.run_deployment("moves/served")
+    run = services.run_deployment("moves/served")
     wait_until(lambda: away.files() == {"rec/1": b"one"}, 240)
-    server.end_children()  # by SIGKILL, with the flow's own process
+    services.end_children()  # by SIGKILL, with the flow's own process
     assert _tasks(globus, before) == ["ACTIVE"]
-    _serve(server, home, away)
-    server.retry(run)
-    wait_until(lambda: any("found again" in line for line in server.logs(run)), 240)
+    _serve(services, home, away)
+    services.retry(run)
+    wait_until(lambda: any("found again" in line for line in services.logs(run)), 240)
     assert _tasks(globus, before) == ["ACTIVE"]
-    server.cancel(run)
+    services.cancel(run)
     wait_until(lambda: _tasks(globus, before) == ["FAILED"])
-    wait_until(lambda: server.state(run).is_final())
-    assert server.state(run).type is StateType.CANCELLED
+    wait_until(lambda: services.state(run).is_final())
+    assert services.state(run).type is StateType.CANCELLED
 
 
 def test_a_killed_flow_finds_its_copy_on_this_machine_again_though_its_source_is_gone(
-    server: Services, slow: tuple[Place, Place], tmp_path: Path
+    services: Services, slow: tuple[Place, Place], tmp_path: Path
 ) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "raw").write_bytes(b"raw")
-    run = server.run_deployment("dies/served", root=str(tmp_path))
+    run = services.run_deployment("dies/served", root=str(tmp_path))
     wait_until(lambda: (tmp_path / "died").exists(), 240)
-    server.end_children()
+    services.end_children()
     assert not (tmp_path / "home" / "raw").exists()
-    _serve(server, *slow)
-    server.retry(run)
-    wait_until(lambda: any("found again" in line for line in server.logs(run)), 240)
-    wait_until(lambda: server.state(run).is_completed(), 120)
+    _serve(services, *slow)
+    services.retry(run)
+    wait_until(lambda: any("found again" in line for line in services.logs(run)), 240)
+    wait_until(lambda: services.state(run).is_completed(), 120)
     assert (tmp_path / "away" / "raw").read_bytes() == b"raw"
 
 
 @pytest.mark.parametrize("flow", ["moves", "submits"], ids=["waiting", "by the hook"])
 def test_a_cancel_of_the_flow_run_cancels_the_transfer(
-    globus: Globus, server: Services, slow: tuple[Place, Place], flow: str
+    globus: Globus, services: Services, slow: tuple[Place, Place], flow: str
 ) -> None:
     _, away = slow
     before = len(globus.transfers())
-    run = server.run_deployment(f"{flow}/served")
+    run = services.run_deployment(f"{flow}/served")
     wait_until(lambda: away.files() == {"rec/1": b"one"}, 240)
     # The handle is noted between the submission and this.
-    wait_until(lambda: any(line.endswith(" submitted") for line in server.logs(run)), 120)
-    server.cancel(run)
+    wait_until(lambda: any(line.endswith(" submitted") for line in services.logs(run)), 120)
+    services.cancel(run)
     wait_until(lambda: _tasks(globus, before) == ["FAILED"], 120)
     assert globus.transfers()[-1]["fatal_error"]["code"] == "CANCELED"
-    wait_until(lambda: server.state(run).is_final(), 120)
-    assert server.state(run).type is StateType.CANCELLED
+    wait_until(lambda: services.state(run).is_final(), 120)
+    assert services.state(run).type is StateType.CANCELLED
     assert away.files() == {"rec/1": b"one"}

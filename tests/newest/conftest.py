@@ -7,16 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.prefect_services import Services
+from tests.integration.prefect_services import Services, running_server, services_beside
 
 
 @pytest.fixture(scope="session")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     """Prefect services whose processes have a home of their own, where the jobs are."""
-    home = tmp_path_factory.mktemp("home")
-    started = Services(tmp_path_factory.mktemp("prefect"), {**os.environ, "HOME": str(home)})
-    try:
-        started.start()
-        yield started
-    finally:
-        started.stop()
+    home, directory = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("prefect")
+    environment = {**os.environ, "HOME": str(home)}
+    with running_server(directory) as server, services_beside(server, directory, environment) as services:
+        yield services
