@@ -11,7 +11,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 ARGS ?=
-WORKERS ?= 4
+WORKERS ?= 5
 BIN := .venv/bin
 
 # Whatever Prefect the user of this machine has is neither asked nor touched.
@@ -19,6 +19,8 @@ unexport PREFECT_API_URL PREFECT_API_KEY PREFECT_PROFILE PREFECT_PROFILES_PATH
 unexport PREFECT_API_DATABASE_CONNECTION_URL PREFECT_SERVER_DATABASE_CONNECTION_URL
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
+# Tests start some hundred Python processes: none shall compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 # The first start of a Prefect server makes its database, slowly on a busy machine.
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 180
 

@@ -67,7 +67,7 @@ def test_tomography_on_a_worker_that_is_killed_is_found_again(
 def test_a_cancel_of_many_jobs_frees_all_within_30_seconds(
     facility: Facility, services: Services, block: str
 ) -> None:
-    count = 200
+    count = 100
     services.python("tests/integration/places.py", "serve")
     wait_until(lambda: services.deployed("crowd/served"))
     seconds: list[tuple[float, float]] = []  # until the jobs were gone, and until Prefect had it
