@@ -22,8 +22,10 @@ _NO_WARNING = {
     "INT": "psik ends the job 5 s after it",
     "KILL": "no script can handle it",
     "STOP": "no script can handle it",
-    "TSTP": "it does not reach the script",
-    "CONT": "it does not reach the script",
+    **dict.fromkeys(
+        ("TSTP", "CONT", "TTIN", "TTOU", "CHLD", "PIPE", "XFSZ", "SEGV", "BUS", "FPE", "ILL", "TRAP", "SYS"),
+        "it does not reach the script",
+    ),
 }
 
 

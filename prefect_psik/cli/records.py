@@ -168,7 +168,8 @@ def _cancel_flow_run(flow_run: str, backend: str | None) -> int:
     stopped = sum(isinstance(outcome, JobStatus) for outcome in outcomes)
     left = len(outcomes) - stopped
     may_run = f"; {left} may still run, see above" if left else ""
-    notes.print(shown(f"{stopped} jobs of flow run {flow_run} were asked to stop{may_run}."))
+    asked = "1 job was" if stopped == 1 else f"{stopped} jobs were"
+    notes.print(shown(f"{asked} asked to stop, of flow run {flow_run}{may_run}."))
     return FAILURE if left else 0
 
 

@@ -30,7 +30,7 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `{"jobs": {stamp: facts or {"error"}}}`.
     """
-    prefix = _existing_prefix(payload)
+    prefix = _existing_prefix(payload, "busy")
     jobs = {job["stamp"]: job for job in _jobs(payload)}
     runs: dict[str, dict[str, int]] = {"local": {}, "slurm": {}}
     answers: dict[str, Any] = {}

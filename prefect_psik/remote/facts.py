@@ -97,7 +97,7 @@ def status(payload: dict[str, Any]) -> dict[str, Any]:
         `{"jobs": {stamp: facts or {"error"}}}`; a job whose token is unchanged comes as `{"same": true}`, and so
         does one for which this answer has no room: `{"same": true, "later": true}`.
     """
-    prefix = _existing_prefix(payload)
+    prefix = _existing_prefix(payload, "busy")  # it was there when they were submitted: a wait outlasts a mount
     jobs = _jobs(payload)
     snapshot = _Snapshot(prefix, jobs)
     answers: dict[str, Any] = {}

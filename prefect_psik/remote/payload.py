@@ -101,11 +101,12 @@ def _check_records(prefix: str) -> None:
         _check_one(os.path.join(prefix, name), stat.S_IFDIR)
 
 
-def _existing_prefix(payload: dict[str, Any]) -> str:
+def _existing_prefix(payload: dict[str, Any], kind: str = "setup") -> str:
+    """Return the prefix, or raise a Trouble of this kind if it is not there."""
     prefix = _prefix(payload)
     if not os.path.isdir(prefix):
         raise Trouble(
-            "setup",
+            kind,
             f"The prefix {prefix} does not exist on {socket.gethostname()}: its file system is not mounted, or "
             "it was removed.",
         )

@@ -211,7 +211,7 @@ def test_a_job_with_damaged_records_does_not_count_as_asked_to_stop(
         record.write_text("{}")
         assert command("cancel", "--flow-run", run, "--backend", saved) == 1
         said = " ".join(capsys.readouterr().err.split())
-        assert f"1 jobs of flow run {run} were asked to stop; 1 may still run, see above." in said
+        assert f"1 job was asked to stop, of flow run {run}; 1 may still run, see above." in said
         assert poll_job.fn(handle).state is JobState.canceled
     finally:
         record.write_bytes(whole)

@@ -355,12 +355,15 @@ def test_prefix_whose_file_system_is_not_mounted_is_not_made_again(
     assert list(mount_point.iterdir()) == []
 
 
-@pytest.mark.parametrize("operation", ["status", "cancel", "check", "fetch"])
-def test_prefix_that_is_not_there_says_nothing_of_its_jobs(tmp_path: Path, operation: str) -> None:
+@pytest.mark.parametrize(
+    ("operation", "kind"), [("status", "busy"), ("cancel", "busy"), ("check", "setup"), ("fetch", "setup")]
+)
+def test_prefix_that_is_not_there_says_nothing_of_its_jobs(tmp_path: Path, operation: str, kind: str) -> None:
     (tmp_path / "file").write_text("")
     for prefix in (tmp_path / "absent", tmp_path / "file" / "x"):
-        text = refusal(operation, {"prefix": str(prefix), "jobs": [{"stamp": STAMP}]})
-        assert f"The prefix {prefix} " in text
+        error = remote.call(operation, {"prefix": str(prefix), "jobs": [{"stamp": STAMP}]})["error"]
+        assert error["kind"] == kind
+        assert f"The prefix {prefix} " in error["message"]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from prefect_psik import BackendAttributes, JobSpec, PsikBackend, ResourceSpec, SpecError
 from prefect_psik.identity import Identity
+from prefect_psik.remote.signals import HAND_ON_SIGNALS
 from prefect_psik.time_warning import BatchSignal, batch_signal
 
 HOUR = ResourceSpec(duration=60)
@@ -89,7 +91,11 @@ def test_field_and_option_exclude_each_other() -> None:
         JobSpec(script="true", warn_before=60, attributes={"--signal": "B:USR1@30"})
 
 
-@pytest.mark.parametrize("name", ["TERM", "INT", "KILL", "STOP", "CONT", "TSTP", "15", "sigterm"])
+#: Those that psik's batch script does not hand on.
+KEPT = re.findall(r'kept = "(.*)"', HAND_ON_SIGNALS)[0].split()
+
+
+@pytest.mark.parametrize("name", [*KEPT, "15", "sigterm", "CLD"])
 def test_a_signal_that_cannot_warn_is_refused_with_what_to_write(name: str) -> None:
     with pytest.raises(ValueError, match=r"cannot warn the script: .* Write warn_before: 90 in the job spec"):
         JobSpec(script="true", attributes={"--signal": f"B:{name}@90"})
