@@ -40,7 +40,8 @@ class Claim:
         self._source, self._check = source, check
         self.mark = Mark.of(flow_run, by_globus=source.collection_id is not None)
         #: What is written at each end.
-        self._ends = ((check, self.mark), (source, replace(self.mark, kind=MarkKind.source)))
+        self.source_mark = replace(self.mark, kind=MarkKind.source)
+        self._ends = ((check, self.mark), (source, self.source_mark))
         self._writing: asyncio.Future[None] | None = None
         self._directories: frozenset[str] = frozenset()
         self._unmarked: dict[str, str] = {}

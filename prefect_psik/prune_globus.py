@@ -18,7 +18,7 @@ from typing import TypeVar
 from prefect_psik.blocks import GlobusCollection
 from prefect_psik.exceptions import TransferError
 from prefect_psik.prune_look import entries_of
-from prefect_psik.prune_models import CHANGED, CHANGED_AT_CHECK, DIFFERENT, PruneFile
+from prefect_psik.prune_models import CHANGED, CHANGED_AT_CHECK, DIFFERENT, GONE, PruneFile
 from prefect_psik.transfer_models import FileEntry, Order
 from prefect_psik.transfer_once import repeated
 from prefect_psik.transfer_runs import globus_carrier_of, id_of, name_of
@@ -40,15 +40,16 @@ class GlobusPrune:
     Args:
         source: Where files are deleted.
         check: Where the copies are.
+        mark: The name of this prune's mark in each directory of the source.
         until: Unix time after which nothing is deleted.
         path: What is pruned, for people who read the names of tasks.
         room: Directory at the check for the copies that are compared, which the caller removes.
     """
 
     def __init__(
-        self, source: GlobusCollection, check: GlobusCollection, until: float, path: str, room: str
+        self, source: GlobusCollection, check: GlobusCollection, mark: str, until: float, path: str, room: str
     ) -> None:
-        self._source, self._check, self._until = source, check, until
+        self._source, self._check, self._mark, self._until = source, check, mark, until
         self._path, self._room = path, room
         self._deletion: asyncio.Future[str] | None = None
 
@@ -98,7 +99,10 @@ class GlobusPrune:
         there, held = [await _files_in(end, directories) for end in (self._source, self._check)]
         reasons = {}
         for file in part:
-            if not _is_as_seen(there.get(file.path), file.size, file.modified):
+            mark = posixpath.join(posixpath.dirname(file.path), self._mark)
+            if file.path not in there and mark in there:
+                reasons[file.path] = GONE
+            elif not _is_as_seen(there.get(file.path), file.size, file.modified):
                 reasons[file.path] = CHANGED
             elif not _is_as_seen(held.get(file.path), file.size, file.check_modified):
                 reasons[file.path] = CHANGED_AT_CHECK

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from prefect_psik.blocks import GlobusCollection
-from prefect_psik.prune_models import CHANGED, CHANGED_AT_CHECK, DIFFERENT, PruneFile
+from prefect_psik.prune_models import CHANGED, CHANGED_AT_CHECK, DIFFERENT, GONE, PruneFile
 from prefect_psik.transport.threads import in_daemon_thread
 
 T = TypeVar("T")
@@ -37,12 +38,13 @@ class LocalPrune:
     Args:
         source: Where files are deleted.
         check: Where the copies are.
+        mark: The name of this prune's mark in each directory of the source.
         until: Unix time after which nothing is deleted.
     """
 
-    def __init__(self, source: GlobusCollection, check: GlobusCollection, until: float) -> None:
+    def __init__(self, source: GlobusCollection, check: GlobusCollection, mark: str, until: float) -> None:
         # Paths of a plan come from a listing: joining them is enough, for thousands of files.
-        self._source, self._check, self._until = source.path(""), check.path(""), until
+        self._source, self._check, self._mark, self._until = source.path(""), check.path(""), mark, until
         self._proven: dict[str, tuple[State, State]] = {}
         self._deletion: asyncio.Future[dict[str, str]] | None = None
 
@@ -69,7 +71,7 @@ class LocalPrune:
             try:
                 reason = self._compare(path, stop)
             except FileNotFoundError as err:
-                reason = CHANGED_AT_CHECK if err.filename == self._check + path else CHANGED
+                reason = CHANGED_AT_CHECK if err.filename == self._check + path else self._missing(path)
             except OSError as err:
                 reason = f"cannot be compared: {err.filename}: {err.strerror}"
             if reason:
@@ -113,13 +115,19 @@ class LocalPrune:
         if _state(self._check + path) != check:
             return CHANGED_AT_CHECK
         # Between this look and the next line lie microseconds, which no call of POSIX closes.
-        if _state(name) != source:
-            return CHANGED
+        if (state := _state(name)) != source:
+            return CHANGED if state else self._missing(path)
         try:
             os.unlink(name)  # noqa: PTH108 - ten thousand of them
+        except FileNotFoundError:
+            return self._missing(path)
         except OSError as err:
             return f"could not be deleted: {err.strerror}"
         return ""
+
+    def _missing(self, path: str) -> str:
+        """Tell a file that was taken away from one whose file system is away: our mark is still beside it."""
+        return GONE if (Path(self._source + path).parent / self._mark).is_dir() else CHANGED
 
 
 @contextmanager

@@ -22,6 +22,8 @@ class PruneVerdict(StrEnum):
     """Not old enough yet."""
     unproven = "unproven"
     """The check is not proven to hold it: it stays."""
+    gone = "gone"
+    """Another prune, or somebody, took it away meanwhile."""
 
 
 #: Why a file stays whose size is the check's.
@@ -29,6 +31,8 @@ DIFFERENT = "has other contents at the check"
 #: Why a file stays that was proven.
 CHANGED = "changed while it was compared"
 CHANGED_AT_CHECK = "changed at the check while it was compared"
+#: What became of a file that is not there any more, in a directory that is.
+GONE = "was taken away meanwhile"
 
 
 class _Stored(Single, BaseModel):
@@ -45,7 +49,7 @@ class PruneFile(_Stored):
         default=None, description="Likewise of the check's, as the check tells it."
     )
     verdict: PruneVerdict
-    reason: str = Field(default="", description="Why it stays.")
+    reason: str = Field(default="", description="Why it stays, or is gone.")
 
     @property
     def shown(self) -> str:

@@ -16,7 +16,7 @@ from prefect_psik.prune_claim import Claim, same_place
 from prefect_psik.prune_globus import GlobusPrune
 from prefect_psik.prune_local import LocalPrune
 from prefect_psik.prune_look import look
-from prefect_psik.prune_models import PruneFile, PruneReport, PruneVerdict
+from prefect_psik.prune_models import GONE, PruneFile, PruneReport, PruneVerdict
 from prefect_psik.transfer_models import FileEntry
 from prefect_psik.transfer_runs import id_of, name_of
 
@@ -134,14 +134,15 @@ class Prune:
         await self._claim.remove()
 
     async def _write_marks(self, directories: set[str]) -> None:
+        mark, until = self._claim.source_mark.name, self._claim.until
         if self._source.collection_id is None:
-            self._work = LocalPrune(self._source, self._check, self._claim.until)
+            self._work = LocalPrune(self._source, self._check, mark, until)
         else:
             is_file = {file.path for file in self._report.files} == {self._path}
             top = posixpath.dirname(self._path) if is_file else self._path
             directories |= {top}
             room = posixpath.join(top, self._claim.mark.name)
-            self._work = GlobusPrune(self._source, self._check, self._claim.until, self._path, room)
+            self._work = GlobusPrune(self._source, self._check, mark, until, self._path, room)
         await self._claim.write(directories)
 
     async def _judge_all(self) -> None:
@@ -172,7 +173,8 @@ class Prune:
 def _keep(files: list[PruneFile], reasons: dict[str, str]) -> None:
     for file in files:
         if reason := reasons.get(file.path):
-            file.verdict, file.reason = PruneVerdict.unproven, reason
+            file.verdict = PruneVerdict.gone if reason == GONE else PruneVerdict.unproven
+            file.reason = reason
 
 
 def _judge(entry: FileEntry, other: FileEntry | None, min_age: timedelta, now: float) -> tuple[PruneVerdict, str]:

@@ -203,10 +203,52 @@ async def test_what_is_no_file_any_more_when_it_is_compared_is_not_waited_for(
     odd = places[end].root / "rec/1"
     odd.unlink()
     os.mkfifo(odd)
-    work = prune_local.LocalPrune(places[0].block, places[1].block, time.time() + 60)
+    work = prune_local.LocalPrune(places[0].block, places[1].block, "mark", time.time() + 60)
     where = "changed at the check while it was compared" if end else "changed while it was compared"
     assert await work.prove(report.files) == {"rec/1": where}
     assert stat.S_ISFIFO(odd.lstat().st_mode)
+
+
+async def test_what_another_prune_took_away_is_gone_and_does_not_stay(places: tuple[Place, Place]) -> None:
+    for place in places:
+        for file in FILES:
+            place.write(file, file.encode())
+    slow, quick = Prune(places[0].block, places[1].block, "rec"), Prune(places[0].block, places[1].block, "rec")
+    try:
+        await slow.make_plan()
+        assert len((await quick.make_plan()).having(PruneVerdict.delete)) == len(FILES)
+        (places[0].root / FILES[0]).unlink()
+        assert len((await quick.carry_out()).having(PruneVerdict.deleted)) == len(FILES) - 1
+        report = await slow.carry_out()
+    finally:
+        await slow.let_go()
+        await quick.let_go()
+    assert [file.verdict for file in report.files] == [PruneVerdict.gone] * len(FILES)
+    assert str(report).endswith(f": {len(FILES)} gone")
+    assert set(places[1].files()) == set(FILES)
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_files_whose_file_system_went_away_are_not_gone(
+    places: tuple[Place, Place], tmp_path: Path, is_replaced: bool
+) -> None:
+    for place in places:
+        place.write(FILES[0])
+    prune = Prune(places[0].block, places[1].block, "rec")
+    disk = places[0].root / "rec/sub"
+    try:
+        await prune.make_plan()
+        disk.rename(tmp_path / "disk")
+        if is_replaced:
+            disk.mkdir()
+        report = await prune.carry_out()
+        if is_replaced:
+            disk.rmdir()
+        (tmp_path / "disk").rename(disk)
+    finally:
+        await prune.let_go()
+    assert reasons(report) == {FILES[0]: "changed while it was compared"}
+    assert set(places[0].files()) == {FILES[0]}
 
 
 async def test_what_cannot_be_deleted_stays_with_its_reason(

@@ -187,7 +187,7 @@ async def test_files_that_were_not_submitted_under_that_name_prove_nothing(
     service = Renaming(TransferStatus(state=TransferState.succeeded, files=1, files_transferred=1))
     monkeypatch.setattr(prune_globus, "globus_carrier_of", lambda _: service)
     away = GlobusCollection(collection_id=UUID(int=1), base_path="/~/data")
-    work = prune_globus.GlobusPrune(away, away, time.time() + 60, "1", "room")
+    work = prune_globus.GlobusPrune(away, away, "mark", time.time() + 60, "1", "room")
     file = PruneFile(path="1", size=1, modified=1.0, verdict=PruneVerdict.delete)
     with pytest.raises(TransferError, match="'/home/u/data/1' as moved"):
         await work.prove([file])
