@@ -4,6 +4,7 @@ import importlib as _importlib
 import typing as _typing
 
 from prefect_psik.blocks import BackendAttributes, GlobusCollection, PsikBackend
+from prefect_psik.causes import FailureCause, TransferCause
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import (
     BackendClosed,
@@ -13,7 +14,6 @@ from prefect_psik.exceptions import (
     FacilityError,
     FacilitySetupError,
     FacilityTimeout,
-    FailureCause,
     FlowRunCancelling,
     JobCanceled,
     JobError,
@@ -36,7 +36,6 @@ from prefect_psik.exceptions import (
     SpecError,
     SubmitRejected,
     SyncCallError,
-    TransferCause,
     TransferError,
     WaitLimitReached,
     WalltimeExceeded,
@@ -183,6 +182,10 @@ __all__ = [
     "wait_for_start",
     "wait_for_transfer",
 ]
+
+# Stored results name the place of their class: the public one, so that a class can move.
+for _class in [found for name in __all__ if isinstance(found := globals().get(name), type)]:
+    _class.__module__ = __name__
 
 #: What brings Prefect's whole engine along, 0.3 s, is loaded when first asked for: name -> module.
 _LAZY = {name: "jobs" for name in __all__ if name.endswith(("_job", "_preflight", "_for_start"))}

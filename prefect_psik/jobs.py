@@ -14,7 +14,8 @@ from prefect.runtime import task_run
 
 from prefect_psik import runs, submissions, ways
 from prefect_psik.cancellation import OnCancel
-from prefect_psik.exceptions import FailureCause, SpecError
+from prefect_psik.causes import FailureCause
+from prefect_psik.exceptions import SpecError
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.limits import WaitLimits
 from prefect_psik.models import JobHandle, JobResult, JobStatus, PreflightReport

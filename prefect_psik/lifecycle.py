@@ -10,15 +10,8 @@ from typing import Any
 from prefect_psik.admission import Ticket, line_of
 from prefect_psik.answers import Facts, FetchAnswer, SubmitAnswer
 from prefect_psik.blocks import PsikBackend
-from prefect_psik.exceptions import (
-    ERRORS,
-    FailureCause,
-    JobError,
-    JobFailed,
-    KeyConflict,
-    PrefectPsikError,
-    next_step,
-)
+from prefect_psik.causes import FailureCause
+from prefect_psik.exceptions import ERRORS, JobError, JobFailed, KeyConflict, PrefectPsikError, next_step
 from prefect_psik.identity import Identity
 from prefect_psik.jobspec import JobSpec
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus

@@ -57,6 +57,9 @@ class WaitLimits(Single, BaseModel):
     )
 
 
+WaitLimits.__module__ = "prefect_psik"  # as all public classes; this module is not loaded with the package
+
+
 class LimitWatch:
     """Compares one wait with its limits.
 

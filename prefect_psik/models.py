@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_psik.exceptions import FailureCause
+from prefect_psik.causes import FailureCause
 from prefect_psik.single import Single
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from prefect_psik.answers import Facts
 from prefect_psik.arrival import LAST_SECOND
-from prefect_psik.exceptions import FailureCause
+from prefect_psik.causes import FailureCause
 from prefect_psik.launcher import CANCELED, NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
 from prefect_psik.results import in_words, unmet

@@ -6,7 +6,8 @@ import posixpath
 from dataclasses import dataclass, field
 
 from prefect_psik.blocks import GlobusCollection
-from prefect_psik.exceptions import TransferCause, TransferError
+from prefect_psik.causes import TransferCause
+from prefect_psik.exceptions import TransferError
 from prefect_psik.prune_marks import PREFIX, Mark, is_marked
 from prefect_psik.transfer_models import FileEntry
 from prefect_psik.transfer_once import repeated

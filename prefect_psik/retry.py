@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_psik.exceptions import FailureCause, SpecError
+from prefect_psik.causes import FailureCause
+from prefect_psik.exceptions import SpecError
 from prefect_psik.models import JobResult
 from prefect_psik.single import Single
 

@@ -6,7 +6,7 @@ import re
 import signal
 
 from prefect_psik.answers import Facts
-from prefect_psik.exceptions import FailureCause
+from prefect_psik.causes import FailureCause
 from prefect_psik.models import JobHandle, JobState, JobStatus
 from prefect_psik.slurm_outcome import canceled, ended, row_of
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from prefect_psik.answers import Facts, SlurmRow
 from prefect_psik.arrival import LAST_SECOND
-from prefect_psik.exceptions import FailureCause
+from prefect_psik.causes import FailureCause
 from prefect_psik.models import JobHandle, JobState, JobStatus
 from prefect_psik.reservations import held_by
 

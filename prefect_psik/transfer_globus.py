@@ -14,8 +14,9 @@ from globus_sdk import DeleteData, GlobusAPIError, GlobusHTTPResponse, NetworkEr
 from globus_sdk.exc import GlobusError
 from globus_sdk.transport import RetryConfig
 
+from prefect_psik.causes import TransferCause
 from prefect_psik.credentials import GlobusCredentials
-from prefect_psik.exceptions import ConsentRequired, FacilityError, TransferCause, TransferError
+from prefect_psik.exceptions import ConsentRequired, FacilityError, TransferError
 from prefect_psik.prune_marks import PREFIX as PRUNE_MARK
 from prefect_psik.transfer_models import Arrival, FileEntry, Order, TransferState, TransferStatus
 from prefect_psik.transport.threads import in_daemon_thread

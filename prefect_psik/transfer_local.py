@@ -15,7 +15,8 @@ from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from prefect_psik.exceptions import TransferCause, TransferError
+from prefect_psik.causes import TransferCause
+from prefect_psik.exceptions import TransferError
 from prefect_psik.plain_text import printable
 from prefect_psik.transfer_delete import delete_tree
 from prefect_psik.transfer_file import (

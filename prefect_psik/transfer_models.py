@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_psik.exceptions import TransferCause
+from prefect_psik.causes import TransferCause
 from prefect_psik.single import Single
 
 #: How files that are at the destination already are compared with the source; the same are not moved.

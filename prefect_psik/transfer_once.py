@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
 from prefect_psik.batches import REPEAT_SECONDS, is_transient
-from prefect_psik.exceptions import TransferCause, TransferError
+from prefect_psik.causes import TransferCause
+from prefect_psik.exceptions import TransferError
 from prefect_psik.marks import set_label
 from prefect_psik.prune_marks import is_marked
 from prefect_psik.transfer_models import Arrival, Carrier, Order, TransferState

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from prefect_psik import cancellation
 from prefect_psik.cancellation import INTERRUPTS, OnCancel, Watched
-from prefect_psik.exceptions import TransferCause, TransferError
+from prefect_psik.causes import TransferCause
+from prefect_psik.exceptions import TransferError
 from prefect_psik.identity import enclosing_flow_runs
 from prefect_psik.session import Session
 from prefect_psik.transfer_models import (

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from prefect_psik.blocks import PsikBackend
+from prefect_psik.causes import FailureCause
 from prefect_psik.cli.app import FAILURE, INTERRUPTED, app, notes, passed_on, shown
-from prefect_psik.exceptions import FailureCause, JobError
+from prefect_psik.exceptions import JobError
 from prefect_psik.jobs import run_job
 from prefect_psik.resolve import resolve_spec
 

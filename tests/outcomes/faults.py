@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from prefect_psik import JobState, ResourceSpec
-from prefect_psik.exceptions import FailureCause
+from prefect_psik.causes import FailureCause
 from prefect_psik.models import JobHandle
 from tests.outcomes.case import Seen, case
 from tests.outcomes.site import Site

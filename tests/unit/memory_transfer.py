@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 
 from prefect_psik import GlobusCollection, TransferError
-from prefect_psik.exceptions import TransferCause
+from prefect_psik.causes import TransferCause
 from prefect_psik.transfer_models import FileEntry, Order, TransferState, TransferStatus
 
 

@@ -10,14 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from prefect_psik.exceptions import (
-    ContactLost,
-    FailureCause,
-    QueueLimitReached,
-    RunLimitReached,
-    SpecError,
-    WaitLimitReached,
-)
+from prefect_psik.causes import FailureCause
+from prefect_psik.exceptions import ContactLost, QueueLimitReached, RunLimitReached, SpecError, WaitLimitReached
 from prefect_psik.limits import LimitWatch, WaitLimits
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
 from prefect_psik.retry import Asked, Growth, RetryRule

@@ -21,7 +21,8 @@ from pydantic import BaseModel
 
 import prefect_psik
 from prefect_psik import exceptions
-from prefect_psik.exceptions import FailureCause, JobError, PrefectPsikError
+from prefect_psik.causes import FailureCause
+from prefect_psik.exceptions import JobError, PrefectPsikError
 from prefect_psik.lifecycle import error_of
 from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
 from prefect_psik.progress import job_card

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_psik.exceptions import FailureCause
+from prefect_psik.causes import FailureCause
 from prefect_psik.launcher import CANCELED, NOT_THE_OWNER
 from prefect_psik.models import JobHandle, JobState, JobStatus
 from prefect_psik.outcome import may_lack, parse_status, rows_of_run

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from prefect_psik.causes import FailureCause
 from prefect_psik.cli.app import passed_on
-from prefect_psik.exceptions import FacilityError, FailureCause, JobError, ScriptFailed
+from prefect_psik.exceptions import FacilityError, JobError, ScriptFailed
 from prefect_psik.lifecycle import error_of
 from prefect_psik.models import JobHandle, JobResult, JobState
 from prefect_psik.plain_text import code_block, markdown, plain, plain_values, printable

@@ -25,7 +25,7 @@ from prefect_psik import (
     prune_globus,
     prune_look,
 )
-from prefect_psik.exceptions import TransferCause
+from prefect_psik.causes import TransferCause
 from prefect_psik.prune_marks import LEASE_SECONDS, PREFIX, SKEW_SECONDS, Mark, MarkKind
 from prefect_psik.prune_models import CHANGED, CHANGED_AT_CHECK, GONE, PruneFile
 from prefect_psik.prune_plan import UNSETTLED, Prune, refuse

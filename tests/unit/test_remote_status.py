@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prefect_psik.exceptions import FailureCause
+from prefect_psik.causes import FailureCause
 from prefect_psik.models import JobHandle, JobState
 from prefect_psik.transport.base import MAX_CALL_BYTES
 from tests.unit.reports import judge

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from prefect_psik.exceptions import ERRORS, FailureCause, JobCanceled, next_step
+from prefect_psik.causes import FailureCause
+from prefect_psik.exceptions import ERRORS, JobCanceled, next_step
 from prefect_psik.lifecycle import error_of
 from prefect_psik.models import JobHandle, JobResult, JobState
 from prefect_psik.outcome import may_lack
