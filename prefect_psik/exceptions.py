@@ -266,8 +266,8 @@ class JobError(PrefectPsikError):
 
     @property
     def backend(self) -> str | None:
-        """The place as a person would say it: the block's name, the endpoint."""
-        return self.result.handle.place if self.result else None
+        """Name of the block that submitted the job, if it was a saved one."""
+        return self.result.handle.backend if self.result else None
 
     @property
     def path(self) -> str | None:

@@ -6,7 +6,6 @@ These models are lenient: a document of a newer version loads in an older one.
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
@@ -143,9 +142,9 @@ class JobResult(_Stored):
         return self.handle.stamp
 
     @property
-    def path(self) -> Path:
+    def path(self) -> str:
         """The job's directory at the facility."""
-        return Path(self.handle.path)
+        return self.handle.path
 
 
 class JobRecord(_Stored):

@@ -274,7 +274,7 @@ def test_error_of_a_job_says_what_where_and_what_next(cause: FailureCause) -> No
     assert error.next_step in str(error)
     assert bool(error.next_step) == (cause is not FailureCause.canceled_by_us)
     assert (error.stamp, error.native_id, error.path) == (HANDLE.stamp, "4412", HANDLE.path)
-    assert "frontier" in (error.backend or "")
+    assert error.backend == HANDLE.backend == "frontier"
     assert error.transient == (cause in (FailureCause.node_failure, FailureCause.preempted))
     copied = pickle.loads(pickle.dumps(error))
     assert (str(copied), copied.cause, copied.result) == (str(error), cause, ended)
