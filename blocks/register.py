@@ -27,9 +27,9 @@ from prefect.variables import Variable
 from pydantic import BaseModel, ValidationError
 
 from prefect_psik import BackendAttributes, GlobusCollection, GlobusCredentials, PsikBackend, ResourceSpec
-from prefect_psik.resolve import load_backend
-from prefect_psik.spelling import plain_values, read_yaml
-from prefect_psik.typed import explain, kind_of
+from prefect_psik.flow_run.load import load_backend
+from prefect_psik.spec.spelling import plain_values, read_yaml
+from prefect_psik.spec.strict import explain, kind_of
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")

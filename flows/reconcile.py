@@ -34,7 +34,7 @@ from prefect_psik import (
     wait_for_job,
     wait_for_start,
 )
-from prefect_psik.marks import places_of
+from prefect_psik.flow_run.labels import places_of
 
 #: As many runs as Prefect's API gives in one answer.
 PAGE = 200

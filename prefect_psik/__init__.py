@@ -4,7 +4,6 @@ import importlib as _importlib
 import typing as _typing
 
 from prefect_psik.blocks import BackendAttributes, GlobusCollection, PsikBackend
-from prefect_psik.causes import FailureCause, TransferCause
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import (
     BackendClosed,
@@ -40,19 +39,45 @@ from prefect_psik.exceptions import (
     WaitLimitReached,
     WalltimeExceeded,
 )
-from prefect_psik.expected import Expected
-from prefect_psik.jobspec import JobSpec
-from prefect_psik.models import JobHandle, JobRecord, JobResult, JobState, JobStatus, PreflightReport, RemovedJob
-from prefect_psik.prune_models import PruneFile, PruneReport, PruneVerdict, ScheduledPrune
-from prefect_psik.resources import ResourceSpec
-from prefect_psik.retry import Growth
-from prefect_psik.transfer_models import FileEntry, TransferHandle, TransferResult, TransferState, TransferStatus
+from prefect_psik.models.causes import FailureCause, TransferCause
+from prefect_psik.models.jobs import (
+    JobHandle,
+    JobRecord,
+    JobResult,
+    JobState,
+    JobStatus,
+    PreflightReport,
+    RemovedJob,
+)
+from prefect_psik.models.prunes import PruneFile, PruneReport, PruneVerdict, ScheduledPrune
+from prefect_psik.models.transfers import FileEntry, TransferHandle, TransferResult, TransferState, TransferStatus
+from prefect_psik.spec.expected import Expected
+from prefect_psik.spec.jobspec import JobSpec
+from prefect_psik.spec.resources import ResourceSpec
+from prefect_psik.spec.retry import Growth
 
 if _typing.TYPE_CHECKING:
     __version__: str
-    from prefect_psik.hooks import cancel_psik_jobs
-    from prefect_psik.housekeeping import aclean_jobs, alist_jobs, clean_jobs, list_jobs
-    from prefect_psik.jobs import (
+    from prefect_psik.cancel_hook import cancel_psik_jobs
+    from prefect_psik.data.prune import aprune, prune
+    from prefect_psik.data.schedule import aschedule_prune, schedule_prune
+    from prefect_psik.data.tasks import (
+        acancel_transfer,
+        adelete_files,
+        alist_files,
+        arun_transfer,
+        asubmit_transfer,
+        await_for_transfer,
+        cancel_transfer,
+        delete_files,
+        list_files,
+        run_transfer,
+        submit_transfer,
+        wait_for_transfer,
+    )
+    from prefect_psik.jobs.inventory import aclean_jobs, alist_jobs, clean_jobs, list_jobs
+    from prefect_psik.jobs.limits import WaitLimits
+    from prefect_psik.jobs.tasks import (
         acancel_job,
         apoll_job,
         arun_job,
@@ -67,23 +92,6 @@ if _typing.TYPE_CHECKING:
         submit_job,
         wait_for_job,
         wait_for_start,
-    )
-    from prefect_psik.limits import WaitLimits
-    from prefect_psik.prune_schedule import aschedule_prune, schedule_prune
-    from prefect_psik.pruning import aprune, prune
-    from prefect_psik.transfer import (
-        acancel_transfer,
-        adelete_files,
-        alist_files,
-        arun_transfer,
-        asubmit_transfer,
-        await_for_transfer,
-        cancel_transfer,
-        delete_files,
-        list_files,
-        run_transfer,
-        submit_transfer,
-        wait_for_transfer,
     )
 
 __all__ = [
@@ -188,12 +196,12 @@ for _class in [found for name in __all__ if isinstance(found := globals().get(na
     _class.__module__ = __name__
 
 #: What brings Prefect's whole engine along, 0.3 s, is loaded when first asked for: name -> module.
-_LAZY = {name: "jobs" for name in __all__ if name.endswith(("_job", "_preflight", "_for_start"))}
-_LAZY |= dict.fromkeys(("aclean_jobs", "alist_jobs", "clean_jobs", "list_jobs"), "housekeeping")
-_LAZY |= {name: "transfer" for name in __all__ if name.endswith(("_transfer", "_files"))}
-_LAZY |= dict.fromkeys(("aprune", "prune"), "pruning")
-_LAZY |= dict.fromkeys(("aschedule_prune", "schedule_prune"), "prune_schedule")
-_LAZY |= {"WaitLimits": "limits", "cancel_psik_jobs": "hooks"}
+_LAZY = {name: "jobs.tasks" for name in __all__ if name.endswith(("_job", "_preflight", "_for_start"))}
+_LAZY |= dict.fromkeys(("aclean_jobs", "alist_jobs", "clean_jobs", "list_jobs"), "jobs.inventory")
+_LAZY |= {name: "data.tasks" for name in __all__ if name.endswith(("_transfer", "_files"))}
+_LAZY |= dict.fromkeys(("aprune", "prune"), "data.prune")
+_LAZY |= dict.fromkeys(("aschedule_prune", "schedule_prune"), "data.schedule")
+_LAZY |= {"WaitLimits": "jobs.limits", "cancel_psik_jobs": "cancel_hook"}
 
 
 def __getattr__(name: str) -> _typing.Any:

@@ -14,18 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import BackendClosed, SpecError
-from prefect_psik.expected import plain_entry
-from prefect_psik.jobspec import JobSpec
-from prefect_psik.launcher import normalize_script
-from prefect_psik.options import Options
-from prefect_psik.prepared import Prepared, prepare
-from prefect_psik.resources import ResourceSpec
-from prefect_psik.single import Single
-from prefect_psik.typed import Seconds
+from prefect_psik.models.single import Single
+from prefect_psik.spec.expected import plain_entry
+from prefect_psik.spec.jobspec import JobSpec
+from prefect_psik.spec.launcher import normalize_script
+from prefect_psik.spec.prepared import Prepared, prepare
+from prefect_psik.spec.resources import ResourceSpec
+from prefect_psik.spec.sbatch_options import Options
+from prefect_psik.spec.strict import Seconds
 
 if TYPE_CHECKING:
-    from prefect_psik.identity import Identity
-    from prefect_psik.retry import Asked
+    from prefect_psik.spec.identity import Identity
+    from prefect_psik.spec.retry import Asked
     from prefect_psik.transport.base import Transport
 
 
@@ -193,7 +193,7 @@ class PsikBackend(Single, Block):
             from prefect_psik.transport.local import LocalTransport
 
             return LocalTransport()
-        from prefect_psik.transport.globus import GlobusTransport
+        from prefect_psik.transport.globus.transport import GlobusTransport
 
         return GlobusTransport(
             self.endpoint_id,

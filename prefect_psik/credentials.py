@@ -12,7 +12,7 @@ from prefect.blocks.abstract import CredentialsBlock
 from pydantic import Field, SecretStr
 
 from prefect_psik.exceptions import SpecError
-from prefect_psik.single import Single
+from prefect_psik.models.single import Single
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp

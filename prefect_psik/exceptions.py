@@ -41,12 +41,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefect_psik.causes import FailureCause, TransferCause
+from prefect_psik.models.causes import FailureCause, TransferCause
 from prefect_psik.plain_text import plain
 
 if TYPE_CHECKING:
-    from prefect_psik.models import JobHandle, JobResult, PreflightReport
-    from prefect_psik.prune_models import PruneReport
+    from prefect_psik.models.jobs import JobHandle, JobResult, PreflightReport
+    from prefect_psik.models.prunes import PruneReport
 
 
 class PrefectPsikError(Exception):

@@ -64,7 +64,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     The session of the process goes, too: a second run has connections of its own.
     """
     if is_second(item) and isinstance(item, pytest.Function):
-        from prefect_psik.session import Session  # not before conftest.py has set the environment
+        from prefect_psik.session.session import Session  # not before conftest.py has set the environment
 
         Session._current = None
         for name in item.fixturenames:

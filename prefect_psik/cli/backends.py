@@ -11,13 +11,13 @@ from rich.table import Table
 
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.cli.app import FAILURE, app, shown
+from prefect_psik.cli.psik_json import read_psik_json
 from prefect_psik.exceptions import SpecError
-from prefect_psik.models import Verdict
-from prefect_psik.preflight import unusable
-from prefect_psik.psik_json import read_psik_json
-from prefect_psik.resolve import existing_backends, load_backend, resolve_spec
-from prefect_psik.runs import check
-from prefect_psik.waiting import result
+from prefect_psik.flow_run.both import result
+from prefect_psik.flow_run.load import existing_backends, load_backend, resolve_spec
+from prefect_psik.jobs.preflight import unusable
+from prefect_psik.jobs.wait import check
+from prefect_psik.models.jobs import Verdict
 
 
 @app.command(name="import")

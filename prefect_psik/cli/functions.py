@@ -8,8 +8,8 @@ from uuid import UUID
 from cyclopts import App
 
 from prefect_psik.cli.app import app, notes
+from prefect_psik.cli.registration import register
 from prefect_psik.exceptions import SpecError
-from prefect_psik.functions import register
 
 _NEXT = """\
 Registered the function of prefect-psik {version} as {who}. SHA-256 of its text: {digest}

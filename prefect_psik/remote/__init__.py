@@ -4,7 +4,7 @@ This package is a letter. Its parts are joined to one text, which imports nothin
 library, and psik where a job is submitted. JSON goes in and out; every operation is short, safe to run
 twice, and changes no state of its process (umask, working directory, environment, signals, log levels),
 because an endpoint may run several calls as threads of one process. It gathers facts and does atomic file
-work; what the facts mean is decided by `outcome.py` on our side.
+work; what the facts mean is decided by `outcome` on our side.
 
 A job directory is psik's, with one directory of ours in it::
 
@@ -37,25 +37,25 @@ from importlib import resources
 PARTS = (
     "ownership",
     "files",
-    "payload",
+    "wire",
     "site",
-    "directory",
+    "job_directory",
     "signals",
     "processes",
     "slurm",
     "reservations",
     "slurm_answers",
     "matches",
-    "outputs",
-    "facts",
+    "fetch",
+    "status",
     "usage",
-    "records",
+    "inventory",
     "sbatch",
     "launch",
-    "submission",
-    "ending",
+    "submit",
+    "cancel",
     "preflight",
-    "entry",
+    "call",
 )
 
 

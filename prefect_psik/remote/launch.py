@@ -12,14 +12,14 @@ import socket
 import time
 from typing import Any
 
-from prefect_psik.remote.directory import _log, _native_id, _owner, _recorded_id
 from prefect_psik.remote.files import _append, _audit, _read_json, _size, _write_whole
+from prefect_psik.remote.inventory import _note_owner
+from prefect_psik.remote.job_directory import _log, _native_id, _owner, _recorded_id
 from prefect_psik.remote.ownership import _check_above
-from prefect_psik.remote.payload import Trouble
 from prefect_psik.remote.processes import _note_process
-from prefect_psik.remote.records import _note_owner
 from prefect_psik.remote.sbatch import _Heard, _left_out, _listening
 from prefect_psik.remote.slurm import _find_in_slurm, _slurm_message_seconds, _submit_limit_is_zero
+from prefect_psik.remote.wire import Trouble
 
 #: An intent without a trace of the job is believed to have died only after this time.
 DOUBT_SECONDS = 15.0

@@ -16,13 +16,13 @@ import time
 from typing import Any
 
 from prefect_psik.remote.files import _lock_file, _try_lock, _user, _write
+from prefect_psik.remote.inventory import _all_stamps
 from prefect_psik.remote.ownership import NotOurs, _check_one, _check_place
-from prefect_psik.remote.payload import LETTER, PROTOCOL, Trouble, _named_prefix, _prefix, _writable_prefix
-from prefect_psik.remote.records import _all_stamps
 from prefect_psik.remote.reservations import _reservations
 from prefect_psik.remote.sbatch import _submit_limit
 from prefect_psik.remote.site import _check_backend, _check_prefix, _site_rules
 from prefect_psik.remote.slurm import COMMAND_SECONDS, _slurm, _submit_limit_is_zero
+from prefect_psik.remote.wire import LETTER, PROTOCOL, Trouble, _named_prefix, _prefix, _writable_prefix
 
 #: Written and removed again: a quota shows in bytes, not in an empty file.
 PROBE_BYTES = 256 * 1024

@@ -7,8 +7,8 @@ import json
 import os
 import subprocess
 
-from prefect_psik.remote.directory import _directory, _launched, _native_id
 from prefect_psik.remote.files import _read_json, _write_whole
+from prefect_psik.remote.job_directory import _directory, _launched, _native_id
 
 
 class Process:

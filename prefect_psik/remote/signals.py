@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from prefect_psik.remote.directory import _launched
 from prefect_psik.remote.files import _read
+from prefect_psik.remote.job_directory import _launched
 
 #: Put into psik's batch script, before its first import. psik is the batch shell, would die of these signals, and
 #: runs the script in a process group of its own. It handles SIGTERM and SIGINT itself; those of job control reach

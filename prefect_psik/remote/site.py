@@ -9,7 +9,7 @@ import socket
 import stat
 from typing import Any
 
-from prefect_psik.remote.payload import Trouble
+from prefect_psik.remote.wire import Trouble
 
 #: In psik's own format. What it leaves out is not pinned.
 SITE_FILE = "/etc/prefect-psik/psik.json"

@@ -9,9 +9,9 @@ import subprocess
 import time
 from typing import Any
 
-from prefect_psik.remote.directory import _rows
 from prefect_psik.remote.files import _user
-from prefect_psik.remote.payload import Trouble
+from prefect_psik.remote.job_directory import _rows
+from prefect_psik.remote.wire import Trouble
 
 COMMAND_SECONDS = 30.0
 #: State, start, end, exit code, nodes and reason of a job.

@@ -6,11 +6,11 @@ import os
 import time
 from typing import Any
 
-from prefect_psik.remote.facts import _legible_id
 from prefect_psik.remote.files import _lock_file, _try_lock
-from prefect_psik.remote.payload import _existing_prefix, _jobs
 from prefect_psik.remote.slurm import NO_ACCOUNTING, SLURM_FINAL, _slurm
 from prefect_psik.remote.slurm_answers import _share, _shared
+from prefect_psik.remote.status import _legible_id
+from prefect_psik.remote.wire import _existing_prefix, _jobs
 
 #: sacct is asked for all callers at once, and only while jobs end.
 USAGE_SECONDS = 5.0

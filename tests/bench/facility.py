@@ -75,7 +75,7 @@ def _backend(facility: Facility) -> Any:
 
 def ours_round_trip(facility: Facility, number: int) -> list[float]:
     """Warm calls of our transport."""
-    from prefect_psik.transport.globus import GlobusTransport
+    from prefect_psik.transport.globus.transport import GlobusTransport
 
     async def measure() -> list[float]:
         transport = GlobusTransport(UUID(facility.endpoint_id))

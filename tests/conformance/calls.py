@@ -19,8 +19,8 @@ from prefect_psik.exceptions import (
     PayloadTooLarge,
     RemoteCodeError,
 )
-from prefect_psik.jobspec import JobSpec
-from prefect_psik.resources import ResourceSpec
+from prefect_psik.spec.jobspec import JobSpec
+from prefect_psik.spec.resources import ResourceSpec
 from tests.conformance.case import CALL_SECONDS, SUBMIT, Case, Place, case, ends_at_its_limit, refused
 from tests.integration.local import wait_until
 from tests.integration.slurm_view import accounted

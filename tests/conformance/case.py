@@ -12,11 +12,11 @@ from unittest import mock
 from uuid import UUID
 
 from prefect_psik.blocks import PsikBackend
-from prefect_psik.identity import Identity
-from prefect_psik.jobspec import JobSpec
+from prefect_psik.spec.identity import Identity
+from prefect_psik.spec.jobspec import JobSpec
 from prefect_psik.transport.base import Transport
-from prefect_psik.transport.globus import REASON_SECONDS
-from prefect_psik.transport.limiter import RequestBudget, ledger_of
+from prefect_psik.transport.globus.request_budget import RequestBudget, ledger_of
+from prefect_psik.transport.globus.transport import REASON_SECONDS
 from tests.testbed.facility import Facility
 from tests.testbed.state import wait_until
 
@@ -45,7 +45,7 @@ class Place:
             from prefect_psik.transport.local import LocalTransport
 
             return LocalTransport()
-        from prefect_psik.transport.globus import GlobusTransport
+        from prefect_psik.transport.globus.transport import GlobusTransport
 
         endpoint_id = changes.pop("endpoint_id", UUID(self.facility.endpoint_id))
         return GlobusTransport(endpoint_id, **changes)

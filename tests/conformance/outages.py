@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import FacilityError, FacilitySetupError, FacilityTimeout
-from prefect_psik.transport.globus import REASON_SECONDS
+from prefect_psik.transport.globus.transport import REASON_SECONDS
 from tests.conformance.case import SLACK_SECONDS, SUBMIT, Place, case, ends_at_its_limit, refused
 from tests.testbed.endpoint import ENGINE_VARIABLE
 from tests.testbed.facility import Facility

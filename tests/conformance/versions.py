@@ -20,9 +20,9 @@ from unittest import mock
 from uuid import UUID
 
 from prefect_psik.blocks import PsikBackend
-from prefect_psik.jobspec import JobSpec
-from prefect_psik.models import Verdict
-from prefect_psik.preflight import preflight_payload
+from prefect_psik.jobs.preflight import preflight_payload
+from prefect_psik.models.jobs import Verdict
+from prefect_psik.spec.jobspec import JobSpec
 from prefect_psik.transport.base import Transport
 from tests.conformance.case import CALL_SECONDS, Case, Place, case
 from tests.testbed.endpoint import Endpoint

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prefect_psik import JobSpec, PsikBackend, ResourceSpec
-from prefect_psik.outcome import Row, parse_status
+from prefect_psik.outcome.judge import Row, parse_status
 
 
 def backend_at(prefix: Path) -> PsikBackend:

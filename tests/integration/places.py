@@ -17,7 +17,7 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.flow_runs import suspend_flow_run
 
 from prefect_psik import JobSpec, ResourceSpec, arun_job, cancel_psik_jobs, run_job, submit_job, wait_for_job
-from prefect_psik.cancellation import OnCancel
+from prefect_psik.flow_run.cancellation import OnCancel
 
 
 def sleeper(name: str, *, whole_node: bool = False) -> JobSpec:

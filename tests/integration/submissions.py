@@ -12,8 +12,9 @@ from prefect.deployments import arun_deployment
 from prefect.deployments.runner import RunnerDeployment
 from prefect.runtime import flow_run
 
-from prefect_psik import FailureCause, JobSpec, ResourceSpec, lifecycle, run_job, submit_job, wait_for_job
-from prefect_psik.transport.globus import GlobusTransport
+from prefect_psik import FailureCause, JobSpec, ResourceSpec, run_job, submit_job, wait_for_job
+from prefect_psik.jobs import lifecycle
+from prefect_psik.transport.globus.transport import GlobusTransport
 
 
 def line(name: str) -> JobSpec:

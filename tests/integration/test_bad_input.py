@@ -222,7 +222,7 @@ def test_a_file_that_leaves_through_a_link(prefix: Path, tmp_path: Path) -> None
 
 
 def test_a_foreign_directory_of_that_stamp_is_not_touched(prefix: Path) -> None:
-    from prefect_psik.identity import stamp_of
+    from prefect_psik.spec.identity import stamp_of
 
     foreign = prefix / stamp_of("taken") / "precious"
     foreign.mkdir(parents=True)

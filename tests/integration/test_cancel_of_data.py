@@ -20,7 +20,8 @@ from prefect.client.schemas.objects import State
 from prefect.context import get_run_context
 from prefect.states import Cancelling
 
-from prefect_psik import aprune, cancellation, prune, run_transfer
+from prefect_psik import aprune, prune, run_transfer
+from prefect_psik.flow_run import cancellation
 from tests.integration.local import wait_until
 from tests.integration.transfer_places import Place, emulated, local
 from tests.testbed.globus import Globus

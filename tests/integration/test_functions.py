@@ -29,7 +29,7 @@ from prefect_psik import (
 )
 from prefect_psik.cli import main
 from prefect_psik.remote import letter
-from prefect_psik.transport import globus
+from prefect_psik.transport.globus import transport as globus
 from tests.testbed.facility import Facility
 from tests.testbed.multi_user import pinned_endpoint
 from tests.testbed.probes import get

@@ -18,8 +18,8 @@ from prefect_psik import (
     PayloadTooLarge,
     RemoteCodeError,
 )
-from prefect_psik.transport.globus import GlobusTransport
-from prefect_psik.transport.globus_errors import task_error
+from prefect_psik.transport.globus.errors import task_error
+from prefect_psik.transport.globus.transport import GlobusTransport
 from tests.integration.local import wait_until
 from tests.testbed.facility import Facility
 

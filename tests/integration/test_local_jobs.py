@@ -45,7 +45,7 @@ from prefect_psik import (
     wait_for_job,
     wait_for_start,
 )
-from prefect_psik.identity import Identity
+from prefect_psik.spec.identity import Identity
 from tests.conftest import job_processes
 from tests.integration.local import backend_at, bash, job_directories, rows, runs, wait_until
 

@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import StateType
 
 from flows.reconcile import reconcile
 from prefect_psik import PsikBackend, asubmit_job, await_for_job, submit_job, wait_for_job
-from prefect_psik.cancellation import OnCancel
+from prefect_psik.flow_run.cancellation import OnCancel
 from tests.integration.local import wait_until
 from tests.integration.places import JOBS, PLACES, WORKED, sleeper
 from tests.integration.prefect_services import POOL, Child, Services, kill_all

@@ -28,8 +28,8 @@ from prefect_psik import (
     submit_job,
     wait_for_job,
 )
-from prefect_psik.identity import stamp_of
-from prefect_psik.models import Verdict
+from prefect_psik.models.jobs import Verdict
+from prefect_psik.spec.identity import stamp_of
 from tests.testbed.facility import Facility
 from tests.testbed.packages import MAPPED_USER
 

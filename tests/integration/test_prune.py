@@ -37,8 +37,8 @@ from prefect_psik import (
     prune,
     schedule_prune,
 )
-from prefect_psik.prune_marks import LEASE_SECONDS, PREFIX, SKEW_SECONDS, Mark
-from prefect_psik.prune_plan import SETTLED_SECONDS, Prune
+from prefect_psik.data.marks import LEASE_SECONDS, PREFIX, SKEW_SECONDS, Mark
+from prefect_psik.data.proof.plan import SETTLED_SECONDS, Prune
 from tests.integration.local import wait_until
 from tests.integration.transfer_places import Place, emulated, local
 from tests.testbed.globus import Globus

@@ -20,7 +20,7 @@ from prefect.states import Cancelled, Running
 
 from flows.reconcile import Finding, reconcile
 from prefect_psik import JobHandle, PsikBackend, clean_jobs, run_job, submit_job
-from prefect_psik.cancellation import OnCancel
+from prefect_psik.flow_run.cancellation import OnCancel
 from tests.integration.places import sleeper
 from tests.integration.slurm_view import live
 from tests.integration.test_slurm_jobs import backend, client, script

@@ -29,9 +29,9 @@ from prefect_psik import (
     run_job,
     submit_job,
 )
-from prefect_psik.cancellation import OnCancel
 from prefect_psik.cli import main
-from prefect_psik.marks import places_of
+from prefect_psik.flow_run.cancellation import OnCancel
+from prefect_psik.flow_run.labels import places_of
 from tests.integration.local import backend_at, bash, job_directories
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

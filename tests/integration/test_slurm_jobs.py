@@ -34,19 +34,19 @@ from prefect_psik import (
     SpecError,
     SubmitRejected,
     arun_job,
-    batches,
     cancel_job,
     list_jobs,
     poll_job,
     run_job,
-    session,
     submit_job,
     wait_for_job,
 )
 from prefect_psik.blocks import DefaultResources
-from prefect_psik.identity import Identity
 from prefect_psik.remote import letter
-from prefect_psik.transport.globus import GlobusTransport
+from prefect_psik.session import batcher as batches
+from prefect_psik.session import session
+from prefect_psik.spec.identity import Identity
+from prefect_psik.transport.globus.transport import GlobusTransport
 from tests.integration.local import wait_until
 from tests.integration.slurm_view import account_of
 from tests.testbed.facility import Facility

@@ -12,7 +12,7 @@ import pytest
 from prefect import flow, task
 
 from prefect_psik import PsikBackend, run_job
-from prefect_psik.identity import stamp_of
+from prefect_psik.spec.identity import stamp_of
 from tests.integration.local import wait_until
 from tests.integration.prefect_services import Services
 from tests.integration.slurm_view import accounted, lines_of, live

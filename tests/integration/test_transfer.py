@@ -35,15 +35,15 @@ from prefect_psik import (
     list_files,
     run_transfer,
     submit_transfer,
-    transfer_local,
-    transfer_waits,
     wait_for_transfer,
 )
 from prefect_psik.credentials import transfer_login
-from prefect_psik.transfer_file import PART
-from prefect_psik.transfer_globus import GlobusCarrier
-from prefect_psik.transfer_local import LocalCarrier
-from prefect_psik.transfer_models import Order
+from prefect_psik.data import wait as transfer_waits
+from prefect_psik.data.carriers import local as transfer_local
+from prefect_psik.data.carriers.file import PART
+from prefect_psik.data.carriers.globus import GlobusCarrier
+from prefect_psik.data.carriers.local import LocalCarrier
+from prefect_psik.models.transfers import Order
 from tests.integration.transfer_places import Place, emulated, local
 from tests.testbed.globus import Globus
 
@@ -142,7 +142,7 @@ def test_a_deletion_on_this_machine_names_what_stays_and_deletes_the_rest(tmp_pa
 
 
 def test_a_long_directory_is_listed_in_pages(globus: Globus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_psik.transfer_globus.PAGE", 7)
+    monkeypatch.setattr("prefect_psik.data.carriers.globus.PAGE", 7)
     home, _ = _pair(globus)
     for number in range(21):
         home.write(f"rec/{number:02}")

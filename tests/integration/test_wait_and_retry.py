@@ -29,11 +29,11 @@ from prefect_psik import (
     poll_job,
     run_job,
     run_preflight,
-    runs,
-    submissions,
 )
-from prefect_psik.lifecycle import Again
-from prefect_psik.retry import Asked
+from prefect_psik.jobs import submit as submissions
+from prefect_psik.jobs import wait as runs
+from prefect_psik.jobs.lifecycle import Again
+from prefect_psik.spec.retry import Asked
 from prefect_psik.transport.base import CALL_SECONDS
 from tests.integration.local import wait_until
 from tests.integration.slurm_view import account_of

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from prefect_psik import JobState, ResourceSpec
-from prefect_psik.causes import FailureCause
-from prefect_psik.models import JobHandle
+from prefect_psik.models.causes import FailureCause
+from prefect_psik.models.jobs import JobHandle
 from tests.outcomes.case import Seen, case
 from tests.outcomes.site import Site
 from tests.testbed.slurm import can_limit_memory

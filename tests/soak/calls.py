@@ -17,7 +17,7 @@ import psutil
 
 from prefect_psik.credentials import GlobusCredentials
 from prefect_psik.exceptions import PrefectPsikError, RemoteCodeError
-from prefect_psik.transport.globus import REASON_SECONDS, GlobusTransport
+from prefect_psik.transport.globus.transport import REASON_SECONDS, GlobusTransport
 from tests.soak.trouble import Trouble
 from tests.testbed.facility import Facility
 from tests.testbed.globus import SOAK_LOGINS

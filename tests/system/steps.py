@@ -26,9 +26,9 @@ from prefect_psik import (
     submit_job,
     wait_for_job,
 )
-from prefect_psik.functions import register
-from prefect_psik.limits import WaitLimits
-from prefect_psik.models import JobHandle
+from prefect_psik.cli.registration import register
+from prefect_psik.jobs.limits import WaitLimits
+from prefect_psik.models.jobs import JobHandle
 
 #: Goes there and comes back; well below the limit of the wire.
 ECHO_BYTES = 1_000_000

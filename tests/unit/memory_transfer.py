@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator
 
 from prefect_psik import GlobusCollection, TransferError
-from prefect_psik.causes import TransferCause
-from prefect_psik.transfer_models import FileEntry, Order, TransferState, TransferStatus
+from prefect_psik.models.causes import TransferCause
+from prefect_psik.models.transfers import FileEntry, Order, TransferState, TransferStatus
 
 
 class Transfer:

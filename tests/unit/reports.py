@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect_psik import outcome, preflight
-from prefect_psik.answers import Facts
-from prefect_psik.arrival import read
-from prefect_psik.models import Check, JobHandle, JobStatus
-from prefect_psik.preflight_facts import PreflightAnswer
+from prefect_psik.jobs import preflight
+from prefect_psik.models.jobs import Check, JobHandle, JobStatus
+from prefect_psik.outcome import judge as outcome
+from prefect_psik.outcome.answers import Facts
+from prefect_psik.outcome.arrival import read
+from prefect_psik.outcome.preflight_facts import PreflightAnswer
 
 
 def report(path: str, good: int, **more: Any) -> dict[str, Any]:

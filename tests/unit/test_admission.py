@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from prefect_psik import BackendAttributes, JobSpec, PsikBackend, admission
-from prefect_psik.admission import Admission, Leaving, Line, Ticket, Waiting, line_of
-from prefect_psik.answers import Asked, SubmitAnswer
-from prefect_psik.arrival import QueueFull, Refusal, error_from
+from prefect_psik import BackendAttributes, JobSpec, PsikBackend
 from prefect_psik.exceptions import FacilityError, FlowRunCancelling, PrefectPsikError, SubmitRejected
-from prefect_psik.identity import Identity
+from prefect_psik.outcome.answers import Asked, SubmitAnswer
+from prefect_psik.outcome.arrival import QueueFull, Refusal, error_from
+from prefect_psik.session import admission
+from prefect_psik.session.admission import Admission, Leaving, Line, Ticket, Waiting, line_of
+from prefect_psik.spec.identity import Identity
 
 LINE = Line("proj", None, "debug")
 LIMIT = "AssocMaxSubmitJobLimit"

@@ -12,17 +12,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefect_psik import lifecycle, session
-from prefect_psik.answers import CheckAnswer, Facts, FetchAnswer, SubmitAnswer
-from prefect_psik.arrival import read
 from prefect_psik.blocks import PsikBackend
 from prefect_psik.exceptions import PrefectPsikError, RemoteCodeError
-from prefect_psik.identity import Identity
-from prefect_psik.jobspec import JobSpec
-from prefect_psik.models import JobHandle, JobRecord, JobResult, JobState, Verdict
-from prefect_psik.preflight import preflight
-from prefect_psik.records import cancel_jobs, read_logs, read_records, read_statuses, remove_jobs
-from prefect_psik.session import Channel, Session
+from prefect_psik.jobs import lifecycle
+from prefect_psik.jobs.preflight import preflight
+from prefect_psik.jobs.records import cancel_jobs, read_logs, read_records, read_statuses, remove_jobs
+from prefect_psik.models.jobs import JobHandle, JobRecord, JobResult, JobState, Verdict
+from prefect_psik.outcome.answers import CheckAnswer, Facts, FetchAnswer, SubmitAnswer
+from prefect_psik.outcome.arrival import read
+from prefect_psik.session import session
+from prefect_psik.session.session import Channel, Session
+from prefect_psik.spec.identity import Identity
+from prefect_psik.spec.jobspec import JobSpec
 from tests.unit.reports import report
 from tests.unit.test_preflight import GOOD
 

@@ -9,12 +9,12 @@ import pytest
 from prefect.blocks.core import Block
 from pydantic import ValidationError
 
-from prefect_psik import resolve
 from prefect_psik.blocks import GlobusCollection, PsikBackend
 from prefect_psik.exceptions import SpecError
-from prefect_psik.models import Verdict
-from prefect_psik.preflight import preflight, unusable
-from prefect_psik.session import Channel, Session
+from prefect_psik.flow_run import load as resolve
+from prefect_psik.jobs.preflight import preflight, unusable
+from prefect_psik.models.jobs import Verdict
+from prefect_psik.session.session import Channel, Session
 from tests.unit.test_arrival import Facility
 from tests.unit.test_preflight import GOOD
 

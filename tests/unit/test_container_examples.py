@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_psik.jobspec import JobSpec
-from prefect_psik.launcher import normalize_script
+from prefect_psik.spec.jobspec import JobSpec
+from prefect_psik.spec.launcher import normalize_script
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "write-a-job.md"
 IMAGE = "beamline/tomopy:1.14"

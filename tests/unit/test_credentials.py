@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID, uuid4
 
 from prefect_psik import GlobusCredentials
-from prefect_psik.transport.globus import GlobusTransport
+from prefect_psik.transport.globus.transport import GlobusTransport
 
 
 def test_a_changed_secret_is_another_way() -> None:

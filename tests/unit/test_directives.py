@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from prefect_psik import BackendAttributes, JobSpec, PsikBackend, ResourceSpec
-from prefect_psik.directives import Note
 from prefect_psik.exceptions import SpecError
-from prefect_psik.identity import Identity
-from prefect_psik.preflight import preflight_payload
+from prefect_psik.jobs.preflight import preflight_payload
+from prefect_psik.spec.directives import Note
+from prefect_psik.spec.identity import Identity
 
 NERSC = """#!/bin/bash
 #SBATCH -q realtime

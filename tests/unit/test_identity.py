@@ -15,18 +15,9 @@ from hypothesis import strategies as st
 from prefect.context import FlowRunContext, TaskRunContext
 
 from prefect_psik.exceptions import SpecError
-from prefect_psik.identity import (
-    STAMP_DIGITS,
-    Caller,
-    Identity,
-    Ordinals,
-    Run,
-    current_caller,
-    enclosing_flow_runs,
-    identify,
-    stamp_of,
-)
-from prefect_psik.jobspec import JobSpec
+from prefect_psik.flow_run.identity import Caller, Ordinals, Run, current_caller, enclosing_flow_runs, identify
+from prefect_psik.spec.identity import STAMP_DIGITS, Identity, stamp_of
+from prefect_psik.spec.jobspec import JobSpec
 
 PSIK_STAMP = re.compile(r"^[0-9]+(\.[0-9]+)?$")
 SPEC = JobSpec(script="true")

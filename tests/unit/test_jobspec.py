@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from prefect_psik.exceptions import SpecError
-from prefect_psik.input_files import MAX_FILES_BYTES
-from prefect_psik.jobspec import (
+from prefect_psik.spec.input_files import MAX_FILES_BYTES
+from prefect_psik.spec.jobspec import (
     MAX_SCRIPT_BYTES,
     PSIK_TIMER_EXTRA_MINUTES,
     RESERVED_VARIABLES,
     JobSpec,
     sbatch_argument,
 )
-from prefect_psik.resources import ResourceSpec
-from prefect_psik.typed import explain
+from prefect_psik.spec.resources import ResourceSpec
+from prefect_psik.spec.strict import explain
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 UNUSUAL_NAMES = ["a/b", "a\nb", "a\tb", "-x", "", " ", " a", "a ", "a\0b", "a\x7fb"]

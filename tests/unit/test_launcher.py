@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_psik.launcher import (
+from prefect_psik.spec.launcher import (
     CANCELED,
     NOT_THE_OWNER,
     NOT_WRITABLE,

@@ -17,15 +17,15 @@ from prefect_psik import (
     KeyConflict,
     PrefectPsikError,
     RemoteCodeError,
-    session,
 )
 from prefect_psik.blocks import PsikBackend
-from prefect_psik.identity import Identity
-from prefect_psik.jobspec import JobSpec
-from prefect_psik.lifecycle import Again, Submitted, error_of, finish, submit
-from prefect_psik.retry import Asked
-from prefect_psik.session import Channel, Session
-from prefect_psik.watches import Update
+from prefect_psik.jobs.lifecycle import Again, Submitted, error_of, finish, submit
+from prefect_psik.session import session
+from prefect_psik.session.poller import Update
+from prefect_psik.session.session import Channel, Session
+from prefect_psik.spec.identity import Identity
+from prefect_psik.spec.jobspec import JobSpec
+from prefect_psik.spec.retry import Asked
 
 SPEC = JobSpec.model_validate({"script": "true", "name": "recon", "resources": {"duration": 5}})
 FIRST = Identity(key="k", stamp="123", attempt=[1, 1], is_own=True)

@@ -13,8 +13,8 @@ from unittest import mock
 
 import pytest
 
-from prefect_psik.transport import limiter
-from prefect_psik.transport.limiter import UNDER_WAY_SECONDS, Ledger, LedgerBusy, RequestBudget
+from prefect_psik.transport.globus import request_budget as limiter
+from prefect_psik.transport.globus.request_budget import UNDER_WAY_SECONDS, Ledger, LedgerBusy, RequestBudget
 from tests.testbed.emulator.meter import most_in_window
 
 
@@ -72,7 +72,9 @@ def test_silence_that_the_service_asks_for_is_kept_up_to_a_limit(ledger: tuple[L
 
 def test_places_of_a_process_that_died_are_free_after_two_windows(tmp_path: Path) -> None:
     path = tmp_path / "requests"
-    code = "import sys; from pathlib import Path; from prefect_psik.transport.limiter import Ledger\n"
+    code = (
+        "import sys; from pathlib import Path; from prefect_psik.transport.globus.request_budget import Ledger\n"
+    )
     code += "book = Ledger(Path(sys.argv[1]), limit=2); book.try_take('a'); book.try_take('b')"
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=300)
     clock = Clock()
@@ -155,7 +157,7 @@ def test_a_directory_that_others_can_reach_is_not_used(tmp_path: Path, monkeypat
 _PROCESS = """
 import asyncio, sys, time
 from pathlib import Path
-from prefect_psik.transport.limiter import Ledger, RequestBudget
+from prefect_psik.transport.globus.request_budget import Ledger, RequestBudget
 
 async def main():
     budget = RequestBudget(Ledger(Path(sys.argv[1]), limit=5, window=1.0))

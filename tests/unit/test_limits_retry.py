@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from prefect_psik.causes import FailureCause
 from prefect_psik.exceptions import ContactLost, QueueLimitReached, RunLimitReached, SpecError, WaitLimitReached
-from prefect_psik.limits import LimitWatch, WaitLimits
-from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
-from prefect_psik.retry import Asked, Growth, RetryRule
-from prefect_psik.watches import Update
+from prefect_psik.jobs.limits import LimitWatch, WaitLimits
+from prefect_psik.models.causes import FailureCause
+from prefect_psik.models.jobs import JobHandle, JobResult, JobState, JobStatus
+from prefect_psik.session.poller import Update
+from prefect_psik.spec.retry import Asked, Growth, RetryRule
 
 HANDLE = JobHandle(prefix="/p", stamp="1", key="k", duration=10, memory="4G", native_id="7", type="slurm")
 

@@ -9,8 +9,9 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from prefect_psik import PsikBackend, marks
-from prefect_psik.marks import LABEL, Place, mark, place_of, places_of, set_label
+from prefect_psik import PsikBackend
+from prefect_psik.flow_run import labels as marks
+from prefect_psik.flow_run.labels import LABEL, Place, mark, place_of, places_of, set_label
 
 ENDPOINT = UUID("11111111-2222-4333-8444-555555555555")
 PLACE = Place(endpoint_id=ENDPOINT, prefix="/psik", backend="perlmutter")

@@ -21,11 +21,11 @@ from pydantic import BaseModel
 
 import prefect_psik
 from prefect_psik import exceptions
-from prefect_psik.causes import FailureCause
 from prefect_psik.exceptions import JobError, PrefectPsikError
-from prefect_psik.lifecycle import error_of
-from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
-from prefect_psik.progress import job_card
+from prefect_psik.jobs.lifecycle import error_of
+from prefect_psik.jobs.report import job_card
+from prefect_psik.models.causes import FailureCause
+from prefect_psik.models.jobs import JobHandle, JobResult, JobState, JobStatus
 
 ENDPOINT = UUID("11111111-2222-3333-4444-555555555555")
 HANDLE = JobHandle(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from prefect_psik.jobspec import sbatch_argument
-from prefect_psik.options import FORBIDDEN_OPTIONS, Options, check_options
+from prefect_psik.spec.jobspec import sbatch_argument
+from prefect_psik.spec.sbatch_options import FORBIDDEN_OPTIONS, Options, check_options
 
 SHORT = {
     "-a": "--array",

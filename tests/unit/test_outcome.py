@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_psik.causes import FailureCause
-from prefect_psik.launcher import CANCELED, NOT_THE_OWNER
-from prefect_psik.models import JobHandle, JobState, JobStatus
-from prefect_psik.outcome import may_lack, parse_status, rows_of_run
+from prefect_psik.models.causes import FailureCause
+from prefect_psik.models.jobs import JobHandle, JobState, JobStatus
+from prefect_psik.outcome.judge import may_lack, parse_status, rows_of_run
+from prefect_psik.spec.launcher import CANCELED, NOT_THE_OWNER
 from tests.unit.reports import judge, read_facts, report
 
 NEW = '0.5,0,new,{"backend":{"type":"local","queue_name":"a,b"}}'

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from prefect_psik.models import Verdict
-from prefect_psik.preflight import preflight_payload
+from prefect_psik.jobs.preflight import preflight_payload
+from prefect_psik.models.jobs import Verdict
 from tests.unit.reports import judge_preflight
 from tests.unit.test_preflight import GOOD
 from tests.unit.test_remote import (
@@ -165,7 +165,7 @@ def call(operation: str, prefix: Path, **fields: Any) -> dict[str, Any]:
 
 def preflight_payload_of() -> dict[str, Any]:
     from prefect_psik.blocks import PsikBackend
-    from prefect_psik.jobspec import JobSpec
+    from prefect_psik.spec.jobspec import JobSpec
 
     return preflight_payload(PsikBackend(), JobSpec(script="true\n"))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from prefect_psik.admission import Line, Waiting
-from prefect_psik.limits import WaitLimits
-from prefect_psik.place_waits import PlaceWait
+from prefect_psik.jobs.limits import WaitLimits
+from prefect_psik.jobs.place_waits import PlaceWait
+from prefect_psik.session.admission import Line, Waiting
 from tests.unit.test_limits_retry import Clock
 
 WAITING = Waiting(Line("proj", None, "debug"), "AssocMaxSubmitJobLimit")

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from prefect_psik.causes import FailureCause
 from prefect_psik.cli.app import passed_on
 from prefect_psik.exceptions import FacilityError, JobError, ScriptFailed
-from prefect_psik.lifecycle import error_of
-from prefect_psik.models import JobHandle, JobResult, JobState
+from prefect_psik.jobs.lifecycle import error_of
+from prefect_psik.jobs.report import Reporter, job_card
+from prefect_psik.models.causes import FailureCause
+from prefect_psik.models.jobs import JobHandle, JobResult, JobState
 from prefect_psik.plain_text import code_block, markdown, plain, plain_values, printable
-from prefect_psik.progress import Reporter, job_card
-from prefect_psik.watches import Update
+from prefect_psik.session.poller import Update
 from tests.unit.reports import judge
 from tests.unit.test_models_exceptions import RESULT
 

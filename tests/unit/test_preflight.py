@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from prefect_psik.exceptions import PreflightFailed
-from prefect_psik.models import PreflightReport, Verdict
-from prefect_psik.preflight import failure_of, slurm_minutes
+from prefect_psik.jobs.preflight import failure_of, slurm_minutes
+from prefect_psik.models.jobs import PreflightReport, Verdict
 from prefect_psik.remote import letter
 from tests.unit.reports import judge_preflight
 

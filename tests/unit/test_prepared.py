@@ -22,7 +22,7 @@ from prefect_psik import (
     ResourceSpec,
     WaitLimits,
 )
-from prefect_psik.identity import Identity
+from prefect_psik.spec.identity import Identity
 from tests.unit.test_jobspec import SPECS
 
 BLOCK = PsikBackend(

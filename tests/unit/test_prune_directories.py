@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from prefect_psik import PruneReport, PruneVerdict, SpecError, TransferError, prune_local
-from prefect_psik.prune_marks import LEASE_SECONDS, PREFIX, SKEW_SECONDS, Mark, MarkKind, activate, deactivate
-from prefect_psik.prune_plan import Prune
+from prefect_psik import PruneReport, PruneVerdict, SpecError, TransferError
+from prefect_psik.data.marks import LEASE_SECONDS, PREFIX, SKEW_SECONDS, Mark, MarkKind, activate, deactivate
+from prefect_psik.data.proof import local as prune_local
+from prefect_psik.data.proof.plan import Prune
 from tests.integration.transfer_places import Place, local
 from tests.unit.test_prune_plan import done, planned
 
@@ -338,7 +339,7 @@ async def test_whoever_is_in_the_way_is_named(places: tuple[Place, Place], end: 
 _DIES = """
 import asyncio, os, sys
 from prefect_psik import GlobusCollection
-from prefect_psik.prune_plan import Prune
+from prefect_psik.data.proof.plan import Prune
 source, check = (GlobusCollection(base_path=path) for path in sys.argv[1:])
 asyncio.run(Prune(source, check, "rec").make_plan())
 print("marked", flush=True)

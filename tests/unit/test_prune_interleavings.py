@@ -28,17 +28,17 @@ from prefect_psik import (
     SpecError,
     TransferError,
     TransferState,
-    prune_claim,
-    prune_local,
-    prune_look,
-    transfer_waits,
 )
-from prefect_psik.prune_marks import Mark, deactivate
-from prefect_psik.prune_models import PruneFile
-from prefect_psik.prune_plan import Prune
-from prefect_psik.transfer_local import LocalCarrier
-from prefect_psik.transfer_models import FileEntry, Order, TransferStatus
-from prefect_psik.transport.threads import in_daemon_thread
+from prefect_psik.data import wait as transfer_waits
+from prefect_psik.data.carriers.local import LocalCarrier
+from prefect_psik.data.marks import Mark, deactivate
+from prefect_psik.data.proof import claim as prune_claim
+from prefect_psik.data.proof import local as prune_local
+from prefect_psik.data.proof import look as prune_look
+from prefect_psik.data.proof.plan import Prune
+from prefect_psik.models.prunes import PruneFile
+from prefect_psik.models.transfers import FileEntry, Order, TransferStatus
+from prefect_psik.transport.daemon_thread import in_daemon_thread
 from tests.integration.transfer_places import local
 from tests.unit.memory_transfer import Transfer
 from tests.unit.test_prune_plan import CARRIERS

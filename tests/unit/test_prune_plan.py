@@ -21,15 +21,15 @@ from prefect_psik import (
     PruneVerdict,
     SpecError,
     TransferError,
-    prune_claim,
-    prune_globus,
-    prune_look,
 )
-from prefect_psik.causes import TransferCause
-from prefect_psik.prune_marks import LEASE_SECONDS, PREFIX, SKEW_SECONDS, Mark, MarkKind
-from prefect_psik.prune_models import CHANGED, CHANGED_AT_CHECK, GONE, PruneFile
-from prefect_psik.prune_plan import UNSETTLED, Prune, refuse
-from prefect_psik.transfer_models import FileEntry
+from prefect_psik.data.marks import LEASE_SECONDS, PREFIX, SKEW_SECONDS, Mark, MarkKind
+from prefect_psik.data.proof import claim as prune_claim
+from prefect_psik.data.proof import globus as prune_globus
+from prefect_psik.data.proof import look as prune_look
+from prefect_psik.data.proof.plan import UNSETTLED, Prune, refuse
+from prefect_psik.models.causes import TransferCause
+from prefect_psik.models.prunes import CHANGED, CHANGED_AT_CHECK, GONE, PruneFile
+from prefect_psik.models.transfers import FileEntry
 from tests.integration.transfer_places import Place, local
 from tests.unit.memory_transfer import Transfer
 

@@ -9,8 +9,8 @@ from uuid import UUID
 
 import pytest
 
+from prefect_psik.cli.psik_json import read_psik_json
 from prefect_psik.exceptions import SpecError
-from prefect_psik.psik_json import read_psik_json
 
 SEED = Path(__file__).parents[1] / "fixtures" / "psik.json"
 ENDPOINT = "11111111-2222-3333-4444-555555555555"

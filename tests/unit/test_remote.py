@@ -24,10 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_psik.blocks import PsikBackend
-from prefect_psik.identity import Identity
-from prefect_psik.jobspec import JobSpec
-from prefect_psik.preflight import preflight_payload
+from prefect_psik.jobs.preflight import preflight_payload
 from prefect_psik.remote import PARTS, letter
+from prefect_psik.spec.identity import Identity
+from prefect_psik.spec.jobspec import JobSpec
 
 #: The letter as it arrives: one text, in a namespace of its own.
 remote: Any = ModuleType("the_letter")

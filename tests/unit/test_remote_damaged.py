@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from prefect_psik.answers import Entry, Facts
-from prefect_psik.arrival import read_jobs
-from prefect_psik.models import JobHandle, JobState
+from prefect_psik.models.jobs import JobHandle, JobState
+from prefect_psik.outcome.answers import Entry, Facts
+from prefect_psik.outcome.arrival import read_jobs
 from tests.unit.reports import judge
 from tests.unit.test_remote import make_job, remote
 from tests.unit.test_remote_status import Commands, item

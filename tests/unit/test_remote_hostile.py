@@ -17,9 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefect_psik.blocks import BackendAttributes, PsikBackend
-from prefect_psik.identity import Identity
-from prefect_psik.jobspec import JobSpec
-from prefect_psik.outcome import parse_status
+from prefect_psik.outcome.judge import parse_status
+from prefect_psik.spec.identity import Identity
+from prefect_psik.spec.jobspec import JobSpec
 from tests.unit.test_remote import (
     STAMP,
     check_answer,

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from prefect_psik.blocks import BackendAttributes, PsikBackend
-from prefect_psik.identity import Identity
-from prefect_psik.jobspec import JobSpec
-from prefect_psik.retry import Asked
+from prefect_psik.spec.identity import Identity
+from prefect_psik.spec.jobspec import JobSpec
+from prefect_psik.spec.retry import Asked
 from tests.unit.test_remote import STAMP, make_job, remote
 from tests.unit.test_remote_status import NO_ACCOUNTING, Commands
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from prefect_psik import JobSpec, PsikBackend
-from prefect_psik.answers import CheckAnswer, FetchAnswer
-from prefect_psik.arrival import read
-from prefect_psik.identity import Identity
-from prefect_psik.results import brought, unmet
+from prefect_psik.outcome.answers import CheckAnswer, FetchAnswer
+from prefect_psik.outcome.arrival import read
+from prefect_psik.outcome.results import brought, unmet
+from prefect_psik.spec.identity import Identity
 from tests.unit.test_remote import STAMP, make_job, remote
 
 #: Seconds since the second run began.

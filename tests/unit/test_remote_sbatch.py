@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefect_psik.remote.sbatch import UNCLEAR
-from prefect_psik.remote.submission import PARALLEL_SUBMITS
+from prefect_psik.remote.submit import PARALLEL_SUBMITS
 from tests.unit.test_remote import STAMP
 from tests.unit.test_remote_jobs import call, job, rows, slurm, submit, trouble
 from tests.unit.test_remote_status import Commands

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from prefect_psik.causes import FailureCause
-from prefect_psik.models import JobHandle, JobState
+from prefect_psik.models.causes import FailureCause
+from prefect_psik.models.jobs import JobHandle, JobState
 from prefect_psik.transport.base import MAX_CALL_BYTES
 from tests.unit.reports import judge
 from tests.unit.test_remote import make_job, remote

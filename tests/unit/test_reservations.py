@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_psik.models import JobHandle, JobResult, JobState, JobStatus
-from prefect_psik.progress import Reporter, job_card
-from prefect_psik.reservations import Held, expand, held_by, in_hours, read_reservations
-from prefect_psik.watches import Update
+from prefect_psik.jobs.report import Reporter, job_card
+from prefect_psik.models.jobs import JobHandle, JobResult, JobState, JobStatus
+from prefect_psik.outcome.reservations import Held, expand, held_by, in_hours, read_reservations
+from prefect_psik.session.poller import Update
 from tests.unit.reports import judge
 
 NOW = 1_795_803_000

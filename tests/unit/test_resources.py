@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from prefect_psik.resources import ResourceSpec
+from prefect_psik.spec.resources import ResourceSpec
 
 LEAST = {
     "duration": 1,

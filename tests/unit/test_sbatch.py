@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_psik.sbatch import FLAGS, VALUED, long_name, setting
+from prefect_psik.spec.sbatch import FLAGS, VALUED, long_name, setting
 
 #: Each line is one setting in all of its spellings.
 SETTINGS = (

@@ -13,14 +13,16 @@ from typing import Any, TypeVar
 
 import pytest
 
-from prefect_psik import cancellation, session, watches
-from prefect_psik.batches import MAX_JOBS_PER_CALL
 from prefect_psik.exceptions import FacilityError, FacilityTimeout, RemoteCodeError
-from prefect_psik.models import JobHandle, JobState
-from prefect_psik.session import Channel, Session
+from prefect_psik.flow_run import cancellation
+from prefect_psik.models.jobs import JobHandle, JobState
+from prefect_psik.session import poller as watches
+from prefect_psik.session import session
+from prefect_psik.session.batcher import MAX_JOBS_PER_CALL
+from prefect_psik.session.poller import Update
+from prefect_psik.session.session import Channel, Session
 from prefect_psik.transport.base import MAX_CALL_BYTES
-from prefect_psik.transport.threads import in_daemon_thread
-from prefect_psik.watches import Update
+from prefect_psik.transport.daemon_thread import in_daemon_thread
 
 T = TypeVar("T")
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from prefect_psik.causes import FailureCause
 from prefect_psik.exceptions import ERRORS, JobCanceled, next_step
-from prefect_psik.lifecycle import error_of
-from prefect_psik.models import JobHandle, JobResult, JobState
-from prefect_psik.outcome import may_lack
-from prefect_psik.retry import Growth, RetryRule
+from prefect_psik.jobs.lifecycle import error_of
+from prefect_psik.models.causes import FailureCause
+from prefect_psik.models.jobs import JobHandle, JobResult, JobState
+from prefect_psik.outcome.judge import may_lack
+from prefect_psik.spec.retry import Growth, RetryRule
 from tests.unit.reports import judge, read_facts, report
 from tests.unit.test_slurm_outcome import ACTIVE, HANDLE, QUEUED, facts, slurm
 

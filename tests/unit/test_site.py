@@ -19,11 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_psik.blocks import BackendAttributes, PsikBackend
-from prefect_psik.identity import Identity
-from prefect_psik.jobspec import JobSpec
-from prefect_psik.models import Verdict
-from prefect_psik.preflight import preflight_payload
+from prefect_psik.jobs.preflight import preflight_payload
+from prefect_psik.models.jobs import Verdict
 from prefect_psik.remote import letter
+from prefect_psik.spec.identity import Identity
+from prefect_psik.spec.jobspec import JobSpec
 from tests.unit.reports import judge_preflight
 
 #: The letter as it arrives: one text, in a namespace of its own.

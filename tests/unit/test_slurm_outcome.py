@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_psik.causes import FailureCause
-from prefect_psik.models import JobHandle, JobState, JobStatus
-from prefect_psik.outcome import parse_status, rows_of_run
-from prefect_psik.slurm_outcome import (
+from prefect_psik.models.causes import FailureCause
+from prefect_psik.models.jobs import JobHandle, JobState, JobStatus
+from prefect_psik.outcome.judge import parse_status, rows_of_run
+from prefect_psik.outcome.slurm import (
     FORGOTTEN_SECONDS,
     SHARED_FILE_SYSTEM_SECONDS,
     WHO_SECONDS,

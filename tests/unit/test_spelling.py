@@ -11,7 +11,7 @@ import pytest
 
 from prefect_psik import JobSpec
 from prefect_psik.exceptions import SpecError
-from prefect_psik.spelling import MAX_BYTES, plain_values, read_yaml
+from prefect_psik.spec.spelling import MAX_BYTES, plain_values, read_yaml
 
 
 def job(tmp_path: Path, text: str) -> JobSpec:
@@ -155,7 +155,7 @@ HOSTILE = {
 READER = """
 import json, resource, sys
 from pathlib import Path
-from prefect_psik.spelling import read_yaml
+from prefect_psik.spec.spelling import read_yaml
 for path in sys.argv[1:]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:

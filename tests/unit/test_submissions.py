@@ -21,19 +21,19 @@ from prefect_psik import (
     QueueLimitReached,
     SpecError,
     WaitLimits,
-    admission,
-    batches,
-    cancellation,
-    submissions,
 )
-from prefect_psik.admission import Ticket, Waiting
 from prefect_psik.blocks import PsikBackend
-from prefect_psik.lifecycle import Again, Submitted
-from prefect_psik.marks import Place
-from prefect_psik.place_waits import PlaceWait
-from prefect_psik.retry import Asked
-from prefect_psik.session import Session
-from prefect_psik.submissions import Sending, Submission, asubmit, submit
+from prefect_psik.flow_run import cancellation
+from prefect_psik.flow_run.labels import Place
+from prefect_psik.jobs import submit as submissions
+from prefect_psik.jobs.lifecycle import Again, Submitted
+from prefect_psik.jobs.place_waits import PlaceWait
+from prefect_psik.jobs.submit import Sending, Submission, asubmit, submit
+from prefect_psik.session import admission
+from prefect_psik.session import batcher as batches
+from prefect_psik.session.admission import Ticket, Waiting
+from prefect_psik.session.session import Session
+from prefect_psik.spec.retry import Asked
 from tests.unit.test_lifecycle import FIRST, SECOND, SPEC, Facility
 
 FLOW_RUNS = ["root", "child"]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from prefect_psik import BackendAttributes, JobSpec, PsikBackend, ResourceSpec, SpecError
-from prefect_psik.identity import Identity
 from prefect_psik.remote.signals import HAND_ON_SIGNALS
-from prefect_psik.time_warning import BatchSignal, batch_signal
+from prefect_psik.spec.identity import Identity
+from prefect_psik.spec.time_warning import BatchSignal, batch_signal
 
 HOUR = ResourceSpec(duration=60)
 

@@ -26,16 +26,16 @@ from prefect_psik import (
     TransferHandle,
     TransferResult,
     TransferState,
-    prune_globus,
-    transfer_runs,
 )
-from prefect_psik import transfer_waits as waits
-from prefect_psik.prune_models import PruneFile
-from prefect_psik.transfer_globus import GlobusCarrier, collections_in, error_of, status_of
-from prefect_psik.transfer_models import Order, TransferStatus, TransferUpdate
-from prefect_psik.transfer_once import LABEL, Kept, transfers_of
-from prefect_psik.transfer_progress import amount, describe
-from prefect_psik.watches import Subscription
+from prefect_psik.data import submit as transfer_runs
+from prefect_psik.data import wait as waits
+from prefect_psik.data.carriers.globus import GlobusCarrier, collections_in, error_of, status_of
+from prefect_psik.data.once import LABEL, Kept, transfers_of
+from prefect_psik.data.proof import globus as prune_globus
+from prefect_psik.data.report import amount, describe
+from prefect_psik.models.prunes import PruneFile
+from prefect_psik.models.transfers import Order, TransferStatus, TransferUpdate
+from prefect_psik.session.poller import Subscription
 
 HANDLE = TransferHandle(task_id="t", source="home:raw", destination="away:raw")
 

@@ -25,12 +25,12 @@ from prefect_psik import (
     delete_files,
     list_files,
     run_transfer,
-    transfer_local,
 )
-from prefect_psik.transfer_file import PART, Changed, IrregularFile, copy_file, open_file
-from prefect_psik.transfer_local import LocalCarrier
-from prefect_psik.transfer_models import Order, TransferStatus
-from prefect_psik.transfer_runs import list_below
+from prefect_psik.data.carriers import local as transfer_local
+from prefect_psik.data.carriers.file import PART, Changed, IrregularFile, copy_file, open_file
+from prefect_psik.data.carriers.local import LocalCarrier
+from prefect_psik.data.submit import list_below
+from prefect_psik.models.transfers import Order, TransferStatus
 
 OLD = time.time() - 1000
 

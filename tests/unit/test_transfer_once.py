@@ -14,9 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from prefect_psik import TransferCause, TransferError, TransferState, transfer_once
-from prefect_psik.transfer_models import Arrival, FileEntry, Order, TransferStatus
-from prefect_psik.transfer_once import Keeping, Kept, keep_arrival, repeated, submit_once, transfers_of
+from prefect_psik import TransferCause, TransferError, TransferState
+from prefect_psik.data import once as transfer_once
+from prefect_psik.data.once import Keeping, Kept, keep_arrival, repeated, submit_once, transfers_of
+from prefect_psik.models.transfers import Arrival, FileEntry, Order, TransferStatus
 
 ROOT, CHILD = str(uuid.uuid4()), str(uuid.uuid4())
 ORDER = Order("here", "there", [("a", "a"), ("b", "b")])

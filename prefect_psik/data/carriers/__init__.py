@@ -1,0 +1,1 @@
+"""What moves data: Globus Transfer, or a thread on this machine."""

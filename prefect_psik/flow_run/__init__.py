@@ -1,0 +1,1 @@
+"""The Prefect flow run around us: who calls, where it looks for blocks, and its cancel."""

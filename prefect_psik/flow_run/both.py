@@ -1,0 +1,85 @@
+"""How a task waits for work on the session's loop: a sync one in slices, an async one shielded."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import time
+from concurrent.futures import Future
+from typing import TypeVar
+
+from prefect_psik.exceptions import SyncCallError
+from prefect_psik.flow_run.report import run_logger
+
+T = TypeVar("T")
+
+#: A sync wait looks up this often, so that a signal is noticed.
+SLICE_SECONDS = 0.5
+#: After an interrupt, Prefect kills the process after 30 s.
+INTERRUPT_SECONDS = 25.0
+
+
+def result(future: Future[T], within: float | None = None) -> T:
+    """Wait for a result; a signal gets through.
+
+    Args:
+        future: Of work on the session's loop, which goes on whatever happens here.
+        within: Seconds; None: for ever.
+
+    Raises:
+        TimeoutError: Not within this time.
+    """
+    deadline = None if within is None else time.monotonic() + within
+    while True:
+        left = SLICE_SECONDS if deadline is None else min(SLICE_SECONDS, deadline - time.monotonic())
+        if concurrent.futures.wait([future], timeout=max(left, 0.0)).done:
+            return future.result()
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError
+
+
+async def aresult(future: Future[T], within: float | None = None) -> T:
+    """Async twin of `result`."""
+    async with asyncio.timeout(within):
+        # Shielded: cancelling who waits must not cut the work on the session's loop in two.
+        return await asyncio.shield(asyncio.wrap_future(future))
+
+
+def linger(future: Future[T]) -> None:
+    """Wait for the work that an interrupt began, as long as Prefect lets us; its errors are logged."""
+    concurrent.futures.wait([future], timeout=INTERRUPT_SECONDS)
+    _tell_error(future)
+
+
+async def alinger(future: Future[T]) -> None:
+    """Async twin of `linger`."""
+    waiting = asyncio.wrap_future(future)
+    await asyncio.wait([waiting], timeout=INTERRUPT_SECONDS)
+    _tell_error(waiting)
+
+
+def _tell_error(future: Future[T] | asyncio.Future[T]) -> None:
+    if not future.done():
+        run_logger().error("What the interrupt began has not ended within %.0f s; it may go on", INTERRUPT_SECONDS)
+    elif not future.cancelled() and (error := future.exception()):
+        run_logger().error("%s", error)
+
+
+def refuse_running_loop(twin: str) -> None:
+    """Refuse a sync call on a running event loop, which it would block.
+
+    Args:
+        twin: Name of the async twin.
+
+    Raises:
+        SyncCallError: There is a running loop.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise SyncCallError(
+        "This task would block the event loop that it was called on: that of a notebook or of async code. Write "
+        f"`await {twin}(...)`. If it stands in a flow, write `async def` there, and call the flow with `await`, "
+        "which a cell of a notebook takes."
+    )

@@ -1,0 +1,308 @@
+"""Cancel and crash are different: a user's cancel frees the nodes, a crash or a redeploy leaves the jobs.
+
+The exception that a task gets does not tell them apart, and tasks in `.submit()` and `.map()` threads get
+none at all. The state of the flow run in Prefect's API does. So while anything waits, one watcher for each
+flow run reads that state, and on "cancelling" asks all jobs of that flow run to stop, in one call for each
+backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException, TerminationSignal
+from prefect.states import Cancelled, Failed
+
+from prefect_psik.exceptions import FlowRunCancelling, PrefectPsikError
+from prefect_psik.models.jobs import JobHandle
+from prefect_psik.session.poller import Subscription, Update
+from prefect_psik.session.session import Channel
+
+OnCancel = Literal["cancel", "leave"]
+
+#: Prefect leaves 30 s between the cancel and SIGKILL.
+WATCH_SECONDS = 3.0
+#: For so long work is asked to stop again that could not be asked.
+STOP_SECONDS = 20.0
+#: What a task gets when its process is asked to stop, whoever asks.
+INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt, TerminationSignal)
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """One wait, as the watcher of its flow run knows it.
+
+    Args:
+        what: The job or transfer, for the message.
+        on_cancel: What a cancel of the flow run does to it.
+        flow_runs: Those that it stands in, root first.
+        stop: Asks it to stop.
+        tell: Ends the wait with an error.
+        leave: Ends the looking.
+    """
+
+    what: str
+    on_cancel: OnCancel
+    flow_runs: tuple[str, ...]
+    stop: Callable[[], Awaitable[object]]
+    tell: Callable[[PrefectPsikError], None]
+    leave: Callable[[], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Wait(Watched):
+    """One wait for a job."""
+
+    channel: Channel
+    handle: JobHandle
+    subscription: Subscription[Update]
+
+
+W = TypeVar("W", bound=Watched)
+
+_waits: dict[tuple[str, ...], list[Watched]] = {}
+_watchers: dict[tuple[str, ...], asyncio.Task[None]] = {}
+_asking: dict[tuple[str, ...], asyncio.Task[str | None]] = {}
+#: Flow runs that were seen being cancelled.
+_cancelling: set[str] = set()
+#: Jobs that this process submitted for a flow run, or found again, and whose end it does not know.
+_submitted: dict[str, dict[tuple[str, int], tuple[JobHandle, Channel]]] = {}
+
+
+def owner_of(flow_runs: list[str], on_cancel: OnCancel = "cancel") -> dict[str, Any]:
+    """Who submits or cancels, for the facility's records: the root flow run and the innermost one.
+
+    A job that a cancel is to leave alone is not noted under its flow runs.
+    """
+    return {
+        "flow_run": flow_runs[-1] if flow_runs else None,
+        "root_flow_run": flow_runs[0] if flow_runs else None,
+        "flow_runs": flow_runs if on_cancel == "cancel" else [],
+    }
+
+
+def begin_wait(channel: Channel, handle: JobHandle, on_cancel: OnCancel, flow_runs: list[str]) -> Wait:
+    """Subscribe to a job and have its flow run watched. On the session's loop only."""
+    subscription = channel.poller.subscribe(handle)
+    wait = Wait(
+        what=str(handle),
+        on_cancel=on_cancel,
+        flow_runs=tuple(flow_runs),
+        stop=lambda: channel.cancel(handle, owner_of(flow_runs)),
+        tell=subscription.put,
+        leave=lambda: channel.poller.unsubscribe(handle, subscription),
+        channel=channel,
+        handle=handle,
+        subscription=subscription,
+    )
+    watch(wait)
+    return wait
+
+
+def watch(wait: Watched) -> None:
+    """Have the flow run of a wait watched. On the session's loop only."""
+    if wait.flow_runs:
+        _waits.setdefault(wait.flow_runs, []).append(wait)
+        if wait.flow_runs not in _watchers or _watchers[wait.flow_runs].done():
+            _watchers[wait.flow_runs] = asyncio.create_task(_watch(wait.flow_runs))
+
+
+def refuse_cancelling(flow_runs: list[str]) -> None:
+    """Refuse a submission for a flow run that a watcher saw being cancelled: a retry of a task, or a later task.
+
+    Raises:
+        FlowRunCancelling: It is.
+    """
+    if _cancelling.intersection(flow_runs):
+        raise FlowRunCancelling("The flow run is being cancelled; nothing more is submitted.")
+
+
+def note_job(channel: Channel, handle: JobHandle, flow_runs: list[str]) -> None:
+    """Remember a job of these flow runs: a cancel reaches it, too, while nobody waits for it."""
+    for flow_run in flow_runs:
+        _submitted.setdefault(flow_run, {})[_run_of(handle)] = (handle, channel)
+
+
+def forget_job(handle: JobHandle, flow_runs: tuple[str, ...]) -> None:
+    """The opposite of `note_job`: its end is known."""
+    for flow_run in flow_runs:
+        _submitted.get(flow_run, {}).pop(_run_of(handle), None)
+
+
+def _run_of(handle: JobHandle) -> tuple[str, int]:
+    return handle.stamp, handle.jobndx
+
+
+async def end_wait(beginning: Future[W]) -> None:
+    """The opposite of `begin_wait` and `watch`, which may not have come to its end yet."""
+    wait: W = await asyncio.wrap_future(beginning)
+    unwatch(wait)
+
+
+def unwatch(wait: Watched) -> None:
+    """The opposite of `watch`; again does no harm. On the session's loop only."""
+    wait.leave()
+    waits = _waits.get(wait.flow_runs, [])
+    if wait in waits:
+        waits.remove(wait)
+    if not waits:
+        _waits.pop(wait.flow_runs, None)
+
+
+async def after_interrupt(beginning: Future[W]) -> bool:
+    """Decide what an interrupted wait means for its work: cancel it only if the user cancelled the flow run.
+
+    Returns:
+        Whether the work was asked to stop.
+
+    Raises:
+        FlowRunCancelling: It could not be asked.
+    """
+    wait: W = await asyncio.wrap_future(beginning)
+    cancelling = await _cancelling_of(wait.flow_runs) if wait.on_cancel == "cancel" else None
+    if cancelling is None:
+        return False
+    if left := await _stop([wait], cancelling):
+        raise FlowRunCancelling(f"The flow run is being cancelled. {_all_that_goes_on(left)}")
+    return True
+
+
+async def is_cancelling(flow_runs: tuple[str, ...]) -> bool:
+    """Ask Prefect's API whether one of these flow runs is being cancelled; no answer means no."""
+    return await _cancelling_of(flow_runs) is not None
+
+
+async def _cancelling_of(flow_runs: tuple[str, ...]) -> str | None:
+    """The outermost of these flow runs that is being cancelled; who asks at the same time gets the same answer."""
+    if flow_runs not in _asking or _asking[flow_runs].done():
+        _asking[flow_runs] = asyncio.create_task(_ask(flow_runs))
+    return await asyncio.shield(_asking[flow_runs])
+
+
+async def _ask(flow_runs: tuple[str, ...]) -> str | None:
+    try:
+        async with get_client() as client:
+            for flow_run in flow_runs:
+                state = (await client.read_flow_run(UUID(flow_run))).state
+                if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                    return flow_run
+    except (PrefectException, httpx.HTTPError, OSError, ValueError):
+        return None
+    return None
+
+
+async def _watch(flow_runs: tuple[str, ...]) -> None:
+    while flow_runs in _waits:
+        cancelling = await _cancelling_of(flow_runs)
+        if cancelling is not None:
+            _cancelling.add(cancelling)
+            waits = list(_waits.get(flow_runs, []))
+            left = await _stop([wait for wait in waits if wait.on_cancel == "cancel"], cancelling)
+            # Before the waits end: the process may end with them, and the flow run would be stuck.
+            await _end_unsupervised(flow_runs[0], left)
+            for wait in waits:
+                wait.tell(_told(wait, left))
+                unwatch(wait)
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+def _told(wait: Watched, left: dict[str, str]) -> FlowRunCancelling:
+    asked = "it was asked to stop" if wait.on_cancel == "cancel" else "it goes on, as asked"
+    if wait.what in left:
+        asked = f"{_may_go_on(left[wait.what])} Look at it there, and cancel it by hand"
+    return FlowRunCancelling(f"The flow run is being cancelled while waiting for {wait.what}; {asked}.")
+
+
+def _may_go_on(why: str) -> str:
+    return f"it may go on, since it could not be asked to stop: {why.rstrip('.')}."
+
+
+def _all_that_goes_on(left: dict[str, str]) -> str:
+    return " ".join(f"{what}: {_may_go_on(why)}" for what, why in left.items())
+
+
+async def _end_unsupervised(flow_run: str, left: dict[str, str]) -> None:
+    """End a flow run that no runner supervises: a plain `python flow.py` would cancel for ever.
+
+    It is cancelled only if its work is; of a cancel that did not reach everything a red run says so.
+    """
+    try:
+        async with get_client() as client:
+            run = await client.read_flow_run(UUID(flow_run))
+            if run.deployment_id is not None or run.state is None:
+                return
+            # The watcher of a subflow sees its own part only, and may have been content before.
+            if left and (run.state.is_cancelling() or run.state.is_cancelled()):
+                failed: State[None] = Failed(
+                    message=f"The cancel did not reach all of its work. {_all_that_goes_on(left)}"
+                )
+                await client.set_flow_run_state(run.id, failed, force=True)
+            elif run.state.is_cancelling():
+                cancelled: State[None] = Cancelled(message="Its jobs and transfers were asked to stop.")
+                await client.set_flow_run_state(run.id, cancelled, force=True)
+    except (PrefectException, httpx.HTTPError, OSError, ValueError):
+        return
+
+
+async def _stop(waits: list[Watched], flow_run: str) -> dict[str, str]:
+    """Ask work to stop, and all jobs of a flow run that nobody waits for; what cannot be asked keeps no other.
+
+    Jobs of one backend travel together.
+
+    Returns:
+        What may go on, and why.
+    """
+    until = asyncio.get_running_loop().time() + STOP_SECONDS
+    for wait in waits:
+        if isinstance(wait, Wait):
+            wait.leave()  # its looks are of no use any more, and all processes of a login share its requests
+    waits = [*waits, *_not_waited_for(flow_run)]
+    reasons = await asyncio.gather(*(_ask_to_stop(wait, until) for wait in waits), return_exceptions=True)
+    return {
+        wait.what: reason if isinstance(reason, str) else f"a defect, {reason!r}"
+        for wait, reason in zip(waits, reasons, strict=True)
+        if reason
+    }
+
+
+async def _ask_to_stop(wait: Watched, until: float) -> str:
+    """Ask until it works or time is up; returns why it did not work, or nothing."""
+    why = "no answer came in time"
+    try:
+        async with asyncio.timeout_at(until):
+            while True:
+                try:
+                    await wait.stop()
+                    return ""
+                except PrefectPsikError as err:
+                    why = str(err)
+                await asyncio.sleep(WATCH_SECONDS)
+    except TimeoutError:
+        return why
+
+
+def _not_waited_for(flow_run: str) -> list[Watched]:
+    """The jobs of a flow run that nobody waits for just now; whoever takes them first stops them."""
+    waited = {_run_of(wait.handle) for waits in _waits.values() for wait in waits if isinstance(wait, Wait)}
+    jobs = _submitted.get(flow_run, {})
+    taken = [jobs.pop(run) for run in list(jobs) if run not in waited]
+    return [_unwaited(handle, channel, flow_run) for handle, channel in taken]
+
+
+def _unwaited(handle: JobHandle, channel: Channel, flow_run: str) -> Watched:
+    return Watched(
+        what=str(handle),
+        on_cancel="cancel",
+        flow_runs=(flow_run,),
+        stop=lambda: channel.cancel(handle, owner_of([flow_run])),
+        tell=lambda error: None,
+        leave=lambda: None,
+    )

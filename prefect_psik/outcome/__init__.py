@@ -1,0 +1,1 @@
+"""What became of a job: answers of the facility -> what they mean. Pure functions."""

@@ -1,0 +1,136 @@
+"""What the facility found of a job's results -> sentences, and its output files: pure functions."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Container, Sequence
+from datetime import UTC, datetime
+
+from prefect_psik.exceptions import RemoteCodeError
+from prefect_psik.outcome.answers import FetchAnswer, Report, Wrong
+from prefect_psik.plain_text import printable
+
+#: Entries that a message tells; more are counted.
+_TOLD = 5
+
+
+def unmet(found: Sequence[Report]) -> list[tuple[str, str]]:
+    """Entries of `expect` and `outputs` that a job did not meet, each with a sentence.
+
+    Args:
+        found: The reports of `remote.check`.
+    """
+    return [(report.path, text) for report in found if (text := _unmet(report)) is not None]
+
+
+def _unmet(report: Report) -> str | None:
+    path, good, matches, count, at_least = report.path, report.good, report.matches, report.count, report.at_least
+    if count is None and good >= at_least:
+        return None
+    if report.trouble:
+        return f"the search for {path} stopped because {report.trouble}: name a narrower path"
+    if count is not None and good == matches == count and not report.unread:
+        return None
+    wrong = [described(one) for one in report.wrong]
+    wanted = at_least if count is None else count
+    if matches == 0 and wanted == 1:
+        where = f" ({report.expanded} at the facility)" if report.expanded != path else ""
+        return "; ".join([f"nothing matches {path}{where}", *wrong])
+    if matches == 1 and wanted == 1 and wrong and not report.unread:
+        return wrong[0]
+    if matches > wanted and good == matches:
+        return f"{matches} match {path} instead of {wanted}"
+    besides = f" ({matches - good} more do not count)" if matches > good else ""
+    return "; ".join([f"{good} of {wanted} match {path}{besides}", *wrong])
+
+
+def in_words(sentences: Sequence[str]) -> str:
+    """Several sentences as one text, which tells the first and counts the others."""
+    more = len(sentences) - _TOLD
+    return "; ".join([*sentences[:_TOLD], *([f"and {more} more"] if more > 0 else [])])
+
+
+def described(wrong: Wrong) -> str:
+    """Why a file is no result of this run, or does not come back."""
+    name = printable(wrong.name)
+    match wrong.why:
+        case "dangling":
+            return f"{name} is a link to {printable(wrong.target)}, which does not exist"
+        case "outside":
+            return f"{name} points to {printable(wrong.target)}, outside the job's directory"
+        case "link":
+            return f"{name} is a link to a directory, which is followed only where it is named itself"
+        case "number":
+            return f"{name} is one of more than {wrong.most:,} output files"
+        case "special":
+            return f"{name} is a {wrong.kind}, not a file"
+        case "hollow":
+            return f"{name} is a directory without a file in it"
+        case "small" if wrong.size == 0:
+            return f"{name} is empty"
+        case "small":
+            return f"{name} has {_bytes(wrong.size)}, fewer than {wrong.min_bytes:,}"
+        case "old":
+            return (
+                f"{name} was written at {_clock(wrong.written)}, before this run began at "
+                f"{_clock(wrong.begun)} (if that is intended, set fresh: job or fresh: any)"
+            )
+        case "size":
+            return f"{name} has {_bytes(wrong.size)}, too many to come back here"
+        case "name":
+            return f"{name} stands for two files with names that are not UTF-8; only the first came back"
+        case _:
+            return f"{name} cannot be read ({wrong.text or wrong.why})"
+
+
+def _bytes(size: int) -> str:
+    return f"{size:,} byte{'s' if size != 1 else ''}"
+
+
+def _clock(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def brought(answer: FetchAnswer, asked: Sequence[str], place: str) -> dict[str, bytes]:
+    """The output files of an answer of `remote.fetch`.
+
+    Raises:
+        RemoteCodeError: It lacks a file that it announces, holds one that nobody asked for, or one whose
+            bytes are not what it says.
+    """
+    if not answer.sizes.keys() == answer.files.keys() == answer.entries.keys():
+        lost = sorted(answer.sizes.keys() ^ answer.files.keys() | answer.sizes.keys() ^ answer.entries.keys())
+        raise RemoteCodeError(
+            f"The answer of {place} announces different output files than it holds: {lost[:_TOLD]}."
+        )
+    files, entries = {}, set(asked)
+    for name, text in answer.files.items():
+        if not _is_asked_for(name, answer.entries[name], entries):
+            raise RemoteCodeError(f"The answer of {place} holds {name!r}, which the job's outputs do not name.")
+        try:
+            files[name] = base64.b64decode(text, validate=True)
+        except ValueError as err:
+            raise RemoteCodeError(
+                f"The answer of {place} holds {name} in bytes that do not decode: {err}."
+            ) from None
+        if len(files[name]) != answer.sizes[name]:
+            raise RemoteCodeError(
+                f"The answer of {place} holds {len(files[name]):,} bytes of {name}, and announces "
+                f"{answer.sizes[name]:,}."
+            )
+    return files
+
+
+def _is_asked_for(name: str, entry: str, asked: Container[str]) -> bool:
+    """Whether an entry may bring a file of this name; which names a glob matches is for the facility to say."""
+    if entry not in asked or name.startswith("/") or ".." in name.split("/"):
+        return False
+    is_glob = any(char in entry for char in "*?[$~")
+    return is_glob or name == entry or name.startswith(f"{entry}/")
+
+
+def left_behind(answer: FetchAnswer, directory: str) -> list[str]:
+    """A warning for each output file that did not come back."""
+    fetch = f"Fetch it by Globus Transfer from {directory}."
+    warnings = [f"The output {described(one)}. {fetch}" for one in answer.left]
+    return [*warnings, *([f"{answer.more:,} more output files did not come back."] if answer.more else [])]

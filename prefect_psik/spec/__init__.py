@@ -1,0 +1,1 @@
+"""WHAT a person types: the job spec, and all that it is made of."""

@@ -1,0 +1,1 @@
+"""The transport through Globus Compute, the only user of its SDK."""
