@@ -192,8 +192,9 @@ __all__ = [
 ]
 
 # Stored results name the place of their class: the public one, so that a class can move.
-for _class in [found for name in __all__ if isinstance(found := globals().get(name), type)]:
-    _class.__module__ = __name__
+for _name in __all__:
+    if isinstance(_public := globals().get(_name), type):
+        _public.__module__ = __name__
 
 #: What brings Prefect's whole engine along, 0.3 s, is loaded when first asked for: name -> module.
 _LAZY = {name: "jobs.tasks" for name in __all__ if name.endswith(("_job", "_preflight", "_for_start"))}

@@ -6,12 +6,14 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.prefect_url import API_URL
 from tests.testbed import packages
 from tests.testbed.fixtures import REQUIRE_VARIABLE
 from tests.testbed.state import STATE_VARIABLE, default_root
@@ -22,6 +24,11 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 # Prefect's SQLite cannot keep up with 200 task runs that end at once on a busy machine; the server says 500 then.
 os.environ.setdefault("PREFECT_CLIENT_RETRY_EXTRA_CODES", "500")
+# Prefect reads its settings once, for all threads: this process is a client of the server that the fixture
+# `server` starts when a test asks for it. What tests start has an environment of its own.
+os.environ["PREFECT_API_URL"] = API_URL
+import_module("prefect.context")
+del os.environ["PREFECT_API_URL"]
 if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Tests stop daemons and fill queues: each process of them has a facility of its own, beside the user's.
     os.environ[STATE_VARIABLE] = f"{default_root()}-{_worker}"

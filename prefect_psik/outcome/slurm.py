@@ -1,4 +1,4 @@
-"""What Slurm says of a job -> what it means, as tables; the part of `outcome.py` that knows Slurm."""
+"""What Slurm says of a job -> what it means, as tables; the part of `judge` that knows Slurm."""
 
 from __future__ import annotations
 

@@ -25,12 +25,13 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import ObjectNotFound
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling, Crashed
 from prefect.workers.process import ProcessWorker
 
 from prefect_psik import BackendAttributes, PsikBackend
 from tests.integration.local import wait_until
+from tests.prefect_url import API_URL, PORT
 from tests.testbed.facility import Facility
 from tests.testbed.state import free_port
 
@@ -105,8 +106,8 @@ class Child:
 class PrefectServer:
     """A Prefect server on loopback with a database of its own."""
 
-    def __init__(self, directory: Path) -> None:
-        port = free_port()
+    def __init__(self, directory: Path, port: int | None = None) -> None:
+        port = port or free_port()
         self.url = f"http://127.0.0.1:{port}/api"
         self.database = directory / "prefect" / "prefect.db"
         self.environment = {
@@ -207,6 +208,9 @@ class Services:
     @contextmanager
     def api(self) -> Iterator[None]:
         """Let this process use this server, too, while the block runs."""
+        if self.url == API_URL:
+            yield
+            return
         _end_events_workers()
         try:
             with temporary_settings({PREFECT_API_URL: self.url}):
@@ -291,9 +295,11 @@ def new_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def running_server(directory: Path, database: Path | None = None) -> Iterator[PrefectServer]:
+def running_server(
+    directory: Path, database: Path | None = None, port: int | None = None
+) -> Iterator[PrefectServer]:
     """A server, started with a copy of this database if there is one."""
-    server = PrefectServer(directory)
+    server = PrefectServer(directory, port)
     try:
         server.start(database)
         yield server
@@ -318,22 +324,17 @@ def _without(*prefixes: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, new_database: Path) -> Iterator[PrefectServer]:
-    """The one Prefect server of this process of tests."""
-    with running_server(tmp_path_factory.mktemp("prefect"), new_database) as server:
+    """The one Prefect server of this process of tests, which is its client from its start."""
+    with running_server(tmp_path_factory.mktemp("prefect"), new_database, PORT) as server:
+        assert server.url == API_URL
         yield server
+        APILogWorker.instance().drain()
+        _end_events_workers()
 
 
 @pytest.fixture(scope="session")
-def prefect_server(server: PrefectServer) -> Iterator[None]:
-    """From the first test that asks, this process of tests is a client of its Prefect server."""
-    settings = {
-        PREFECT_API_URL: server.url,
-        PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{server.database}",
-    }
-    with temporary_settings(settings):
-        yield
-        APILogWorker.instance().drain()
-        _end_events_workers()
+def prefect_server(server: PrefectServer) -> None:
+    """For tests that only need it to be there."""
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ from prefect_psik import (
     run_job,
 )
 from tests.integration.local import backend_at, bash, job_directories
+from tests.integration.prefect_services import PrefectServer
 
 BLOCKS: list[type[Block]] = [GlobusCredentials, PsikBackend, GlobusCollection]
 DOCUMENTS = Path(__file__).parents[1] / "fixtures/blocks"
@@ -269,17 +270,17 @@ def test_a_login_does_not_show_itself() -> None:
         assert SECRET not in text
 
 
-def database_files() -> list[Path]:
-    url = str(prefect.settings.PREFECT_SERVER_DATABASE_CONNECTION_URL.value())
-    path = Path(url.removeprefix("sqlite+aiosqlite:///"))
-    return [Path(f"{path}{end}") for end in ("", "-wal") if Path(f"{path}{end}").exists()]
+def database_files(server: PrefectServer) -> list[Path]:
+    return [found for end in ("", "-wal") if (found := Path(f"{server.database}{end}")).exists()]
 
 
 def holds(path: Path, word: str) -> bool:
     return path.is_file() and word.encode() in path.read_bytes()
 
 
-def test_a_job_leaves_no_secret_anywhere(saved: None, prefix: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_job_leaves_no_secret_anywhere(
+    server: PrefectServer, saved: None, prefix: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """In logs, artifacts, parameters, results, the database, and what lies at the facility."""
     marker = "zq-this-is-found"
     backend = backend_at(prefix).model_copy(update={"credentials": login()})
@@ -305,8 +306,8 @@ def test_a_job_leaves_no_secret_anywhere(saved: None, prefix: Path, caplog: pyte
     at_facility = [path for path in prefix.rglob("*") if path.is_file()]
     assert any(holds(path, marker) for path in at_facility), "the search finds what is there"
     assert any(holds(path, marker) for path in storage.rglob("*")), "results were persisted"
-    everywhere = [*at_facility, *storage.rglob("*"), *(home / "profiles.toml",), *database_files()]
-    assert database_files()
+    everywhere = [*at_facility, *storage.rglob("*"), *(home / "profiles.toml",), *database_files(server)]
+    assert database_files(server)
     assert [path for path in everywhere if holds(path, SECRET)] == []
     assert SECRET not in caplog.text
     from_server = [

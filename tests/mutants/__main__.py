@@ -1,9 +1,9 @@
 """Change the source in one small place at a time, and count what the fast tests notice: `make mutants`.
 
 `python -m tests.mutants [MODULE…] [--all] [--seed N]` takes SAMPLE mutants, drawn from the seed, or all; of the
-modules below, or of those named, as in `outcome remote/slurm`. It works on a copy of the project, so a mutant is
-never in the tree. It fails if fewer than LEAST of the mutants are noticed. Survivors are printed, with a word from
-`accepted.txt` on why they may.
+modules below, or of those named, as in `outcome/judge remote/slurm`. It works on a copy of the project, so that no
+mutant is ever in the tree. It fails if fewer than LEAST of the mutants are noticed. Survivors are printed, with a
+word from `accepted.txt` on why they may.
 """
 
 from __future__ import annotations
@@ -38,24 +38,25 @@ REMOTE = (
 )
 PRUNES = ("prune_plan", "prune_directories", "prune_interleavings")
 TESTS: dict[str, tuple[str, ...]] = {
-    "outcome": ("outcome", "slurm_outcome"),
-    "results": ("lifecycle", "outcome", "remote_results"),
-    "expected": ("expected", "jobspec"),
-    "slurm_outcome": ("outcome", "slurm_outcome"),
-    "identity": ("identity",),
-    "transfer_once": ("transfer", "transfer_once"),
-    "prune_plan": ("prune_plan", "prune_directories", "transfer"),
-    "submissions": ("submissions",),
-    "lifecycle": ("lifecycle", "models_exceptions"),
-    "directives": ("directives", "prepared"),
-    "spelling": ("spelling", "jobspec"),
-    "prepared": ("prepared", "directives"),
-    "resources": ("resources", "prepared"),
-    "sbatch": ("sbatch", "directives"),
+    "outcome/judge": ("outcome", "slurm_outcome"),
+    "outcome/results": ("lifecycle", "outcome", "remote_results"),
+    "spec/expected": ("expected", "jobspec"),
+    "outcome/slurm": ("outcome", "slurm_outcome"),
+    "flow_run/identity": ("identity",),
+    "spec/identity": ("identity",),
+    "data/once": ("transfer", "transfer_once"),
+    "data/proof/plan": ("prune_plan", "prune_directories", "transfer"),
+    "jobs/submit": ("submissions",),
+    "jobs/lifecycle": ("lifecycle", "models_exceptions"),
+    "spec/directives": ("directives", "prepared"),
+    "spec/spelling": ("spelling", "jobspec"),
+    "spec/prepared": ("prepared", "directives"),
+    "spec/resources": ("resources", "prepared"),
+    "spec/sbatch": ("sbatch", "directives"),
     "plain_text": ("plain_text",),
-    "prune_claim": PRUNES,
-    "prune_look": PRUNES,
-    "marks": ("marks",),
+    "data/proof/claim": PRUNES,
+    "data/proof/look": PRUNES,
+    "flow_run/labels": ("marks",),
     **{f"remote/{path.stem}": REMOTE for path in sorted((ROOT / PACKAGE / "remote").glob("*.py"))},
 }
 #: They take longer than all the others, and notice little more.
@@ -71,7 +72,7 @@ LEFT_OUT = (".*", "__pycache__", "demo-output", "dist", "build")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help="such as outcome or remote/slurm")
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help="such as outcome/judge or remote/slurm")
     parser.add_argument("--all", action="store_true", help=f"all mutants instead of {SAMPLE}")
     parser.add_argument("--seed", type=int, default=1, help="which mutants are drawn")
     options = parser.parse_args()
