@@ -1,4 +1,4 @@
-"""WHERE jobs run and data lies: the blocks that operators edit in Prefect's UI."""
+"""Where jobs run and where data is: the blocks that operators edit in Prefect's UI."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 
 
 def _tell_unknown(kind: type[BaseModel], data: Any, within: str = "") -> None:
-    """Log the fields of a block that nothing reads; a block of a newer version must load, so none is refused."""
+    """Warn of unknown fields in a block; they are not refused, since blocks of a newer version must load."""
     known = [*kind.model_fields, "block_type_slug"]
     for name in data if isinstance(data, dict) else ():
         if name not in known and not str(name).startswith("_"):
@@ -45,12 +45,13 @@ def _tell_unknown(kind: type[BaseModel], data: Any, within: str = "") -> None:
 
 
 class BackendAttributes(Single, BaseModel):
-    """How psik hands a job on at the facility, under psik's names."""
+    """The batch system at the facility, in psik's own terms."""
 
     model_config = ConfigDict(extra="ignore")
 
     type: Literal["slurm", "local"] = Field(
-        default="local", description="slurm: submit to Slurm. local: start a process there, without a scheduler."
+        default="local",
+        description="slurm: submit jobs to Slurm. local: run each job as a plain process, without a scheduler.",
     )
     queue_name: str | None = Field(default=None, title="Queue (Slurm partition)")
     project_name: str | None = Field(default=None, title="Project (Slurm account)")
@@ -58,12 +59,14 @@ class BackendAttributes(Single, BaseModel):
     qos: str | None = Field(default=None, title="Quality of service (--qos)")
     constraint: str | None = Field(default=None, title="Node features (--constraint)")
     psik_python: str | None = Field(
-        default=None, title="Python with psik on the compute nodes", description="Empty: the endpoint's own."
+        default=None,
+        title="Python on the compute nodes",
+        description="Must have psik. Empty: the endpoint's own Python.",
     )
     options: Options = Field(
         default_factory=dict,
-        title="Further sbatch options",
-        description='Spelled as sbatch does: {"--licenses": "cfs"}; a flag has the value true.',
+        title="Extra sbatch options",
+        description='Spelled as for sbatch: {"--licenses": "cfs"}. The value of a flag is true.',
     )
 
     @model_validator(mode="before")
@@ -73,13 +76,13 @@ class BackendAttributes(Single, BaseModel):
         return data
 
     def sbatch_options(self) -> dict[str, str]:
-        """The options that psik itself does not pass on from its own fields."""
+        """The sbatch options that psik does not set from its own fields."""
         named = {"--reservation": self.reservation_id, "--qos": self.qos, "--constraint": self.constraint}
         return {key: value for key, value in named.items() if value} | self.options
 
 
 class DefaultResources(ResourceSpec):
-    """Resources of jobs that do not ask for their own; stored, so lenient."""
+    """Resources for anything a job does not set; stored, so unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -91,7 +94,7 @@ class DefaultResources(ResourceSpec):
 
 
 class PsikBackend(Single, Block):
-    """A named place where psik jobs run: a facility behind a Globus Compute endpoint, or this machine.
+    """Where psik jobs run: a facility behind a Globus Compute endpoint, or this machine.
 
     Example:
         ```python
@@ -113,12 +116,12 @@ class PsikBackend(Single, Block):
     endpoint_id: UUID | None = Field(
         default=None,
         title="Globus Compute endpoint",
-        description="UUID of the endpoint at the facility. Empty: this machine, without Globus.",
+        description="UUID of the endpoint at the facility. Empty: jobs run on this machine, without Globus.",
     )
     prefix: str = Field(
         default="$HOME/psik",
         title="Prefix",
-        description="Directory of psik's job directories; $VARS are expanded at the facility.",
+        description="Directory that holds psik's job directories. $VARS are expanded at the facility.",
         min_length=1,
     )
     attributes: BackendAttributes = Field(default_factory=BackendAttributes, title="Batch system")
@@ -126,24 +129,41 @@ class PsikBackend(Single, Block):
         default=None, title="Globus login", description="Empty: the worker's own login."
     )
     default_resources: DefaultResources | None = Field(
-        default=None, title="Default resources", description="For what a job does not ask for itself."
+        default=None, title="Default resources", description="Used for anything the job does not set."
     )
     user_endpoint_config: dict[str, Any] | None = Field(
-        default=None, title="User endpoint configuration", description="Passed on to the endpoint's template."
+        default=None,
+        title="User endpoint configuration",
+        description="Values for the endpoint's configuration template.",
     )
     function_id: UUID | None = Field(
         default=None,
         title="Registered function",
-        description="From `prefect-psik functions register`; needed where the endpoint allows only some.",
+        description="UUID printed by `prefect-psik functions register`. Needed if the endpoint allows only "
+        "certain functions.",
     )
     umask: str = Field(
-        default="0027", pattern=r"^0?[0-7]{3}$", title="umask of jobs", description="0027: the group may read."
+        default="0027",
+        pattern=r"^0?[0-7]{3}$",
+        title="umask of jobs",
+        description="Octal. 0027: the group can read files that jobs write, others cannot.",
     )
     poll_interval_seconds: Seconds = Field(
-        default=10.0, gt=0, title="Longest pause between looks, seconds", description="Looks begin more often."
+        default=10.0,
+        gt=0,
+        title="Longest polling interval (seconds)",
+        description="Polling starts faster and slows down to this.",
     )
-    accept_jobs: bool = Field(default=True, title="Accept jobs", description="Off: drain this backend.")
-    note: str = Field(default="", title="Note", description="Shown when jobs are not accepted: why, until when.")
+    accept_jobs: bool = Field(
+        default=True,
+        title="Accept jobs",
+        description="Off: new jobs are refused; jobs already submitted are not touched.",
+    )
+    note: str = Field(
+        default="",
+        title="Note",
+        description="Shown when a job is refused because Accept jobs is off: say why, and until when.",
+    )
 
     @field_validator("default_resources", mode="before")
     @classmethod
@@ -157,13 +177,13 @@ class PsikBackend(Single, Block):
         return data
 
     def block_initialization(self) -> None:
-        """Log what contradicts itself in the block; Prefect calls this when it is made or loaded."""
+        """Log settings that contradict each other; Prefect calls this when a block is created or loaded."""
         if self.contradiction is not None:
-            _logger.warning("A psik-backend block contradicts itself: %s", self.contradiction)
+            _logger.warning("Settings of a psik-backend block contradict each other: %s", self.contradiction)
 
     @property
     def contradiction(self) -> str | None:
-        """What asks for a batch system where `type: local` uses none, as a sentence; None if nothing does."""
+        """Says which settings need a batch system although `type` is `local`; None if there are none."""
         if self.attributes.type != "local":
             return None
         nested = ("queue_name", "project_name", "reservation_id", "qos", "constraint", "options")
@@ -206,17 +226,17 @@ class PsikBackend(Single, Block):
         """Refuse when the backend is drained.
 
         Raises:
-            BackendClosed: `accept_jobs` is off; says the block's note.
+            BackendClosed: `accept_jobs` is off; the message quotes the block's note.
         """
         if not self.accept_jobs:
             name = f"The backend {self.document_name}" if self.document_name else "This backend"
             why = f": {self.note}" if self.note else " (its note is empty)"
             raise BackendClosed(
-                f"{name} does not accept jobs now{why}. Wait until it is opened again, or use another backend."
+                f"{name} does not accept jobs at the moment{why}. Wait until it does, or use another backend."
             )
 
     def prepare(self, spec: JobSpec) -> Prepared:
-        """Put a spec together with the directives of its script and with what this backend sets.
+        """Combine a spec with its script's directives and with this backend's settings.
 
         Raises:
             SpecError: A directive of the script cannot be honoured.
@@ -236,13 +256,13 @@ class PsikBackend(Single, Block):
         *,
         asked: Asked | None = None,
     ) -> dict[str, Any]:
-        """Put together what `remote.submit` needs for one job.
+        """Build the request that `remote.submit` needs for one job.
 
         Args:
-            spec: As the user gave it; it is what the key stands for.
+            spec: As the user gave it; the key belongs to this version.
             identity: Key, stamp and attempt.
-            owner: Who submits, for the facility's records.
-            asked: What a further run asks for, in place of the spec's duration and memory.
+            owner: Who submits the job, for the facility's records.
+            asked: Duration and memory of another run, in place of the spec's.
 
         Raises:
             SpecError: A directive of the script cannot be honoured.
@@ -280,7 +300,7 @@ class PsikBackend(Single, Block):
 
 
 class GlobusCollection(Single, Block):
-    """A place of data: a Globus Transfer collection, or a directory of this machine.
+    """Where data is: a Globus Transfer collection, or a directory on this machine.
 
     Example:
         ```python
@@ -293,20 +313,20 @@ class GlobusCollection(Single, Block):
 
     _block_type_name = "Globus Collection"
     _block_type_slug = "globus-collection"
-    _description = "Where data lies: a Globus Transfer collection, or a directory of this machine."
+    _description = "Where data is: a Globus Transfer collection, or a directory on this machine."
 
     collection_id: UUID | None = Field(
-        default=None, title="Collection", description="UUID of the collection. Empty: a directory of this machine."
+        default=None, title="Collection", description="UUID of the collection. Empty: a directory on this machine."
     )
     base_path: str = Field(
         default="/",
         title="Base path",
-        description="Directory of the collection to work in; on this machine an absolute path.",
+        description="Directory of the collection that all paths start from. On this machine: an absolute path.",
     )
     posix_root: str = Field(
         default="/",
         title="POSIX root",
-        description="What the collection's root is called in the file system of jobs.",
+        description="Path of the collection's root as jobs see it in their file system.",
     )
     credentials: GlobusCredentials | None = Field(
         default=None, title="Globus login", description="Empty: the worker's own login."
@@ -318,10 +338,10 @@ class GlobusCollection(Single, Block):
         return getattr(self, "_block_document_name", None)
 
     def path(self, path: str) -> str:
-        """The collection's path of a path below `base_path`.
+        """Turn a path below `base_path` into a path of the collection.
 
         Raises:
-            SpecError: The path would leave `base_path`, or the `base_path` of this machine is not absolute.
+            SpecError: The path would leave `base_path`, or `base_path` is on this machine and not absolute.
         """
         if path.startswith("/") or ".." in path.split("/") or re.search(r"[\x00-\x1f]", path):
             raise SpecError(
@@ -331,15 +351,15 @@ class GlobusCollection(Single, Block):
             if not self.base_path.startswith("/"):
                 name = f"The collection {self.document_name}" if self.document_name else "A collection"
                 raise SpecError(
-                    f"{name} of this machine has the base_path {self.base_path!r}, which means another directory "
-                    "in each process. Write an absolute path, without '~' and variables."
+                    f"{name} on this machine has the base_path {self.base_path!r}, which can mean a different "
+                    "directory in each process. Write an absolute path, without '~' or variables."
                 )
             return posixpath.join(self.base_path, path)
-        # As Transfer itself writes paths: what it names must be found among what was submitted.
+        # Written as Transfer writes paths, so that the paths it reports match those that were submitted.
         return posixpath.join(posixpath.normpath("/" + self.base_path.lstrip("/")), path)
 
     def posix(self, path: str) -> str:
-        """The path that a job sees for a path below `base_path`.
+        """Turn a path below `base_path` into the path that a job sees.
 
         Raises:
             SpecError: The path would leave `base_path`.

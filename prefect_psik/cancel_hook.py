@@ -1,4 +1,4 @@
-"""The second net of a cancel: a hook that works although the flow's own process is gone."""
+"""Fallback for cancellation: a hook that works even when the flow's process is gone."""
 
 from __future__ import annotations
 
@@ -27,39 +27,45 @@ _logger = logging.getLogger(__name__)
 
 
 def cancel_psik_jobs(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:
-    """Cancel all jobs and transfers of a flow run that a user cancels.
+    """Cancel all jobs and transfers of a flow run when a user cancels it.
 
-    Give it to `@flow(on_cancellation=[cancel_psik_jobs])`. Waiting tasks cancel their work themselves. This hook
-    also reaches what nobody waits for, and the work of a flow whose process was killed. Prefect calls it, too,
-    when `serve()` is stopped; then it leaves the work alone, since the next run of the flow finds it again: it
+    Use it as `@flow(on_cancellation=[cancel_psik_jobs])`. Waiting tasks cancel their own work. This hook also
+    reaches work that no task waits for, and the work of a flow whose process was killed. Prefect also calls it
+    when `serve()` is stopped; then it leaves the work alone, since the next run of the flow finds it again. It
     acts only if Prefect's API says that the flow run is being cancelled.
 
     Args:
-        flow: As Prefect gives it.
-        flow_run: Whose jobs.
-        state: As Prefect gives it; the API is asked for the present one.
+        flow: As Prefect passes it.
+        flow_run: The flow run whose work is cancelled.
+        state: As Prefect passes it; the current state is read from the API.
     """
     try:
         with get_client(sync_client=True) as client:
             present = client.read_flow_run(flow_run.id)
     except (PrefectException, httpx.HTTPError, OSError) as err:
-        _logger.error("Whether flow run %s is cancelled is not known, so its jobs are left: %s", flow_run.id, err)
+        _logger.error(
+            "Cannot tell whether flow run %s is being cancelled, so its jobs are not canceled: %s",
+            flow_run.id,
+            err,
+        )
         return
     if present.state is None or not present.state.is_cancelling():
         name = present.state.name if present.state else "unknown"
-        _logger.info("Flow run %s is %s, not being cancelled: its jobs go on", flow_run.id, name)
+        _logger.info("Flow run %s is %s, not being cancelled: its jobs keep running", flow_run.id, name)
         return
     for place in places_of(present.labels):
         try:
             _cancel_at(place, str(flow_run.id))
         except PrefectPsikError as err:
-            _logger.error("Jobs of flow run %s below %s may go on: %s", flow_run.id, place.prefix, err)
+            _logger.error("Jobs of flow run %s under %s may still be running: %s", flow_run.id, place.prefix, err)
     for kept in transfers_of(present.labels).values():
         if kept.cancel and kept.task_id is not None:
             try:
                 _cancel_transfer(kept.task_id, kept.collection)
             except PrefectPsikError as err:
-                _logger.error("Transfer %s of flow run %s may go on: %s", kept.task_id, flow_run.id, err)
+                _logger.error(
+                    "Transfer %s of flow run %s may still be running: %s", kept.task_id, flow_run.id, err
+                )
 
 
 def _cancel_at(place: Place, flow_run: str) -> None:
@@ -68,7 +74,7 @@ def _cancel_at(place: Place, flow_run: str) -> None:
 
     for outcome in result(on_block(block_at(place), work)).values():
         if isinstance(outcome, PrefectPsikError):
-            _logger.error("A job of flow run %s may go on: %s", flow_run, outcome)
+            _logger.error("A job of flow run %s may still be running: %s", flow_run, outcome)
         else:
             _logger.info("%s is %s", outcome.handle, outcome.state.value)
 
@@ -80,7 +86,7 @@ def _cancel_transfer(task_id: str, collection: str | None) -> None:
 
 
 def block_at(place: Place) -> PsikBackend:
-    """The way to a place: with the login of the block that submitted there, if it still exists."""
+    """The backend for a place: with the login of the block that submitted there, if that block still exists."""
     block = PsikBackend()
     if place.backend is not None:
         try:

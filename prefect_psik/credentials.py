@@ -1,4 +1,4 @@
-"""WHO asks: the block of a Globus login, the only reader of secrets."""
+"""The block that holds a Globus login; nothing else reads secrets."""
 
 from __future__ import annotations
 
@@ -39,31 +39,33 @@ class GlobusCredentials(Single, CredentialsBlock):
 
     _block_type_name = "Globus Credentials"
     _block_type_slug = "globus-credentials"
-    _description = "Log in to Globus Compute and Transfer as a confidential client, or as the worker is."
+    _description = (
+        "Log in to Globus Compute and Transfer as a confidential client, or with the worker's own login."
+    )
 
     client_id: UUID | None = Field(
-        default=None, title="Client UUID", description="Of the confidential client, not of its secret."
+        default=None, title="Client UUID", description="UUID of the confidential client, not of its secret."
     )
     client_secret: SecretStr | None = Field(default=None, title="Client secret")
 
     @property
     def is_empty(self) -> bool:
-        """Whether the worker's own login is meant."""
+        """Whether to use the worker's own login."""
         return self.client_id is None and self.client_secret is None
 
     @property
     def fingerprint(self) -> str:
-        """Tells logins and their secrets apart within this process, without telling the secret."""
+        """A hash that distinguishes logins and their secrets within this process, without revealing them."""
         secret = self.client_secret.get_secret_value() if self.client_secret else ""
         return hashlib.blake2b(f"{self.client_id} {secret}".encode(), key=_SALT, digest_size=16).hexdigest()
 
     @property
     def identity(self) -> str:
-        """Tells logins apart without telling the secret."""
+        """A name that distinguishes logins without revealing the secret."""
         return str(self.client_id or "worker")
 
     def get_client(self) -> GlobusApp:
-        """Make a Globus app that logs in with these credentials and keeps its tokens in memory only.
+        """Create a Globus app that logs in with these credentials and keeps its tokens only in memory.
 
         Raises:
             SpecError: Only one of the two fields is set, or both are empty.
@@ -72,8 +74,8 @@ class GlobusCredentials(Single, CredentialsBlock):
 
         if self.client_id is None or self.client_secret is None:
             raise SpecError(
-                "The Globus credentials need client_id and client_secret, both. Fill in the block "
-                "'globus-credentials', or leave both empty to use the worker's own login."
+                "The Globus credentials need both client_id and client_secret. Fill in both in the "
+                "globus-credentials block, or leave both empty to use the worker's own login."
             )
         return ClientApp(
             "prefect-psik",
@@ -87,7 +89,7 @@ def transfer_login(credentials: GlobusCredentials | None) -> GlobusCredentials:
     """The login for Globus Transfer: the given one, or the client of the worker's environment.
 
     Raises:
-        SpecError: There is none. The stored login of a person is one for Globus Compute only.
+        SpecError: There is none. A login that a person has stored is for Globus Compute only.
     """
     if credentials is not None and not credentials.is_empty:
         return credentials
@@ -95,8 +97,8 @@ def transfer_login(credentials: GlobusCredentials | None) -> GlobusCredentials:
     client_secret = os.environ.get("GLOBUS_COMPUTE_CLIENT_SECRET")
     if not client_id or not client_secret:
         raise SpecError(
-            "There is no login for Globus Transfer. Put a globus-credentials block with client_id and "
-            "client_secret into the globus-collection block, or set GLOBUS_COMPUTE_CLIENT_ID and "
-            "GLOBUS_COMPUTE_CLIENT_SECRET for the worker."
+            "There is no login for Globus Transfer. Add a globus-credentials block with client_id and "
+            "client_secret to the globus-collection block, or set GLOBUS_COMPUTE_CLIENT_ID and "
+            "GLOBUS_COMPUTE_CLIENT_SECRET in the worker's environment."
         )
     return GlobusCredentials(client_id=UUID(client_id), client_secret=SecretStr(client_secret))

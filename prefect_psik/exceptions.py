@@ -6,35 +6,35 @@
     ├── BackendClosed          the block does not accept jobs now: wait, or use another backend
     ├── KeyConflict            this key already stands for another job: choose another key
     ├── SyncCallError          a sync task was called on a running event loop: await its async twin
-    ├── FacilityError          trouble on the way to the facility or there: mend it, or wait
+    ├── FacilityError          trouble at the facility or on the way to it: fix it, or wait
     │   ├── FacilityTimeout    no answer in time; the call may or may not have been carried out
-    │   ├── FacilitySetupError psik, the prefix or the endpoint is not as it must be
-    │   ├── PreflightFailed    a check before the submission failed; carries all checks
+    │   ├── FacilitySetupError psik, the prefix or the endpoint is not set up as it must be
+    │   ├── PreflightFailed    a check before the submission failed; holds the report of all checks
     │   ├── PayloadTooLarge    too much for the wire: use Globus Transfer
     │   └── RemoteCodeError    our code at the facility failed, or its answer for this job is malformed
     ├── SubmitRejected         the facility refused the job and said why; nothing was submitted
-    ├── WaitLimitReached       a limit of the wait is reached; the job was left or canceled, as asked
-    │   ├── QueueLimitReached  it is still queued, or has no place in a full queue: try another facility
+    ├── WaitLimitReached       a time limit of the wait has passed; the job was left or canceled, as asked
+    │   ├── QueueLimitReached  it is still queued, or the queue is full: try another facility
     │   ├── RunLimitReached    it is still running
     │   └── ContactLost        the endpoint or the scheduler has not answered for too long
     ├── FlowRunCancelling      the flow run is being cancelled; says whether its work was asked to stop
     ├── TransferError          data was not moved, listed or deleted: see its ``cause``
     │   └── ConsentRequired    a consent is missing: the message says who can give it
-    ├── PruneIncomplete        files stay, since the check is not proven to hold them; carries the report
+    ├── PruneIncomplete        some files were kept: the check is not proven to hold them; holds the report
     ├── ScheduleError          the prune was not scheduled: nothing will be deleted
-    └── JobError               the job came to an end that is not success
+    └── JobError               the job ended, but not in success
         ├── JobFailed          see its ``cause``
-        │   ├── ScriptFailed       its own exit code: mend the script or its input
-        │   ├── MissingOutput      the script succeeded, but what it promised is not there
+        │   ├── ScriptFailed       its own exit code: fix the script or its input
+        │   ├── MissingOutput      the script succeeded, but files that it should have written are missing
         │   ├── WalltimeExceeded   ask for a longer duration
         │   ├── OutOfMemory        ask for more memory
-        │   ├── JobInterrupted     the facility took its nodes: the same job may well succeed
-        │   ├── LaunchFailed       the script never began: mend the backend or its environment
-        │   └── JobLost            nothing is known of its end: look before it runs again
+        │   ├── JobInterrupted     the facility took its nodes: the same job may succeed on another try
+        │   ├── LaunchFailed       the script never began: fix the backend or its environment
+        │   └── JobLost            how it ended is unknown: check what it did before you run it again
         └── JobCanceled        by us or by somebody else, see its ``cause``
 
-Every error is one sentence or more that says what, where and what to do next. ``transient`` says that
-the same call may succeed later. All of them survive pickling.
+Every message is one or more sentences that say what failed, where, and what to do next. ``transient`` means that
+the same call may succeed later. All of these errors can be pickled.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class PrefectPsikError(Exception):
 
 
 class SpecError(PrefectPsikError, ValueError):
-    """What a person typed cannot be used; nothing was submitted."""
+    """Something that a person typed cannot be used; nothing was submitted."""
 
 
 class BackendNotFound(PrefectPsikError):
@@ -98,7 +98,7 @@ class SyncCallError(PrefectPsikError):
 
 
 class FacilityError(PrefectPsikError):
-    """Trouble on the way to the facility, or there; says nothing about the job's outcome."""
+    """Trouble at the facility, or on the way to it; says nothing about the job's outcome."""
 
 
 class FacilityTimeout(FacilityError):
@@ -109,7 +109,7 @@ class FacilityTimeout(FacilityError):
 
 
 class FacilitySetupError(FacilityError):
-    """psik, the prefix or the endpoint at the facility is not as it must be."""
+    """psik, the prefix or the endpoint is not set up as it must be."""
 
 
 class PreflightFailed(FacilityError):
@@ -117,7 +117,7 @@ class PreflightFailed(FacilityError):
 
     Args:
         message: Which checks, and what to do.
-        transient: Never: the checks themselves were repeated where that helps.
+        transient: Never: checks that can pass on another try were repeated already.
         report: All checks.
     """
 
@@ -131,12 +131,12 @@ class PayloadTooLarge(FacilityError):
 
 
 class RemoteCodeError(FacilityError):
-    """Our own code failed at the facility in a way it does not explain itself.
+    """Our own code failed at the facility with an unexpected error.
 
     Args:
         message: What, where, what next.
         transient: The same call may succeed later.
-        remote_traceback: The traceback as text, from there.
+        remote_traceback: The traceback from the facility, as text.
     """
 
     def __init__(self, message: str, *, transient: bool = False, remote_traceback: str = "") -> None:
@@ -145,13 +145,13 @@ class RemoteCodeError(FacilityError):
 
 
 class SubmitRejected(PrefectPsikError):
-    """The facility refused the job; nothing was submitted and nothing stays behind."""
+    """The facility refused the job; nothing was submitted and nothing was left behind."""
 
     cause = FailureCause.rejected
 
 
 class FlowRunCancelling(PrefectPsikError):
-    """The flow run that waits is being cancelled; its jobs and transfers were asked to stop."""
+    """The waiting flow run is being cancelled; its jobs and transfers were asked to stop."""
 
 
 class TransferError(PrefectPsikError):
@@ -159,7 +159,7 @@ class TransferError(PrefectPsikError):
 
     Args:
         message: What, where, what next.
-        transient: The same call, or a retry of the task, may succeed later: an endpoint was away, or timed out.
+        transient: The same call, or a retry of the task, may succeed later: an endpoint did not answer in time.
         cause: Why.
     """
 
@@ -174,10 +174,10 @@ class ConsentRequired(TransferError):
     """A collection asks for a consent that the login does not have.
 
     Args:
-        message: What, where, and who can give it, for a person with the command.
+        message: What, where, and who can give the consent; for a person also the command.
         transient: Never.
         cause: `consent`.
-        scopes: What must be consented to.
+        scopes: The scopes that need consent.
     """
 
     def __init__(
@@ -193,12 +193,12 @@ class ConsentRequired(TransferError):
 
 
 class PruneIncomplete(PrefectPsikError):
-    """Files stay at the source, since the check collection is not proven to hold them; the others are deleted.
+    """Some files were kept: the check collection is not proven to hold them. The others are deleted.
 
     Args:
         message: Which files, why, what next.
         transient: Never.
-        report: Of all files.
+        report: The report on all files.
     """
 
     def __init__(self, message: str, *, transient: bool = False, report: PruneReport | None = None) -> None:
@@ -207,16 +207,17 @@ class PruneIncomplete(PrefectPsikError):
 
 
 class ScheduleError(PrefectPsikError):
-    """A run was not scheduled, or Prefect does not know of it; nothing will happen at that time."""
+    """A flow run was not scheduled, or Prefect does not know it; nothing will happen at that time."""
 
 
 class WaitLimitReached(PrefectPsikError):
-    """A limit of the wait is reached; says whether the job was left alone, canceled, or not submitted.
+    """A time limit of the wait has passed; says whether the job was left alone, canceled, or not submitted.
 
     Args:
         message: What, where, what next.
         transient: Never.
-        handle: Of the job, to wait for it again or to cancel it; None while it waits for a place in a full queue.
+        handle: The job's handle, to wait for it again or to cancel it; None if the queue was full and it was not
+            submitted.
     """
 
     def __init__(self, message: str, *, transient: bool = False, handle: JobHandle | None = None) -> None:
@@ -225,7 +226,7 @@ class WaitLimitReached(PrefectPsikError):
 
 
 class QueueLimitReached(WaitLimitReached):
-    """The job is still queued, or waits for a place in a full queue; then `handle` is None."""
+    """The job is still queued; or the queue was full, so that it was not submitted and `handle` is None."""
 
 
 class RunLimitReached(WaitLimitReached):
@@ -233,16 +234,16 @@ class RunLimitReached(WaitLimitReached):
 
 
 class ContactLost(WaitLimitReached):
-    """The endpoint or the scheduler has not answered for too long; nothing is known of the job since."""
+    """The endpoint or the scheduler has not answered for too long; the job's present state is unknown."""
 
 
 class JobError(PrefectPsikError):
-    """A job came to an end that is not success.
+    """A job ended, but not in success.
 
     Args:
         message: What, where, what next, with the last lines of the logs.
         transient: Submitting the same job again may succeed.
-        result: All that is known of the job at its end.
+        result: Everything known about the job at its end.
     """
 
     def __init__(self, message: str, *, transient: bool = False, result: JobResult | None = None) -> None:
@@ -289,7 +290,7 @@ class ScriptFailed(JobFailed):
 
 
 class MissingOutput(JobFailed):
-    """The script ended well, but what `expect` or `outputs` name is missing, empty, or older than the run."""
+    """The script succeeded, but what `expect` or `outputs` name is missing, empty, or older than the run."""
 
 
 class WalltimeExceeded(JobFailed):
@@ -301,22 +302,22 @@ class OutOfMemory(JobFailed):
 
 
 class JobInterrupted(JobFailed):
-    """A node failed, or a job of higher priority took its nodes; not the job's fault."""
+    """A node failed, or a job of higher priority took its nodes; not the job's own fault."""
 
 
 class LaunchFailed(JobFailed):
-    """The script could not begin: psik, its Python or a directory is not as it must be on the node."""
+    """The script could not start: psik, its Python or a directory is not usable on the node."""
 
 
 class JobLost(JobFailed):
-    """Nothing is known of the job's end; it may or may not have done its work."""
+    """How the job ended is unknown; it may or may not have done its work."""
 
 
 class JobCanceled(JobError):
     """The job was canceled, by us or from outside; `cause` says which."""
 
 
-#: Cause -> error; what is not here is a `JobFailed`.
+#: Cause -> error; any other cause is a `JobFailed`.
 ERRORS: dict[FailureCause | None, type[JobError]] = {
     FailureCause.script: ScriptFailed,
     FailureCause.missing_output: MissingOutput,
@@ -332,15 +333,15 @@ ERRORS: dict[FailureCause | None, type[JobError]] = {
 
 #: Cause -> what to do next.
 NEXT_STEPS: dict[FailureCause, str] = {
-    FailureCause.script: "Read the last lines of its logs, mend the script or its input, and retry.",
-    FailureCause.missing_output: "Look into its directory, and mend the script or the list of what it makes.",
+    FailureCause.script: "Read the last lines of its logs, fix the script or its input, and retry.",
+    FailureCause.missing_output: "Check the job's directory, then fix the script or what expect and outputs name.",
     FailureCause.walltime: "Ask for a longer duration.",
     FailureCause.out_of_memory: "Ask for more memory.",
     FailureCause.node_failure: "Retry.",
     FailureCause.preempted: "Retry.",
-    FailureCause.deadline: "Mend the deadline, or ask for a shorter duration.",
-    FailureCause.launch: "Read its console, and mend the backend or its environment.",
-    FailureCause.lost: "Look into its directory for what it did, then retry.",
+    FailureCause.deadline: "Set a later deadline, or ask for a shorter duration.",
+    FailureCause.launch: "Read its console log, then fix the backend or its environment.",
+    FailureCause.lost: "Check the job's directory to see what it did, then retry.",
     FailureCause.canceled_outside: "Ask who canceled it, then retry.",
 }
 
