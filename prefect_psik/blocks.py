@@ -66,7 +66,7 @@ class BackendAttributes(Single, BaseModel):
     options: Options = Field(
         default_factory=dict,
         title="Extra sbatch options",
-        description='Spelled as for sbatch: {"--licenses": "cfs"}. The value of a flag is true.',
+        description='Written as for sbatch: {"--licenses": "cfs"}. The value of a flag is true.',
     )
 
     @model_validator(mode="before")

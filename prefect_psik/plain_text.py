@@ -1,6 +1,6 @@
-"""Text from a facility on its way to Prefect, a terminal or Markdown, where no character of it may act.
+"""Makes text from a facility safe to show in Prefect, a terminal or Markdown: no character of it takes effect.
 
-Files, `outputs` and the logs of a result keep what was written; only what is shown goes through here.
+Files, `outputs` and the logs of a result keep what was written; only text that is shown passes through here.
 """
 
 from __future__ import annotations
@@ -8,16 +8,17 @@ from __future__ import annotations
 import re
 from typing import Any
 
-#: What acts instead of being seen: control characters but tab and newline (PostgreSQL stores no NUL, a terminal
-#: obeys ESC and C1), marks that turn the direction of text, line separators, and halves of surrogate pairs.
+#: Characters that take effect instead of being shown: control characters except tab and newline (PostgreSQL stores
+#: no NUL, a terminal obeys ESC and C1), marks that change the direction of text, line separators, and halves of
+#: surrogate pairs.
 _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-#: Punctuation that Markdown or HTML reads. A bracket makes a link only with what follows it, as in `[a](b)` and
-#: not in `n[1-2]`; an underscore within a word is part of it.
+#: Punctuation with a meaning in Markdown or HTML. What follows a bracket decides whether it makes a link: it does
+#: in `[a](b)`, not in `n[1-2]`. An underscore within a word is part of the word.
 _MARKUP = re.compile(r"[\\`*<>|~&]|\](?=[(\[:])|(?<!\w)_|_(?!\w)|^(?:[#=]|[+-](?=[\s+-]|$)|\d+(?=[.)](?:\s|$)))")
 
 
 def plain(text: str) -> str:
-    """Replace each acting character by a visible one: a NUL by ␀, ESC by ␛, all others by �."""
+    """Replace each such character with a visible one: NUL with ␀, ESC with ␛ and so on, the others with �."""
     if text.isprintable():  # most are, and there are many
         return text
     return _ACTING.sub(lambda found: _picture(found[0]), text.replace("\r\n", "\n"))
@@ -29,7 +30,7 @@ def _picture(character: str) -> str:
 
 
 def printable(name: object) -> str:
-    r"""Write a name or path on one line: what is not printable becomes an escape."""
+    r"""Write a name or path on one line: unprintable characters become escapes."""
     return "".join(char if char.isprintable() else _escape(char) for char in str(name))
 
 
@@ -39,7 +40,7 @@ def _escape(char: str) -> str:
 
 
 def plain_values(found: Any) -> Any:
-    """Apply `plain` to all texts in a document of JSON."""
+    """Apply `plain` to every string in a JSON document."""
     if isinstance(found, str):
         return plain(found)
     if isinstance(found, dict):
@@ -48,7 +49,7 @@ def plain_values(found: Any) -> Any:
 
 
 def markdown(text: object) -> str:
-    """Write a text into a line of Markdown or a cell of its tables, where it is read as it is."""
+    """Escape text for a line of Markdown or a table cell, so that it is shown as it is."""
     line = " ".join(plain(str(text)).split())
     return _MARKUP.sub(lambda found: _escaped(found[0]), line)
 
@@ -61,6 +62,6 @@ def _escaped(markup: str) -> str:
 
 
 def code_block(text: str) -> str:
-    """Write lines into Markdown as they are, in a fence that none of them can end."""
+    """Put lines into a Markdown code block as they are, with a fence that none of them can end."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}\n{plain(text)}\n{fence}"

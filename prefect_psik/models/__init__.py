@@ -1,7 +1,7 @@
-"""What is stored and passed around; its documents load for ever.
+"""Models that are stored and passed around; documents stored by any release can be loaded.
 
-All names of jobs are here, too: until the next release they may be imported from here, and stored results of older
-ones name this module for ever.
+The models of jobs can also be imported from here until the next release. The names must stay even then: stored
+results of older releases name this module.
 """
 
 from prefect_psik.models.jobs import (

@@ -1,4 +1,4 @@
-"""What a prune tells: each file with its verdict, and the run that is to prune later."""
+"""Reports of prunes: each file with its verdict, and scheduled prunes."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from prefect_psik.plain_text import printable
 
 
 class PruneVerdict(StrEnum):
-    """What becomes of a file at the source."""
+    """What happens to a file at the source."""
 
     delete = "delete"
-    """The check is proven to hold it: it goes."""
+    """The check collection is proven to hold it: it will be deleted."""
     deleted = "deleted"
     young = "young"
-    """Not old enough yet."""
+    """Not old enough yet: it is kept."""
     unproven = "unproven"
-    """The check is not proven to hold it: it stays."""
+    """The check collection is not proven to hold it: it is kept."""
     gone = "gone"
-    """Another prune, or somebody, took it away meanwhile."""
+    """Another prune, or something else, deleted it in the meantime."""
 
 
-#: Why a file stays whose size is the check's.
-DIFFERENT = "has other contents at the check"
-#: Why a file stays that was proven.
+#: Why a file is kept although its size is that of the check collection's copy.
+DIFFERENT = "has different contents at the check"
+#: Why a file is kept although it was proven.
 CHANGED = "changed while it was compared"
 CHANGED_AT_CHECK = "changed at the check while it was compared"
-#: What became of a file that is not there any more, in a directory that is.
-GONE = "was taken away meanwhile"
+#: Why a file is missing from a directory that still exists.
+GONE = "was deleted by something else in the meantime"
 
 
 class _Stored(Single, BaseModel):
@@ -42,23 +42,23 @@ class _Stored(Single, BaseModel):
 class PruneFile(_Stored):
     """One file at the source."""
 
-    path: str = Field(description="Below the base path, at both collections.")
+    path: str = Field(description="Path below the base path, in both collections.")
     size: int = Field(description="Bytes.")
-    modified: float | None = Field(description="Unix time of its last change, as the source tells it.")
+    modified: float | None = Field(description="Unix time of its last change, as the source reports it.")
     check_modified: float | None = Field(
-        default=None, description="Likewise of the check's, as the check tells it."
+        default=None, description="The same for the check collection's copy, as that collection reports it."
     )
     verdict: PruneVerdict
-    reason: str = Field(default="", description="Why it stays, or is gone.")
+    reason: str = Field(default="", description="Why it is kept, or no longer exists.")
 
     @property
     def shown(self) -> str:
-        """The path for logs and errors: what would act on a terminal is shown as an escape."""
+        """The path for logs and errors: characters that a terminal would obey are shown as escapes."""
         return printable(self.path)
 
 
 class PruneReport(_Stored):
-    """All files below a path of the source. Directories stay."""
+    """All files below a path of the source. Directories are kept."""
 
     source: str
     check: str
@@ -72,7 +72,7 @@ class PruneReport(_Stored):
 
     @property
     def unproven(self) -> list[PruneFile]:
-        """The files that stay because the check is not proven to hold them."""
+        """The files that are kept because the check collection is not proven to hold them."""
         return self.having(PruneVerdict.unproven)
 
     def __str__(self) -> str:
@@ -82,7 +82,7 @@ class PruneReport(_Stored):
 
 
 class ScheduledPrune(_Stored):
-    """A prune that Prefect knows of, and will start."""
+    """A prune that Prefect has scheduled."""
 
     flow_run_id: UUID
     at: datetime

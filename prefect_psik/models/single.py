@@ -1,4 +1,4 @@
-"""What Prefect's `.map` hands to every task whole."""
+"""Models that Prefect's `.map` passes to every task as a whole."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 
 class Single:
-    """Mixed into a pydantic model: it is one thing, and still becomes a dict where Prefect makes one of it.
+    """Makes a pydantic model a single value for `.map`, while `dict(model)`, which Prefect uses, still works.
 
-    pydantic's models iterate over their fields, so `run_job.map(block, specs)` would take the block for a list.
+    pydantic models iterate over their fields, so `run_job.map(block, specs)` would treat the block as a list.
     """
 
-    if not TYPE_CHECKING:  # for the type checker a subclass cannot take a method back
+    if not TYPE_CHECKING:  # type checkers do not let a subclass remove a method
         __iter__ = None
 
     def keys(self) -> list[str]:

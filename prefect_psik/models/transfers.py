@@ -1,4 +1,4 @@
-"""What transfers hand around: handle, status and result; and what every carrier of data promises."""
+"""Models of transfers (handle, status and result), and the interface of every carrier of data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_psik.models.causes import TransferCause
 from prefect_psik.models.single import Single
 
-#: How files that are at the destination already are compared with the source; the same are not moved.
+#: How files that already exist at the destination are compared with the source; equal files are not copied.
 SyncLevel = Literal["exists", "size", "mtime", "checksum"]
 
 
 class TransferState(StrEnum):
-    """Where a transfer is. `inactive`: suspended by Globus until somebody acts; it is not final."""
+    """The state of a transfer. `inactive`: suspended by Globus until somebody acts; it is not final."""
 
     active = "active"
     inactive = "inactive"
@@ -26,7 +26,7 @@ class TransferState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether no further change can come."""
+        """Whether the state can no longer change."""
         return self in (TransferState.succeeded, TransferState.failed)
 
 
@@ -35,17 +35,17 @@ class _Stored(Single, BaseModel):
 
 
 class TransferHandle(_Stored):
-    """Find a transfer again, from another process or day. A copy on this machine ends with its process."""
+    """Finds a transfer again, from another process or later. A copy on this machine ends with its process."""
 
-    task_id: str = Field(description="Of the Globus Transfer task; `local-…` for a copy on this machine.")
-    source: str = Field(description="Where it comes from, as a person would say it.")
-    destination: str = Field(description="Where it goes, or what is deleted.")
+    task_id: str = Field(description="Id of the Globus Transfer task; `local-…` for a copy on this machine.")
+    source: str = Field(description="Where the data comes from, in words.")
+    destination: str = Field(description="Where the data goes, or what is deleted.")
     collection: str | None = Field(default=None, description="Name of the block that holds the login.")
-    deadline: float | None = Field(default=None, description="Unix time at which it is given up.")
+    deadline: float | None = Field(default=None, description="Unix time after which the transfer is abandoned.")
 
     @property
     def is_local(self) -> bool:
-        """Whether this machine does the work."""
+        """Whether this machine does the copying."""
         return self.task_id.startswith("local-")
 
     def __str__(self) -> str:
@@ -53,11 +53,11 @@ class TransferHandle(_Stored):
 
 
 class LeftOut(_Stored):
-    """What a copy on this machine left out for one reason."""
+    """Entries that a copy on this machine skipped for the same reason."""
 
     reason: str = Field(description="Such as `link`, `FIFO`, `socket`, `device`.")
     count: int
-    paths: list[str] = Field(default_factory=list, description="Some of them.")
+    paths: list[str] = Field(default_factory=list, description="Paths of some of them.")
 
     def __str__(self) -> str:
         more = ", …" if self.count > len(self.paths) else ""
@@ -65,24 +65,24 @@ class LeftOut(_Stored):
 
 
 class TransferStatus(_Stored):
-    """One look at a transfer."""
+    """The state of a transfer at the time of one poll."""
 
     state: TransferState
-    nice_status: str | None = Field(default=None, description="Globus's word for what holds it up, or `OK`.")
-    detail: str | None = Field(default=None, description="More words of Globus, or of this machine.")
+    nice_status: str | None = Field(default=None, description="Globus's term for what is delaying it, or `OK`.")
+    detail: str | None = Field(default=None, description="Details from Globus, or from this machine.")
     is_ok: bool = True
     cause: TransferCause | None = None
-    files: int = Field(default=0, description="Found so far.")
+    files: int = Field(default=0, description="Files found so far.")
     files_transferred: int = 0
-    files_skipped: int = Field(default=0, description="Equal at the destination already.")
+    files_skipped: int = Field(default=0, description="Files already equal at the destination.")
     bytes_transferred: int = 0
     bytes_per_second: int = 0
-    faults: int = Field(default=0, description="Errors that were answered with another try.")
-    left_out: list[LeftOut] = Field(default_factory=list, description="What is not copied, on this machine.")
+    faults: int = Field(default=0, description="Errors after which the work was retried.")
+    left_out: list[LeftOut] = Field(default_factory=list, description="Entries that a copy on this machine skips.")
 
     @property
     def progress(self) -> float:
-        """The part of the files found so far that is done, in percent."""
+        """The percentage of the files found so far that are done."""
         if self.state is TransferState.succeeded:
             return 100.0
         return 100.0 * (self.files_transferred + self.files_skipped) / self.files if self.files else 0.0
@@ -91,7 +91,7 @@ class TransferStatus(_Stored):
 class TransferResult(_Stored):
     """A transfer that succeeded: all files are at the destination, and their checksums are verified.
 
-    Links, and what is no file, are left out. Of a copy on this machine `left_out` says how many, and why.
+    Links and special files are skipped. For a copy on this machine, `left_out` says how many, and why.
     """
 
     handle: TransferHandle
@@ -101,11 +101,13 @@ class TransferResult(_Stored):
     bytes_transferred: int
     bytes_per_second: int
     faults: int
-    left_out: list[LeftOut] = Field(default_factory=list, description="What was not copied, on this machine.")
+    left_out: list[LeftOut] = Field(
+        default_factory=list, description="Entries that a copy on this machine skipped."
+    )
 
 
 class Arrival(_Stored):
-    """How a copy on this machine ended, kept so that another process knows it again."""
+    """How a copy on this machine ended, stored so that another process can recognize it."""
 
     status: TransferStatus
     names: str = Field(description="Short hashes of each path at the destination with its size, as base64.")
@@ -114,31 +116,32 @@ class Arrival(_Stored):
 class FileEntry(_Stored):
     """A file, directory or link of a collection."""
 
-    path: str = Field(description="Below the collection's base path.")
+    path: str = Field(description="Path below the collection's base path.")
     kind: Literal["file", "directory", "link", "other"]
     size: int = Field(default=0, description="Bytes.")
     modified: float | None = Field(
-        default=None, description="Unix time of the last change, as the collection tells it; None: it does not."
+        default=None,
+        description="Unix time of the last change, as the collection reports it; None if it does not.",
     )
     is_exact: bool = Field(
-        default=True, description="False: the name has bytes that are not UTF-8, which the path shows as escapes."
+        default=True, description="False if the name has bytes that are not UTF-8; the path shows them as escapes."
     )
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a carrier is to do; all paths are the collections' own.
+    """A request to a carrier; all paths are the collections' own.
 
     Args:
         source: The collection's UUID, or `local`.
-        destination: Likewise; None: delete the items' sources.
+        destination: The same; None: delete the items' sources.
         items: Source and destination of each file or directory; for deletions the second is empty.
-        label: For people who look at Globus's own pages.
-        deadline: Unix time at which the carrier itself gives up.
-        sync: How files are compared that are there already.
+        label: Shown to people on Globus's own pages.
+        deadline: Unix time at which the carrier gives up.
+        sync: How files that already exist are compared.
         recursive: Whether directories may be deleted.
-        source_base: The base path of the source; on this machine no link leads out of it.
-        destination_base: Likewise.
+        source_base: The base path of the source; on this machine, no link may lead out of it.
+        destination_base: The same for the destination.
     """
 
     source: str
@@ -153,54 +156,54 @@ class Order:
 
 
 class Carrier(Protocol):
-    """What moves, lists and deletes data. Its coroutines run on the session's loop.
+    """Moves, lists and deletes data. Its coroutines run on the session's loop.
 
     Every method raises `TransferError`, with `transient` set where the same call may succeed later.
     """
 
     async def reserve(self) -> str:
-        """Get an id for a submission: however often it is submitted, there is one task."""
+        """Get an id for a submission; submitting it more than once still makes only one task."""
 
     async def submit(self, order: Order, submission_id: str) -> tuple[str, bool]:
-        """Begin a task, or find the one that this submission id began; returns its id, and whether it is new.
+        """Start a task, or find the one that this submission id started; returns its id, and whether it is new.
 
         Raises:
             SpecError: The order cannot be carried out as it is; nothing was changed.
         """
 
     async def look(self, task_id: str) -> TransferStatus:
-        """Look at a task once."""
+        """Poll a task once."""
 
     async def cancel(self, task_id: str) -> None:
-        """Ask a task to stop; one that has ended keeps its end."""
+        """Ask a task to stop; a task that has ended keeps its state."""
 
     async def holds(self, task_id: str, files: Mapping[str, int]) -> bool:
         """Whether files of these paths and sizes include all that a succeeded task is known to have moved."""
 
     async def arrival(self, task_id: str) -> Arrival | None:
-        """What must be kept of a succeeded task to know it again in another process; None: nothing."""
+        """What must be stored of a succeeded task so that another process can recognize it; None: nothing."""
 
     async def recall(self, task_id: str, arrival: Arrival) -> None:
-        """Know a task again that succeeded in another process."""
+        """Recognize a task that succeeded in another process."""
 
     def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
-        """The entries below a path, or the one file that it names; a directory at a time is held in memory.
+        """The entries below a path, or the one file that it names; one directory at a time is held in memory.
 
-        What disappears while it is listed is left out.
+        Entries that disappear during the listing are left out.
         """
 
     async def make_directory(self, collection: str, path: str) -> None:
-        """Make a directory whose parent exists; one that exists already is left as it is."""
+        """Create a directory whose parent exists; an existing directory is left as it is."""
 
 
 @dataclass
 class TransferUpdate:
-    """News of a transfer for whoever waits."""
+    """News of a transfer for its waiters."""
 
     status: TransferStatus | None = None
     trouble: str | None = None
 
     @property
     def is_final(self) -> bool:
-        """Whether it tells the end of the transfer."""
+        """Whether it reports the end of the transfer."""
         return self.status is not None and self.status.state.is_final

@@ -1,1 +1,1 @@
-"""WHAT a person types: the job spec, and all that it is made of."""
+"""The job spec that a person types, and all of its parts."""

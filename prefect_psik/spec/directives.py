@@ -1,4 +1,4 @@
-"""Scheduler directives in the header of a script, `#SBATCH -N 2`: what they set in a job for Slurm."""
+"""Scheduler directives at the top of a script, such as `#SBATCH -N 2`: what they set in a Slurm job."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prefect_psik.spec.strict import explain, plain_word
 from prefect_psik.spec.time_warning import WARNING_SIGNAL, batch_signal, seconds_before
 
 SLURM = "Slurm"
-#: How the lines of a scheduler begin.
+#: How each scheduler's lines begin.
 _BEGINNINGS = {
     SLURM: re.compile(r"#SBATCH(?=[\s-]|$)"),
     "PBS": re.compile(r"#PBS(?=[\s-]|$)"),
@@ -37,12 +37,12 @@ _BURST_BUFFERS = ("DataWarp", "burst buffers")
 
 _LOGS = "psik keeps the logs in the job's directory"
 _SCREEN = "nobody reads what sbatch prints"
-#: Options that change nothing about the job's work -> why they are left out.
+#: Options that do not change what the job does -> why they are left out.
 _NOT_USED = {
     "--output": _LOGS,
     "--error": _LOGS,
-    "--get-user-env": "nothing of the endpoint's environment reaches a job",
-    "--ignore-pbs": "lines for PBS are never read",
+    "--get-user-env": "a job gets nothing from the endpoint's environment",
+    "--ignore-pbs": "#PBS lines are never read",
     "--parsable": _SCREEN,
     "--quiet": _SCREEN,
     "--verbose": _SCREEN,
@@ -51,7 +51,7 @@ _FIELDS = RESOURCE_OF | {"--job-name": "name", "--chdir": "directory", "--workdi
 
 
 class Line(NamedTuple):
-    """One line of a script for a scheduler: its number, as it is written, and what follows the beginning."""
+    """A scheduler line of a script: its number, its text, and what follows the prefix, such as `#SBATCH`."""
 
     number: int
     scheduler: str
@@ -60,14 +60,14 @@ class Line(NamedTuple):
 
 
 class Note(NamedTuple):
-    """What was done with a directive, for the log; a warning where the job differs from what it says."""
+    """How a directive was handled, for the log; a warning if the job differs from what the directive says."""
 
     text: str
     warning: bool = False
 
 
 class Header(NamedTuple):
-    """What the directives of a script set, by field or option, and the notes on all of them."""
+    """What a script's directives set, by field or option, with a note on each of them."""
 
     values: dict[str, Any]
     notes: list[Note]
@@ -81,7 +81,7 @@ class _Option(NamedTuple):
 
 
 def scheduler_lines(script: str) -> list[Line]:
-    """Find the lines for any scheduler; like sbatch, only up to the first command."""
+    """Find the lines for any scheduler; like sbatch, stop at the first command."""
     found: list[Line] = []
     for number, raw in enumerate(script.removeprefix("\ufeff").split("\n"), start=1):
         text = raw.rstrip()
@@ -94,7 +94,7 @@ def scheduler_lines(script: str) -> list[Line]:
 
 
 def job_name(script: str) -> str | None:
-    """The name that a script gives itself with `#SBATCH -J`, if it can be one."""
+    """The job name that a script sets with `#SBATCH -J`, if it is a valid one."""
     with contextlib.suppress(SpecError, ValueError):
         lines = [line for line in scheduler_lines(script) if line.scheduler == SLURM]
         names = [option.value for line in lines for option in _options(line) if option.name == "--job-name"]
@@ -103,11 +103,11 @@ def job_name(script: str) -> str | None:
 
 
 def read_header(script: str, given: Mapping[str, Any]) -> Header:
-    """Read the directives of a script for Slurm.
+    """Read the Slurm directives of a script.
 
     Args:
         script: Its text.
-        given: What the job spec gives, by field or long option; it counts more than a directive.
+        given: What the job spec sets, by field or long option; it overrides directives.
 
     Raises:
         SpecError: A directive cannot be honoured; names its line, and what to use instead.
@@ -116,7 +116,7 @@ def read_header(script: str, given: Mapping[str, Any]) -> Header:
     notes: list[Note] = []
     own = {setting(name): name for name in given}
     options = [option for line in scheduler_lines(script) for option in _options(line)]
-    last = {option.name: option for option in options}  # as for sbatch, it counts
+    last = {option.name: option for option in options}  # the last one wins, as in sbatch
     for option in options:
         target = _target(option)
         if why := _not_used(option):
@@ -125,7 +125,7 @@ def read_header(script: str, given: Mapping[str, Any]) -> Header:
             notes.append(_overruled(option, own[setting(target)], given))
         elif last[option.name] is not option:
             number = last[option.name].line.number
-            notes.append(Note(f"{_at(option)} is not used: line {number} counts", warning=True))
+            notes.append(Note(f"{_at(option)} is not used: line {number} overrides it", warning=True))
         else:
             values[target] = _value(option, target)
             notes.append(_applied(option, target, values[target]))
@@ -137,7 +137,7 @@ def read_header(script: str, given: Mapping[str, Any]) -> Header:
 
 
 def without_effect(script: str) -> list[Note]:
-    """Say of the directives of a script that they mean nothing where there is no scheduler."""
+    """Note that a script's directives have no effect without a scheduler."""
     lines = scheduler_lines(script)
     if not lines:
         return []
@@ -150,19 +150,19 @@ def without_effect(script: str) -> list[Note]:
 
 
 def _options(line: Line) -> Iterator[_Option]:
-    """Take one line apart as sbatch does.
+    """Split one line into options, as sbatch does.
 
     Raises:
-        SpecError: It is for another scheduler, or sbatch would not understand it.
+        SpecError: The line is for another scheduler, or sbatch would not understand it.
     """
     if line.scheduler in _BURST_BUFFERS:
         raise _refusal(
-            line, "Slurm does not see the lines of this script; give attributes: {--bb: …} or {--bbf: …}"
+            line, "Slurm never reads the lines of this script; use attributes: {--bb: …} or {--bbf: …} instead"
         )
     if line.scheduler != SLURM:
         raise _refusal(
             line,
-            f"it is for {line.scheduler}, and this backend has Slurm; give resources and attributes instead",
+            f"it is for {line.scheduler}, but this backend uses Slurm; set resources and attributes instead",
         )
     try:
         words = shlex.split(line.rest, comments=True)
@@ -171,9 +171,9 @@ def _options(line: Line) -> Iterator[_Option]:
     while words:
         word = words.pop(0)
         if word in ("hetjob", "packjob", ":"):
-            raise _refusal(line, "it makes a heterogeneous job, whose ids psik cannot follow; submit two jobs")
+            raise _refusal(line, "it creates a heterogeneous job, whose ids psik cannot track; submit two jobs")
         if not re.match("--[a-z]|-[a-zA-Z]", word):
-            raise _refusal(line, f"{word!r} is not an option of sbatch")
+            raise _refusal(line, f"{word!r} is not an sbatch option")
         written, equals, value = word.partition("=") if word.startswith("--") else (word[:2], "", word[2:])
         name = long_name(written)
         if name in FLAGS:
@@ -185,13 +185,13 @@ def _options(line: Line) -> Iterator[_Option]:
             value = words.pop(0)
             word = f"{word} {value}"
         if name in VALUED and not value:
-            raise _refusal(line, f"{written} has no value")
+            raise _refusal(line, f"{written} needs a value")
         yield _Option(line, name, value or None, word)
 
 
 def _not_used(option: _Option) -> str | None:
     if option.name == "--export" and (option.value or "").upper() in ("ALL", "NONE", "NIL"):
-        return "nothing of the endpoint's environment reaches a job, and its steps get all of the job's"
+        return "a job gets nothing from the endpoint's environment, and its steps get all of the job's own"
     return _NOT_USED.get(option.name)
 
 
@@ -260,6 +260,6 @@ def _at(option: _Option) -> str:
 
 def _refusal(line: Line, why: str) -> SpecError:
     return SpecError(
-        f"Line {line.number} of the script, {line.text!r}, is not possible here: {why}. Or leave all lines for "
-        "schedulers out: directives: ignore in the job spec."
+        f"Line {line.number} of the script, {line.text!r}, cannot be used here: {why}. To ignore all scheduler "
+        "lines of the script, write directives: ignore in the job spec."
     )

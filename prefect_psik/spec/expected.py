@@ -1,4 +1,4 @@
-"""What a job has to leave behind: the entries of `expect` and `outputs`."""
+"""The files that a job must write: entries of `expect` and `outputs`."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from prefect_psik.spec.input_files import check_inside, check_length
 from prefect_psik.spec.strict import CONTROL, Count, Typed, explain, shown
 
-#: Entries of one list.
+#: How many entries one list may have.
 MAX_ENTRIES = 1000
 
 
 class Expected(Typed):
-    """Files that must be there when a job's script has ended well.
+    """Files that must exist when a job's script has succeeded.
 
-    A match counts if it is a regular file of at least `min_bytes`, links followed, or a directory with a file in
-    it, and was written since the run began.
+    A match counts if it is a regular file of at least `min_bytes` (links are followed) or a directory with a file
+    in it, and was written since the run began.
     """
 
     path: str = Field(
-        description="Path or glob. A path that exists as written is not read as a glob; [*], [?] and [[] quote."
+        description="Path or glob. A path that exists exactly as written is not read as a glob. Write [*], [?] or "
+        "[[] for the character itself."
     )
     count: Count | None = Field(
-        default=None, ge=1, description="Exactly so many must match, and all of them count."
+        default=None, ge=1, description="Exactly this many must match, and all of them must count."
     )
-    at_least: Count = Field(default=1, ge=1, description="At least so many matches must count.")
+    at_least: Count = Field(default=1, ge=1, description="At least this many matches must count.")
     min_bytes: Count = Field(
-        default=1, ge=0, description="Bytes that a file must have; 0 for marks such as `done`."
+        default=1, ge=0, description="Minimum size of a file in bytes; 0 for marker files such as `done`."
     )
     fresh: Literal["run", "job", "any"] = Field(
         default="run",
-        description="Written since this run of the job began, since the job's first run began, or at any time.",
+        description="When files must have been written: since this run of the job began, since the job's first "
+        "run began, or at any time.",
     )
 
     @model_validator(mode="after")
@@ -43,13 +45,13 @@ class Expected(Typed):
         return self
 
     def plain(self) -> str | dict[str, Any]:
-        """The entry as it is stored and sent: the path alone if nothing else is asked."""
+        """The entry as it is stored and sent: just the path, if no other field is set."""
         fields = self.model_dump(exclude_defaults=True)
         return self.path if set(fields) == {"path"} else fields
 
 
 def _entry(value: Any) -> Any:
-    """Take a path, a mapping with `path`, or an entry; one that asks for nothing else is its path."""
+    """Accept a path, a mapping with `path`, or an entry; an entry with no other field becomes its path."""
     if not isinstance(value, str | Mapping | Expected):
         raise ValueError(
             f"{shown(value)} is neither a path nor a mapping with path, count, at_least, min_bytes, fresh"
@@ -77,7 +79,7 @@ def _expectable(entry: str | Expected) -> str | Expected:
     path = _path_of(entry)
     if not path.strip("/") or path.rstrip("/").rsplit("/", 1)[-1] in (".", "..") or CONTROL.search(path):
         raise ValueError(
-            f"{path!r} is not a path or glob: it must end in a file name and have no control characters"
+            f"{path!r} is not a path or glob: it must end in a file name and contain no control characters"
         )
     check_length(path)
     return entry
@@ -89,7 +91,7 @@ def _returnable(entry: str | Expected) -> str | Expected:
 
 
 def listed(value: Any) -> Any:
-    """Read a list of entries in which, or instead of which, mappings stand from paths to counts or fields."""
+    """Read a list of entries; mappings from paths to counts or fields may replace the list or be part of it."""
     if isinstance(value, str | Mapping | Expected):
         value = [value]
     if not isinstance(value, list | tuple):
@@ -114,7 +116,7 @@ def _by_path(entries: Mapping[Any, Any]) -> list[Any]:
         fields = asked if isinstance(asked, Mapping) else {} if asked is None else {"count": asked}
         if not isinstance(path, str) or "path" in fields:
             raise ValueError(
-                f"{shown(path)}: {shown(asked)} is neither a path with a count nor one with a mapping of fields"
+                f"{shown(path)}: {shown(asked)} is neither a path with a count nor a path with a mapping of fields"
             )
         found.append({"path": path, **fields})
     return found

@@ -1,22 +1,22 @@
-"""What makes two submissions the same one: the idempotency key, psik's stamp made from it, and the attempt."""
+"""What identifies a submission: the idempotency key, psik's stamp derived from it, and the attempt."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
 
-#: psik wants digits; twenty of them hold 64 bits of the key's hash. The facility compares the whole key.
+#: psik accepts only digits; twenty hold 64 bits of the key's hash. The facility compares the whole key.
 STAMP_DIGITS = 20
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The key of a submission, its stamp, and which try of it this is.
+    """The key of a submission, its stamp, and the attempt.
 
     Args:
-        key: What makes two submissions the same one.
-        stamp: Of psik, made from the key.
-        attempt: Run counts, to be compared in order.
+        key: Submissions with the same key are the same submission.
+        stamp: psik's stamp, derived from the key.
+        attempt: Run counts, compared in order.
         is_own: No other root run can have this key.
     """
 
@@ -27,6 +27,6 @@ class Identity:
 
 
 def stamp_of(key: str) -> str:
-    """Make psik's stamp, digits only, from a key."""
+    """Derive psik's stamp, digits only, from a key."""
     number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
     return f"{number:0{STAMP_DIGITS}d}"

@@ -13,14 +13,14 @@ from pydantic import BeforeValidator, model_validator
 from prefect_psik.exceptions import SpecError
 from prefect_psik.spec.strict import CONTROL, Typed
 
-#: All inputs of one job together; larger ones belong into a Globus transfer.
+#: All input files of one job together; anything larger needs a Globus transfer.
 MAX_FILES_BYTES = 2_000_000
 MAX_PATH_BYTES = 1000
 MAX_PATH_PARTS = 64
 
 
 class FileContent(Typed):
-    """Content of one small input file: `text`, or `base64` for bytes that are no UTF-8."""
+    """Content of one small input file: `text`, or `base64` for bytes that are not UTF-8."""
 
     text: str | None = None
     base64: str | None = None
@@ -51,7 +51,7 @@ class FileContent(Typed):
 
 
 def _as_content(value: Any) -> Any:
-    """Take text, bytes or a local path for a file's content."""
+    """Accept text, bytes or a local path as a file's content."""
     if isinstance(value, Path):
         try:
             value = value.read_bytes()
@@ -66,7 +66,7 @@ def _as_content(value: Any) -> Any:
 
 
 def check_length(path: str) -> None:
-    """Refuse a path that no file system takes, or that is deeper than anybody means.
+    """Refuse a path that is too long for a file system, or unreasonably deep.
 
     Raises:
         ValueError: It is.
@@ -79,8 +79,8 @@ def check_length(path: str) -> None:
     ):
         shown = path if len(path) <= 80 else f"{path[:60]}…{path[-19:]}"
         raise ValueError(
-            f"the path {shown!r} has {len(path.encode()):,} bytes in {len(parts):,} parts: at most "
-            f"{MAX_PATH_BYTES:,} bytes, {MAX_PATH_PARTS} parts and 255 bytes a part are possible"
+            f"the path {shown!r} has {len(path.encode()):,} bytes in {len(parts):,} parts: use at most "
+            f"{MAX_PATH_BYTES:,} bytes, {MAX_PATH_PARTS} parts and 255 bytes per part"
         )
 
 
@@ -93,8 +93,8 @@ def check_inside(path: str) -> str:
     plain = posixpath.normpath(path) == path and path != "." and not path.startswith("..")
     if not plain or path.startswith(("/", "~", "-")) or CONTROL.search(path):
         raise ValueError(
-            f"{path!r} must be a plain path of a file inside the job's directory: relative, without '.', '..', "
-            "double slashes, leading dash or control characters"
+            f"{path!r} must be a plain path inside the job's directory: relative, without '.', '..', double "
+            "slashes, a leading dash or control characters"
         )
     check_length(path)
     return path
@@ -107,25 +107,27 @@ InputFile = Annotated[FileContent, BeforeValidator(_as_content)]
 
 
 def check_directory(directory: str) -> str:
-    """Check that a directory of the facility is given in full.
+    """Check that a directory at the facility is given as a full path.
 
     Raises:
         ValueError: It is not.
     """
     if not directory.startswith(("/", "$", "~")) or CONTROL.search(directory):
-        raise ValueError(f"directory {directory!r} must be absolute, or start with a $VARIABLE of the facility")
+        raise ValueError(
+            f"directory {directory!r} must be absolute, or start with a $VARIABLE that is set at the facility"
+        )
     return directory
 
 
 def listed_files(spec: Path, names: list[Any]) -> dict[str, Path]:
-    """Read `files` of a job.yaml that lists local paths, relative to it."""
+    """Read `files` of a job.yaml that lists local paths relative to itself."""
     files: dict[str, Path] = {}
     for name in names:
         if not isinstance(name, str):
-            raise SpecError(f"The job spec {spec} has {name!r} in files, which is no path of a local file.")
+            raise SpecError(f"The job spec {spec} has {name!r} in files, which is not the path of a local file.")
         if Path(name).name in files:
             raise SpecError(
-                f"The job spec {spec} lists two files named {Path(name).name!r}: write them as a mapping, "
+                f"The job spec {spec} lists two files named {Path(name).name!r}: write files as a mapping "
                 "from the path in the job's directory to the content."
             )
         files[Path(name).name] = spec.parent / name

@@ -1,4 +1,4 @@
-"""WHAT to run: the job spec that a person types, and its conversion to psik's own."""
+"""The job spec that a person types, and its conversion to psik's own."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from prefect_psik.spec.strict import Count, Typed, explain, kind_of, plain_word
 from prefect_psik.spec.time_warning import MAX_SECONDS, WARNING_SIGNAL
 
 MAX_SCRIPT_BYTES = 1_000_000
-#: Of the script's arguments together, well below what Linux takes.
+#: All of the script's arguments together; well below the limit of Linux.
 MAX_ARGUMENTS_BYTES = 100_000
-#: psik's timer starts later than Slurm's and must not win: minutes on top of the user's duration.
+#: Minutes added to the user's duration for psik's timer: it starts later than Slurm's, and must not fire first.
 PSIK_TIMER_EXTRA_MINUTES = 10
 #: Set by psik for every job, and relied upon by the launcher.
 RESERVED_VARIABLES = frozenset({"base", "jobndx", "jobid"})
@@ -51,9 +51,11 @@ CANONICAL_VERSION = 1
 
 def _text_value(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError(f"{value} is ambiguous as a text: write it in quotes")
+        raise ValueError(f"{value} is ambiguous as text: put it in quotes")
     if value is None:
-        raise ValueError("it has no value: write '' for an empty text, and quotes around null and ~")
+        raise ValueError(
+            "it has no value: write '' for empty text, and put null or ~ in quotes if it is meant as text"
+        )
     return str(value) if isinstance(value, int | float) else value
 
 
@@ -81,7 +83,8 @@ class JobSpec(Typed):
     script: str = Field(description="Text of the script; its first line may name the interpreter (#!).")
     directory: str | None = Field(
         default=None,
-        description="Directory to run in, absolute, $VARS expanded at the facility. None: a new one.",
+        description="Absolute path of the directory to run in; $VARS are expanded at the facility. None: a new "
+        "directory.",
     )
     arguments: list[TextValue] = Field(default_factory=list, description="Arguments of the script: $1, $2, …")
     environment: dict[str, TextValue] = Field(
@@ -92,7 +95,7 @@ class JobSpec(Typed):
     )
     resources: ResourceSpec = Field(default_factory=ResourceSpec)
     attributes: Options = Field(
-        default_factory=dict, description='Extra sbatch options, spelled as sbatch does: {"--qos": "debug"}.'
+        default_factory=dict, description='Extra sbatch options, written as for sbatch: {"--qos": "debug"}.'
     )
     files: dict[InsidePath, InputFile] = Field(
         default_factory=dict,
@@ -104,19 +107,20 @@ class JobSpec(Typed):
     )
     expect: list[Result] = Field(
         default_factory=list,
-        description="What must be there at the end: paths or globs, absolute or in the job's directory, or "
-        "`Expected`, which also says how many.",
+        description="Files that must exist at the end: paths or globs, absolute or in the job's directory, or "
+        "`Expected`, which can also say how many.",
     )
     directives: Literal["read", "ignore"] = Field(
         default="read",
-        description="The script's #SBATCH lines: read what no field gives from them (on Slurm), or ignore them.",
+        description="The script's #SBATCH lines. read: on Slurm they set anything that no field sets. ignore: "
+        "they have no effect.",
     )
     warn_before: Count | None = Field(
         default=None,
         ge=1,
         le=MAX_SECONDS,
-        description="Seconds before the time limit at which the script gets SIGUSR1, to save a checkpoint and end "
-        "with an exit code other than 0. Slurm may send it up to 60 s earlier.",
+        description="Seconds before the time limit at which the script gets SIGUSR1, so that it can save a "
+        "checkpoint and end with an exit code other than 0. Slurm may send it up to 60 s earlier.",
     )
     backend: str | None = Field(default=None, description="Name of the `psik-backend` block to run on.")
 
@@ -131,7 +135,7 @@ class JobSpec(Typed):
         if not script.strip():
             raise ValueError("the script is empty")
         if "\0" in script:
-            raise ValueError("the script contains a NUL byte: it is no text")
+            raise ValueError("the script contains a NUL byte, so it is not text")
         if len(script.encode()) > MAX_SCRIPT_BYTES:
             raise ValueError(f"the script is larger than {MAX_SCRIPT_BYTES:,} bytes: move its data elsewhere")
         return script
@@ -143,7 +147,7 @@ class JobSpec(Typed):
         if _NO_TEXT.search(text):
             raise ValueError("an argument contains a NUL byte or half of a surrogate pair")
         if len(text.encode()) > MAX_ARGUMENTS_BYTES:
-            raise ValueError(f"the arguments have more than {MAX_ARGUMENTS_BYTES:,} bytes: give a file instead")
+            raise ValueError(f"the arguments have more than {MAX_ARGUMENTS_BYTES:,} bytes: use a file instead")
         return arguments
 
     @field_validator("directory")
@@ -156,7 +160,7 @@ class JobSpec(Typed):
     def _usable_variables(cls, environment: dict[str, str]) -> dict[str, str]:
         for name, value in environment.items():
             if not _VARIABLE.fullmatch(name):
-                raise ValueError(f"{name!r} is no name of an environment variable")
+                raise ValueError(f"{name!r} is not a valid name for an environment variable")
             if name in RESERVED_VARIABLES:
                 raise ValueError(f"the variable {name!r} is set by psik for every job: choose another name")
             if _NO_TEXT.search(value):
@@ -171,7 +175,7 @@ class JobSpec(Typed):
             largest = max(files, key=lambda path: files[path].size)
             raise ValueError(
                 f"the input files have {total:,} bytes together ({largest}: {files[largest].size:,}), over the "
-                f"limit of {MAX_FILES_BYTES:,}: bring them there by Globus Transfer and give the job their path"
+                f"limit of {MAX_FILES_BYTES:,}: move them with Globus Transfer and pass their paths to the job"
             )
         return files
 
@@ -201,7 +205,7 @@ class JobSpec(Typed):
         except OSError as err:
             raise SpecError(f"Cannot read the job spec {path}: {err.strerror}.") from None
         except ValueError as err:
-            raise SpecError(f"The job spec {path} is not YAML that can be read: {err}.") from None
+            raise SpecError(f"Cannot parse the job spec {path} as YAML: {err}.") from None
         if not isinstance(document, dict):
             raise SpecError(
                 f"The job spec {path} holds {kind_of(document)}, not a mapping of fields such as "
@@ -228,9 +232,9 @@ class JobSpec(Typed):
         directives: Literal["read", "ignore"] | None = None,
         warn_before: int | None = None,
     ) -> JobSpec:
-        """Take the script from a local file.
+        """Create a job spec whose script is read from a local file.
 
-        Without `name` the job has the name that the script gives itself with `#SBATCH -J`, or the file's.
+        Without `name`, the job gets the name that the script sets with `#SBATCH -J`, or else the file's name.
 
         Raises:
             SpecError: The script cannot be read, or a field is not usable.
@@ -292,8 +296,8 @@ class JobSpec(Typed):
     def to_psik(self, *, scheduler: str, options: Mapping[str, str], umask: str) -> dict[str, Any]:
         """Convert to psik's own `JobSpec`, as JSON.
 
-        psik pipes its script into the interpreter, where `srun` or `cat` would swallow the rest of it; so
-        psik's script is a launcher, and the user's script a file beside it.
+        psik pipes its script into the interpreter, where `srun` or `cat` would swallow the rest of it. So psik is
+        given a launcher as its script, and the user's script is a file beside it.
 
         Args:
             scheduler: `slurm` or `local`, psik's backend type there.
@@ -311,12 +315,12 @@ class JobSpec(Typed):
             limits = {"--time": str(resources["duration"]), "--export": "NIL"}
             if self.warn_before is not None:
                 limits["--signal"] = f"B:{WARNING_SIGNAL.removeprefix('SIG')}@{self.warn_before}"
-            # sbatch takes every unambiguous beginning of an option for the option.
+            # sbatch accepts every unambiguous abbreviation of an option.
             asked = any(name.startswith(("--req", "--no-r")) for name in (*options, *self.attributes))
             requeue = {} if asked else {"--no-requeue": ""}
             merged = {**options, **({"--mem": memory} if memory else {}), **self.attributes, **requeue, **limits}
-            # One argument each, twice: psik passes key and value, and sbatch takes `--key value` amiss
-            # for bare flags and for options whose value is optional.
+            # Each option is one argument, given as key and as value: psik passes both, and sbatch misreads
+            # `--key value` for bare flags and for options whose value is optional.
             arguments = [sbatch_argument(key, value) for key, value in merged.items()]
             attributes = {argument: argument for argument in arguments}
             resources["duration"] += PSIK_TIMER_EXTRA_MINUTES
@@ -334,7 +338,7 @@ class JobSpec(Typed):
 
 
 def sbatch_argument(key: str, value: str) -> str:
-    """Spell one option as a single argument of sbatch; a bare flag has its own name or nothing as value."""
+    """Write one option as a single sbatch argument; the value of a bare flag is its own name, or empty."""
     if not value or value == key:
         return key
     return f"{key}={value}" if key.startswith("--") else f"{key}{value}"

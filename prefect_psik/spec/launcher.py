@@ -1,4 +1,4 @@
-"""How a script is started: from a file, with its own interpreter, and only once for each submission."""
+"""How a script is started: from a file, with its own interpreter, and only once per submission."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from prefect_psik.spec.time_warning import WARNING_SIGNAL
 
 #: Where the facility keeps the user's script, relative to psik's job directory.
 SCRIPT_FILE = "prefect/script"
-#: What an endpoint may have in its environment, which psik's local backend passes on; Slurm jobs get none of it.
+#: An endpoint's environment may hold these, and psik's local backend passes it on; Slurm jobs get none of it.
 SECRETS = ("GLOBUS_COMPUTE_CLIENT_ID", "GLOBUS_COMPUTE_CLIENT_SECRET")
-#: Exit code of a launcher that found another Slurm job of the same run at work (sysexits' EX_TEMPFAIL).
+#: Exit code of a launcher when another Slurm job is already doing the same run (sysexits' EX_TEMPFAIL).
 NOT_THE_OWNER = 75
-#: Exit code of a launcher whose run was to be canceled before it began (BSD's EX_PROTOCOL has it).
+#: Exit code of a launcher whose run was canceled before it began (the number of BSD's EX_PROTOCOL).
 CANCELED = 76
 #: Exit code of a launcher that cannot write to the job's directory (sysexits' EX_CANTCREAT).
 NOT_WRITABLE = 73
@@ -29,14 +29,14 @@ printf '%s %s\\n' "${{nodes:-1}}" "${{SLURM_JOB_NODELIST:-$HOSTNAME}}" > "$d/nod
 ln -s "$jobid" "$d/owner.$jobndx" 2> /dev/null
 owner=$(readlink "$d/owner.$jobndx")
 if [ -z "$owner" ]; then
-  echo "$d is not writable where the job runs: its file system is full, or not the one of the login node." >&2
+  echo "$d is not writable where the job runs: its file system is full, or not shared with the login node." >&2
   exit {not_writable}
 elif [ "$owner" != "$jobid" ]; then
   : > "$d/refused.$jobndx.$jobid"
-  echo "Another job of this run is at work: $owner; this one, $jobid, does nothing." >&2
+  echo "Another job, $owner, is already doing this run; this one, $jobid, does nothing." >&2
   exit {not_the_owner}
 elif [ -e "$d/cancel.$jobndx" ]; then
-  echo "Somebody asked for the end of this run before it began." >&2
+  echo "This run was canceled before it began." >&2
   exit {canceled}
 fi
 {exports}{warning}umask {umask}
@@ -57,9 +57,9 @@ _WARNING = """\
 
 
 def normalize_script(script: str) -> tuple[list[str], str]:
-    """Read a script as its author meant it.
+    """Clean up a script, and find its interpreter.
 
-    A byte-order mark, blank lines before the shebang and carriage returns go; without a shebang the
+    A byte-order mark, blank lines before the shebang and carriage returns are removed. Without a shebang the
     interpreter is bash, as in psik.
 
     Returns:
@@ -71,7 +71,7 @@ def normalize_script(script: str) -> tuple[list[str], str]:
         body += "\n"
     words = body[2:].split("\n", 1)[0].split() if body.startswith("#!") else []
     if words[1:2] == ["-S"]:
-        # env itself splits what follows, and knows quotes.
+        # env splits the rest itself, and understands quotes.
         words = [*words[:2], body[2:].split("\n", 1)[0].split(None, 2)[2].rstrip()] if words[2:] else words
     return words or ["/bin/bash"], body
 
@@ -84,15 +84,15 @@ def launcher_script(
     scheduler: str,
     warn_after: int | None = None,
 ) -> str:
-    """Write what psik itself runs: `exec INTERPRETER ARGS FILE ARGUMENTS </dev/null` behind the single-run guard.
+    """Write the script that psik runs: a single-run guard, then `exec INTERPRETER ARGS FILE ARGUMENTS </dev/null`.
 
     Args:
         interpreter: From `normalize_script`.
         arguments: Of the script.
         umask: Octal digits.
-        scheduler: With `slurm`, the steps of the job get the job's environment although it was submitted
-            with `--export=NIL`, and $SLURM_SUBMIT_DIR is where the script starts, as after `sbatch` by hand.
-        warn_after: Seconds after which the script gets SIGUSR1; None: a scheduler warns it, or nobody.
+        scheduler: With `slurm`, job steps get the job's environment even though it was submitted with
+            `--export=NIL`, and $SLURM_SUBMIT_DIR is where the script starts, as after a plain `sbatch`.
+        warn_after: Seconds after which the script gets SIGUSR1; None: the scheduler sends it, or nothing does.
     """
     return _LAUNCHER.format(
         canceled=CANCELED,

@@ -1,4 +1,4 @@
-"""A spec made ready for one backend: what the job gives, then its script's directives, then the backend's own."""
+"""A spec prepared for one backend: the job's fields first, then its script's directives, then the backend's."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _OWN_FIELDS = ("name", "directory", "warn_before")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A spec as a backend runs it.
+    """A spec in the form in which a backend runs it.
 
     Args:
         spec: With name, directory, resources and `warn_before` filled in. The key stays that of the spec as it was
             given.
-        options: sbatch's options of the script and of the backend, as far as the spec does not replace them.
-        notes: What was done with the directives of the script.
+        options: The sbatch options of the script and the backend that the spec does not replace.
+        notes: How each directive of the script was handled.
     """
 
     spec: JobSpec
@@ -43,13 +43,13 @@ class Prepared:
 
 
 def prepare(spec: JobSpec, *, scheduler: str, options: Mapping[str, str], resources: ResourceSpec) -> Prepared:
-    """Put a spec together with the directives of its script and with what the backend sets.
+    """Combine a spec with its script's directives and with the backend's settings.
 
     Args:
         spec: As the user gave it.
         scheduler: `slurm` or `local`.
-        options: sbatch's options of the backend.
-        resources: Of the backend, for what the job does not ask for.
+        options: The backend's sbatch options.
+        resources: The backend's, for anything the job does not set.
 
     Raises:
         SpecError: A directive cannot be honoured, or the warning would come before the job begins.
@@ -63,7 +63,7 @@ def prepare(spec: JobSpec, *, scheduler: str, options: Mapping[str, str], resour
         values, notes = read_header(spec.script, given)
     elif spec.directives == "read":
         notes = without_effect(spec.script)
-    # One setting has several spellings, and whoever chooses one of them has chosen: --mem-per-cpu and memory.
+    # One setting can have several names, such as --mem-per-cpu and memory: setting one replaces the others.
     chosen = {setting(name) for name in (*given, *values)}
     rest = {name: value for name, value in resources.given().items() if setting(name) not in chosen}
     fields = {name: value for name, value in values.items() if not name.startswith("-")}
@@ -80,6 +80,6 @@ def _check_warning(spec: JobSpec) -> None:
     minutes = spec.resources.complete()["duration"]
     if spec.warn_before is not None and spec.warn_before >= 60 * minutes:
         raise SpecError(
-            f"warn_before is {spec.warn_before} s, but the job may run for {minutes} min only, so the warning "
+            f"warn_before is {spec.warn_before} s, but the job may run for only {minutes} min, so the warning "
             "would come before its script begins. Ask for a longer duration, or a shorter warn_before."
         )

@@ -1,4 +1,4 @@
-"""How much a job asks for: what is not given stays empty, however the spec travels, until psik needs it."""
+"""The resources that a job asks for; anything not set stays empty until psik needs a value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from prefect_psik.spec.strict import Count, Minutes, Typed
 
-#: psik's own, for what neither the job nor the backend gives.
+#: psik's own values, for anything that neither the job nor the backend sets.
 PSIK_DEFAULTS: dict[str, Any] = {
     "duration": 10,
     "cpu_cores_per_process": 1,
@@ -18,9 +18,9 @@ PSIK_DEFAULTS: dict[str, Any] = {
 
 
 class ResourceSpec(Typed):
-    """How much the job asks for: psik's fields, plus `memory`.
+    """The resources that the job asks for: psik's fields, plus `memory`.
 
-    What is not given comes from the backend's `default_resources`, and else from psik.
+    Anything not set comes from the backend's `default_resources`, or else from psik.
     """
 
     duration: Minutes | None = Field(
@@ -28,20 +28,24 @@ class ResourceSpec(Typed):
         ge=1,
         description="Walltime limit in minutes, at least 1, or as Slurm writes it: 1:30:00. psik's default: 10.",
     )
-    node_count: Count | None = Field(default=None, ge=1, description="Compute nodes.")
+    node_count: Count | None = Field(default=None, ge=1, description="Number of compute nodes.")
     process_count: Count | None = Field(
-        default=None, ge=1, description="Processes in all; not together with processes_per_node."
+        default=None, ge=1, description="Total number of processes. Cannot be combined with processes_per_node."
     )
-    processes_per_node: Count | None = Field(default=None, ge=1, description="Processes on each node.")
+    processes_per_node: Count | None = Field(default=None, ge=1, description="Number of processes on each node.")
     cpu_cores_per_process: Count | None = Field(
-        default=None, ge=1, description="CPU cores of each process. psik's default: 1."
+        default=None, ge=1, description="CPU cores per process. psik's default: 1."
     )
     gpu_cores_per_process: Count | None = Field(
-        default=None, ge=0, description="GPUs of each process. psik's default: 0."
+        default=None, ge=0, description="GPUs per process. psik's default: 0."
     )
-    exclusive_node_use: bool | None = Field(default=None, description="Take whole nodes. psik's default: true.")
+    exclusive_node_use: bool | None = Field(
+        default=None, description="Whether to use whole nodes, shared with no other job. psik's default: true."
+    )
     memory: str | None = Field(
-        default=None, pattern=r"^[0-9]+[KMGT]?$", description="Memory per node, as sbatch's --mem: 16G."
+        default=None,
+        pattern=r"^[0-9]+[KMGT]?$",
+        description="Memory per node, written as for sbatch's --mem: 16G.",
     )
 
     @model_validator(mode="after")
@@ -51,13 +55,13 @@ class ResourceSpec(Typed):
         return self
 
     def given(self) -> dict[str, Any]:
-        """What is asked for, by field."""
+        """The fields that are set."""
         return self.model_dump(exclude_none=True)
 
     def complete(self) -> dict[str, Any]:
-        """All fields but those that psik leaves to the scheduler, with psik's defaults for what is not given."""
+        """The fields that are set, and psik's defaults for the others where psik has any."""
         return PSIK_DEFAULTS | self.given()
 
     def remarkable(self) -> dict[str, Any]:
-        """What is asked for and is not psik's default."""
+        """The fields that are set and differ from psik's defaults."""
         return {name: value for name, value in self.given().items() if PSIK_DEFAULTS.get(name) != value}

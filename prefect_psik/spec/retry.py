@@ -1,4 +1,4 @@
-"""When a job that failed is worth another run, and with how much more; pure."""
+"""Whether a failed job is run again, and with how much more walltime or memory; pure functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNITS = {"K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}
 
 
 class Growth(Single, BaseModel):
-    """How much more the next run gets of what was too little: walltime or memory.
+    """How much more the next run gets of the resource that ran out: walltime or memory.
 
     Example:
         ```python
@@ -30,21 +30,21 @@ class Growth(Single, BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    factor: float = Field(default=1.5, gt=1.0, description="The next run gets this times as much.")
-    max_duration: int | None = Field(default=None, ge=1, description="Never more minutes than these.")
+    factor: float = Field(default=1.5, gt=1.0, description="The next run gets this many times as much.")
+    max_duration: int | None = Field(default=None, ge=1, description="Upper limit of the walltime, in minutes.")
     max_memory: str | None = Field(
-        default=None, pattern=r"^[0-9]+[KMGT]?$", description="Never more memory per node: 128G."
+        default=None, pattern=r"^[0-9]+[KMGT]?$", description="Upper limit of the memory per node, such as 128G."
     )
 
 
 @dataclass(frozen=True)
 class RetryRule:
-    """Which failures are answered with another run of the same job.
+    """Which failures lead to another run of the same job.
 
     Args:
-        causes: Of failures that are worth it.
-        growth: For `walltime` and `out_of_memory`; None: again with the same.
-        max_runs: Runs in all, within one call.
+        causes: Failure causes to retry: the job is run again for these.
+        growth: For `walltime` and `out_of_memory`; None: the next run gets the same.
+        max_runs: Total number of runs within one call.
     """
 
     causes: frozenset[FailureCause] = field(default_factory=frozenset)
@@ -53,10 +53,10 @@ class RetryRule:
 
     @classmethod
     def of(cls, causes: Collection[FailureCause | str], growth: Growth | None, max_runs: int) -> RetryRule:
-        """Check what a caller gave.
+        """Check the arguments of a caller.
 
         Raises:
-            SpecError: A cause does not exist or is none to retry, or `max_runs` is below 1.
+            SpecError: A cause does not exist or cannot be retried, or `max_runs` is below 1.
         """
         try:
             chosen = frozenset(FailureCause(cause) for cause in causes)
@@ -64,7 +64,8 @@ class RetryRule:
             raise SpecError(f"retry_on: {err}. The causes are {', '.join(FailureCause)}.") from None
         if never := chosen & {FailureCause.canceled_by_us, FailureCause.canceled_outside, FailureCause.rejected}:
             raise SpecError(
-                f"retry_on: {', '.join(sorted(never))} is a decision, not a failure: it is not retried. Remove it."
+                f"{', '.join(sorted(never))} cannot be retried: this is a decision, not a failure. Remove it "
+                "from retry_on."
             )
         if max_runs < 1:
             raise SpecError(f"max_runs is {max_runs}: it must be at least 1.")
@@ -74,8 +75,8 @@ class RetryRule:
         """What the next run asks for, or None if there is none.
 
         Args:
-            result: Of the run that ended.
-            runs: How many there were within this call.
+            result: The result of the run that ended.
+            runs: The number of runs so far within this call.
         """
         if result.cause not in self.causes or runs >= self.max_runs:
             return None
@@ -107,7 +108,7 @@ def _longer(asked: Asked, growth: Growth) -> Asked | None:
 
 
 def _larger(asked: Asked, growth: Growth) -> Asked | None:
-    """More memory; without a figure to begin with there is none to raise."""
+    """More memory; None if the run asked for none, so that there is nothing to raise."""
     if asked.memory is None:
         return None
     before = _kibibytes(asked.memory)
@@ -120,5 +121,5 @@ def _larger(asked: Asked, growth: Growth) -> Asked | None:
 def _kibibytes(memory: str) -> int:
     found = re.fullmatch(r"([0-9]+)([KMGT]?)", memory)
     if found is None:
-        raise SpecError(f"The memory {memory!r} is not spelled as sbatch's --mem: 16G.")
+        raise SpecError(f"The memory {memory!r} is not written as for sbatch's --mem, such as 16G.")
     return int(found.group(1)) * _UNITS[found.group(2) or "M"]

@@ -1,11 +1,11 @@
-"""sbatch's options as data: their long and short names, which of them take a value, and what sets them here."""
+"""sbatch's options as data: long and short names, which of them take a value, and which field sets them here."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-#: Options with a value, long and short name.
+#: Options that take a value: long and short names.
 _VALUED = """
 --account/-A --acctg-freq --array/-a --bb --bbf --begin/-b --chdir/-D --cluster-constraint --clusters/-M --comment
 --constraint/-C --container --container-id --core-spec/-S --cores-per-socket --cpu-freq --cpus-per-gpu
@@ -19,7 +19,7 @@ _VALUED = """
 --sockets-per-node --switches --thread-spec --threads-per-core --time/-t --time-min --tmp --tres-bind
 --tres-per-task --uid --wait-all-nodes --wckey --workdir --wrap
 """
-#: Options without a value, or whose value can only follow an equals sign.
+#: Options that take no value, or only one after an equals sign.
 _FLAGS = """
 --contiguous --exclusive --get-user-env --help/-h --hold/-H --ignore-pbs --immediate/-I --nice --no-kill/-k
 --no-requeue --overcommit/-O --oversubscribe/-s --parsable --propagate --quiet/-Q --reboot --requeue --share
@@ -34,7 +34,7 @@ def _names(text: str) -> dict[str, str]:
 VALUED, FLAGS = _names(_VALUED), _names(_FLAGS)
 _LONG = {short: long for long, short in (VALUED | FLAGS).items() if short}
 
-#: Options that a field of the resources sets.
+#: Options that a field of the resources sets, and the field.
 RESOURCE_OF = {
     "--cpus-per-task": "cpu_cores_per_process",
     "--gpus-per-task": "gpu_cores_per_process",
@@ -44,7 +44,7 @@ RESOURCE_OF = {
     "--ntasks-per-node": "processes_per_node",
     "--time": "duration",
 }
-#: Settings that say the same in other words: whoever sets one of them replaces all of the others.
+#: Different names for the same setting: setting one of them replaces all others.
 _ALIKE = {
     "--exclusive": "exclusive_node_use",
     "--oversubscribe": "exclusive_node_use",
@@ -61,7 +61,7 @@ _ALIKE = {
 
 
 def long_name(option: str) -> str:
-    """The long name of an option: of its short name, or of a beginning that sbatch takes for it."""
+    """The long name of an option that is given by its short name or by an abbreviation that sbatch accepts."""
     if re.fullmatch("--.+", option):
         full = [name for name in VALUED | FLAGS if name.startswith(option)]
         return full[0] if len(full) == 1 else option
@@ -69,7 +69,7 @@ def long_name(option: str) -> str:
 
 
 def read_arguments(arguments: Iterable[str]) -> dict[str, str]:
-    """Read options that are one argument each, `--qos=few` or `-qfew`: values by long names."""
+    """Read options written as one argument each, `--qos=few` or `-qfew`, into values by long name."""
     found = {}
     for argument in arguments:
         name, _, value = argument.partition("=") if argument.startswith("--") else (argument[:2], "", argument[2:])
@@ -78,6 +78,6 @@ def read_arguments(arguments: Iterable[str]) -> dict[str, str]:
 
 
 def setting(name: str) -> str:
-    """What an option of sbatch or a field of the resources sets; equal for those that replace each other."""
+    """What an sbatch option or a resources field sets; equal for names that replace each other."""
     name = long_name(name)
     return _ALIKE.get(name) or RESOURCE_OF.get(name, name)

@@ -1,4 +1,4 @@
-"""Reads YAML with the spelling of the file: what a scalar means is left to the field that it is for."""
+"""Reads YAML and keeps the spelling of each scalar, so that the field it is for decides what it means."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import yaml
 
 from prefect_psik.spec.strict import Plain
 
-#: Of one file. A job's script and input files are limited, too.
+#: Size limit of one file. A job's script and input files have limits of their own.
 MAX_BYTES = 10_000_000
-#: Of one document, where each alias counts as what it stands for.
+#: Limit of one document; each alias counts as what it stands for.
 MAX_VALUES = 100_000
 MAX_DEPTH = 50
 
@@ -20,7 +20,7 @@ _NULL, _STRING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"
 
 
 class _Loader(yaml.SafeLoader):
-    """Knows texts, empty values and merge keys; counts what it reads, aliases in full."""
+    """Understands text, empty values and merge keys; counts the values it reads, with aliases expanded."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -44,13 +44,13 @@ class _Loader(yaml.SafeLoader):
         values, characters = self._sizes[node]
         if max(values, self._composed) > MAX_VALUES or characters > MAX_BYTES:
             raise yaml.YAMLError(
-                f"with its aliases (*name) written out it has more than {MAX_VALUES:,} values or {MAX_BYTES:,} "
+                f"with its aliases (*name) expanded, it has more than {MAX_VALUES:,} values or {MAX_BYTES:,} "
                 "characters"
             )
         return node
 
     def _size(self, node: yaml.Node) -> tuple[int, int]:
-        """Values and characters of a node, whose parts have been measured."""
+        """Values and characters of a node whose parts are already measured."""
         if isinstance(node, yaml.ScalarNode):
             return 1, len(node.value)
         is_mapping = isinstance(node, yaml.MappingNode)
@@ -59,7 +59,7 @@ class _Loader(yaml.SafeLoader):
         return 1 + sum(size[0] for size in sizes), sum(size[1] for size in sizes)
 
     def text(self, node: yaml.Node) -> str:
-        """A quoted scalar as text, another one as the text that it is written with."""
+        """A quoted scalar as text, any other one as it is spelled in the file."""
         assert isinstance(node, yaml.ScalarNode)  # noqa: S101 - PyYAML calls this for scalars only
         return Plain(node.value) if node.style is None else str(node.value)
 
@@ -73,7 +73,7 @@ _Loader.add_constructor(_STRING, _Loader.text)
 
 
 def read_yaml(path: Path) -> Any:
-    """Read one YAML (or JSON) document; unquoted scalars are `Plain`, but for empty values.
+    """Read one YAML (or JSON) document; unquoted scalars become `Plain`, except empty values.
 
     Raises:
         OSError: The file cannot be read.
@@ -94,7 +94,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def plain_values(value: Any) -> Any:
-    """Numbers and truth values as JSON spells them, and all else as text: for values of any type."""
+    """Numbers and booleans as JSON spells them, anything else as text: for fields of any type."""
     if isinstance(value, dict):
         return {str(name): plain_values(item) for name, item in value.items()}
     if isinstance(value, list):

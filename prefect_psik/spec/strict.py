@@ -1,4 +1,4 @@
-"""What people type: strict models, plain words, and errors that say what would have been valid."""
+"""Checks of what people type: strict models, plain words, and errors that say what would have been valid."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 
 from prefect_psik.models.single import Single
 
-#: Control characters, and halves of surrogate pairs, which are no text.
+#: Control characters, and halves of surrogate pairs, which are not text.
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-#: Characters of a value that an error shows.
+#: How many characters of a value an error shows.
 _SHOWN = 200
 
 _CALLBACK_FIELDS = frozenset({"callback", "cb_headers", "cb_secret"})
 
 
 class Plain(str):
-    """The text of an unquoted scalar of a YAML file: the field that it is for decides what it means."""
+    """The text of an unquoted scalar in a YAML file; the field it is for decides what it means."""
 
     __slots__ = ()
 
 
 def _digits(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError(f"{value} is no number")
+        raise ValueError(f"{value} is not a number")
     if isinstance(value, str) and not re.fullmatch("-?[0-9]+", value):
         raise ValueError(f"write a number in plain digits (given: {shown(value)})")
     return value
@@ -64,7 +64,7 @@ Minutes = Annotated[int, BeforeValidator(_minutes)]
 
 
 class Typed(Single, BaseModel):
-    """What people type: unknown fields are refused, with the list of known ones."""
+    """Base of models that people type: unknown fields are refused with a list of the known ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -76,7 +76,7 @@ class Typed(Single, BaseModel):
         if callbacks := sorted(_CALLBACK_FIELDS.intersection(data)):
             raise ValueError(
                 f"{', '.join(callbacks)}: psik's callbacks are not supported here, because psik stores "
-                "cb_secret in clear at the facility. Remove the field; waiting for the job needs none"
+                "cb_secret in plain text at the facility. Remove the field; waiting for a job works without it"
             )
         known = list(cls.model_fields)
         unknown = [str(field) for field in data if field not in known]
@@ -88,36 +88,37 @@ class Typed(Single, BaseModel):
 
 
 def plain_word(text: str, what: str) -> str:
-    """Refuse what would be awkward or dangerous in a path, a command line or a table.
+    """Refuse text that would be awkward or dangerous in a path, a command line or a table.
 
     Raises:
-        ValueError: It is empty, has a slash, a leading dash or a control character, or blanks around it.
+        ValueError: It is empty, contains a slash or a control character, begins with a dash, or begins or
+            ends with a blank.
     """
     if not text or text != text.strip() or "/" in text or text.startswith("-") or CONTROL.search(text):
         raise ValueError(
-            f"{what} {text!r} must not be empty, nor contain slashes, newlines or other control characters, nor "
-            "begin with a dash or end with a blank"
+            f"{what} {text!r} must not be empty, contain slashes, newlines or other control characters, begin "
+            "with a dash, or begin or end with a blank"
         )
     return text
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it: short."""
+    """A value shortened for an error message."""
     text = repr(str(value) if isinstance(value, Plain) else value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}…{text[-19:]}"
 
 
 def kind_of(value: Any) -> str:
-    """The type of a value of a YAML file, as Python calls it."""
+    """Python's name for the type of a value from a YAML file."""
     return "str" if isinstance(value, str) else type(value).__name__
 
 
 def explain(err: ValidationError, *, with_input: bool = True) -> str:
-    """Turn pydantic's report into one line: where, what, and what was given.
+    """Turn pydantic's report into one line: which field, what is wrong, and the value given.
 
     Args:
         err: The report.
-        with_input: Off where what was given may be a secret.
+        with_input: Off where the value may be a secret.
     """
     found = []
     for error in err.errors(include_url=False):

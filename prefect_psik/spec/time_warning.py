@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-#: What `warn_before` sends. A shell or Python without a handler for it ends.
+#: What `warn_before` sends. It ends a shell or Python that does not handle it.
 WARNING_SIGNAL = "SIGUSR1"
-#: sbatch's time where the option gives none, and its largest.
+#: sbatch's default time before the limit, and the largest that it accepts.
 DEFAULT_SECONDS, MAX_SECONDS = 60, 65535
-#: The facility's names of signals 1 to 31, whatever this machine calls them, and their other names.
+#: Names of signals 1 to 31 at the facility, whatever this machine calls them, and their aliases.
 _NAMES = re.findall(
     "[A-Z0-9]+",
     "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU "
@@ -32,7 +32,7 @@ _NO_WARNING = {
 class BatchSignal(NamedTuple):
     """A signal for the batch shell, and how many seconds before the time limit it comes.
 
-    Its name is that under which the batch script notes a signal: `SIGUSR1`, or the number of one without a name.
+    The name is the one that the batch script records: `SIGUSR1`, or the number of a signal without a name.
     """
 
     name: str
@@ -40,7 +40,7 @@ class BatchSignal(NamedTuple):
 
 
 def batch_signal(text: str) -> BatchSignal | None:
-    """Read the value of `--signal`; None where it is not for the batch shell, but for the steps of the job."""
+    """Read the value of `--signal`; None if the signal is for the job's steps and not for the batch shell."""
     found = re.fullmatch(r"([RB]{1,2}):(?:SIG)?([A-Z0-9]+)(?:@([0-9]+))?", text.strip().upper())
     if found is None or "B" not in found[1]:
         return None
@@ -48,7 +48,7 @@ def batch_signal(text: str) -> BatchSignal | None:
 
 
 def _name(text: str) -> str:
-    """The name of a signal that is given by name or number."""
+    """The name of a signal given by name or number."""
     text = text.lstrip("0") or "0"
     if text.isdecimal() and len(text) <= 2 and 1 <= int(text) <= len(_NAMES):
         text = _NAMES[int(text) - 1]
@@ -59,10 +59,10 @@ def _name(text: str) -> str:
 def check_signal(text: str) -> str:
     """Refuse a signal for the batch shell that would not warn the script.
 
-    psik is the batch shell: it handles SIGTERM and SIGINT itself, and hands the others on.
+    psik is the batch shell: it handles SIGTERM and SIGINT itself, and passes the others on.
 
     Raises:
-        ValueError: It would end the job, or reach nobody; says what to write.
+        ValueError: It would end the job, or not reach the script; the message says what to write instead.
     """
     asked = batch_signal(text)
     if asked and (why := _NO_WARNING.get(asked.name.removeprefix("SIG"))):
@@ -74,12 +74,12 @@ def check_signal(text: str) -> str:
 
 
 def seconds_before(text: str) -> int:
-    """The seconds of a `--signal` that says the same as `warn_before`.
+    """The seconds of a `--signal` that is equivalent to `warn_before`.
 
     Raises:
-        ValueError: They are not possible.
+        ValueError: They are out of range.
     """
     asked = batch_signal(text)
     if asked is None or not 1 <= asked.seconds <= MAX_SECONDS:
-        raise ValueError(f"a warning comes 1 to {MAX_SECONDS} s before the time limit")
+        raise ValueError(f"the warning must come 1 to {MAX_SECONDS} s before the time limit")
     return asked.seconds

@@ -291,8 +291,8 @@ SCRIPT = "script: 'true'\n"
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name: [unclosed", ["not YAML"]),
-        ("\tname: tab\n", ["not YAML"]),
+        ("name: [unclosed", ["as YAML"]),
+        ("\tname: tab\n", ["as YAML"]),
         ("- script\n- list\n", ["list", "not a mapping", "'script:'"]),
         ("just words", ["str", "not a mapping"]),
         ("", ["NoneType", "not a mapping"]),

@@ -84,7 +84,7 @@ def test_only_what_the_check_is_proven_to_hold_goes(places: tuple[Place, Place])
     assert {file.path: file.reason for file in report.unproven} == {
         "rec/lacking": "is not there at the check",
         "rec/truncated": "has 10 bytes, and 5 at the check",
-        "rec/changed": "has other contents at the check",
+        "rec/changed": "has different contents at the check",
     }
     for name in stay:
         assert f"rec/{name}" in str(caught.value)
@@ -103,7 +103,7 @@ def test_a_base_path_in_other_words_hides_no_difference(globus: Globus, spelled:
         place.write("rec/held", b"0123456789")
     away.write("rec/changed", b"0123456789")
     home.write("rec/changed", b"012345678X")
-    with pytest.raises(PruneIncomplete, match="other contents"):
+    with pytest.raises(PruneIncomplete, match="different contents"):
         prune(away.block, "rec", check=home.block)
     assert away.files("rec") == {"changed": b"0123456789"}
 

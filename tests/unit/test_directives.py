@@ -144,15 +144,15 @@ def test_directive_reaches_sbatch_as_its_author_meant(line: str, expected: set[s
     [
         ("-o out.txt", "psik keeps the logs in the job's directory"),
         ("-e err.txt", "psik keeps the logs in the job's directory"),
-        ("--get-user-env", "nothing of the endpoint's environment reaches a job"),
-        ("--ignore-pbs", "lines for PBS are never read"),
+        ("--get-user-env", "a job gets nothing from the endpoint's environment"),
+        ("--ignore-pbs", "#PBS lines are never read"),
         ("--parsable", "nobody reads what sbatch prints"),
         ("-Q", "nobody reads what sbatch prints"),
         ("-v", "nobody reads what sbatch prints"),
         *(
             (
                 f"--export={word}",
-                "nothing of the endpoint's environment reaches a job, and its steps get all of the job's",
+                "a job gets nothing from the endpoint's environment, and its steps get all of the job's own",
             )
             for word in ("ALL", "none", "NIL")
         ),
@@ -179,7 +179,7 @@ def test_flags_in_one_word_are_noted_one_by_one() -> None:
 
 def test_directive_that_a_later_one_overrules_is_noted_with_a_warning() -> None:
     assert backend().prepare(header("#SBATCH -N 1", "#SBATCH --nodes=2")).notes == [
-        Note("line 2: -N 1 is not used: line 3 counts", warning=True),
+        Note("line 2: -N 1 is not used: line 3 overrides it", warning=True),
         Note("line 3: --nodes=2 → node_count 2"),
     ]
 
@@ -282,37 +282,37 @@ def test_directives_win_over_the_backend() -> None:
         ("#SBATCH hetjob", "submit two jobs"),
         ("#SBATCH packjob", "submit two jobs"),
         ("#SBATCH -N1 : -N2", "submit two jobs"),
-        ("#SBATCH --wrap=hostname", "give the job spec's script"),
+        ("#SBATCH --wrap=hostname", "put the commands into the job spec's script"),
         ("#SBATCH -W", "wait_for_job waits"),
         ("#SBATCH -M other", "use a backend for that cluster"),
         ("#SBATCH --export=A=1", "job spec's environment"),
         ("#SBATCH -i data.txt", "reads from /dev/null"),
         ("#SBATCH -t UNLIMITED", "1-00:00:00"),
         ("#SBATCH -N many", "plain digits"),
-        ("#SBATCH -N", "has no value"),
-        ("#SBATCH -A -n 4", "-A has no value"),
-        ("#SBATCH --qos= debug", "--qos has no value"),
-        ("#SBATCH 2", "'2' is not an option of sbatch"),
+        ("#SBATCH -N", "-N needs a value"),
+        ("#SBATCH -A -n 4", "-A needs a value"),
+        ("#SBATCH --qos= debug", "--qos needs a value"),
+        ("#SBATCH 2", "'2' is not an sbatch option"),
         ("#SBATCH --comment='open", "no closing quotation"),
         ("#SBATCH -D work", "must be absolute"),
         ("#SBATCH -J a/b", "the job's name"),
         ("#SBATCH --mem=lots", "pattern"),
-        ("#PBS -l select=2", "it is for PBS, and this backend has Slurm;"),
-        ("#FLUX: -N 2", "it is for Flux, and this backend has Slurm;"),
-        ("# flux: -N2", "it is for Flux, and this backend has Slurm;"),
-        ("#BSUB -n 4", "it is for LSF, and this backend has Slurm;"),
+        ("#PBS -l select=2", "it is for PBS, but this backend uses Slurm;"),
+        ("#FLUX: -N 2", "it is for Flux, but this backend uses Slurm;"),
+        ("# flux: -N2", "it is for Flux, but this backend uses Slurm;"),
+        ("#BSUB -n 4", "it is for LSF, but this backend uses Slurm;"),
         ("#DW jobdw capacity=10GB", "--bbf"),
         ("#BB create_persistent name=x", "--bbf"),
-        ("#COBALT -n 2", "it is for Cobalt, and this backend has Slurm;"),
-        ("#MSUB -l nodes=2", "it is for Moab, and this backend has Slurm;"),
-        ("#OAR -l nodes=2", "it is for OAR, and this backend has Slurm;"),
-        ("#PJM -L node=2", "it is for PJM, and this backend has Slurm;"),
-        ("#$ -pe mpi 4", "it is for Grid Engine, and this backend has Slurm;"),
+        ("#COBALT -n 2", "it is for Cobalt, but this backend uses Slurm;"),
+        ("#MSUB -l nodes=2", "it is for Moab, but this backend uses Slurm;"),
+        ("#OAR -l nodes=2", "it is for OAR, but this backend uses Slurm;"),
+        ("#PJM -L node=2", "it is for PJM, but this backend uses Slurm;"),
+        ("#$ -pe mpi 4", "it is for Grid Engine, but this backend uses Slurm;"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_with_its_line_and_what_to_use(line: str, words: str) -> None:
     text = refusal(header("#SBATCH -q debug", line))
-    assert text.startswith(f"Line 3 of the script, {line!r}, is not possible here: ")
+    assert text.startswith(f"Line 3 of the script, {line!r}, cannot be used here: ")
     assert words in text
     assert text.count("directives: ignore") == 1
 

@@ -15,7 +15,7 @@ from prefect_psik import Expected, JobSpec, SpecError
     ("fields", "says"),
     [
         ({"expect": ["a/" * 100 + "b"]}, "at most 1,000 bytes, 64 parts"),
-        ({"outputs": ["x" * 300]}, "255 bytes a part"),
+        ({"outputs": ["x" * 300]}, "255 bytes per part"),
         ({"files": {"a/" * 200 + "b": "x"}}, "at most 1,000 bytes, 64 parts"),
         ({"expect": [{"path": "a", "count": 2, "at_least": 1, "at_most": 3}]}, "unknown field at_most"),
         ({"expect": [{"path": "a", "count": 2, "at_least": 2}]}, "give count or at_least, not both"),

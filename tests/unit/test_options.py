@@ -128,7 +128,7 @@ def test_what_is_no_option_is_refused(option: object) -> None:
     [
         ("--begin", datetime.date(2026, 11, 27), "write it as text, '2026-11-27'"),
         ("--begin", datetime.datetime(2026, 11, 27, 8, 30), "write it as text, '2026-11-27T08:30:00'"),
-        ("--mail-type", ["END", "FAIL"], "write one text, as sbatch takes it: 'END,FAIL'"),
+        ("--mail-type", ["END", "FAIL"], "write one string, as sbatch takes it: 'END,FAIL'"),
         ("--exclusive", False, "is false: leave it out, and write exclusive_node_use: false"),
         ("--hold", False, "is false: leave it out"),
         ("--gres", {"gpu": 2}, "has a dict as its value"),
@@ -145,7 +145,7 @@ def test_what_is_not_text_is_refused_by_its_own_name(option: str, value: object,
 def test_empty_value_is_refused_with_the_way_to_write_a_flag(value: object) -> None:
     text = refusal({"--qos": value})
     assert "--qos" in text
-    assert "for a flag without value write true" in text
+    assert "for a flag without a value, write true" in text
 
 
 @pytest.mark.parametrize("value", ["-x", "--array=1", "a\nb", "a\0b", "a\rb", "a\x7fb", -5])

@@ -189,7 +189,7 @@ async def test_files_are_compared_to_their_last_byte_however_they_are_read(
         patched.setattr(os, "read", lambda descriptor, size: read(descriptor, min(size, most)))
         patched.setattr(prune_local, "_CHUNK_BYTES", 16)
         report = await done(places[0].block, places[1].block, "rec")
-    different = {f"rec/{name}": "has other contents at the check" for name in ("first", "last", "middle")}
+    different = {f"rec/{name}": "has different contents at the check" for name in ("first", "last", "middle")}
     assert reasons(report) == different
     assert set(places[0].files()) == set(different)
 

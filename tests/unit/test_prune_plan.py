@@ -125,7 +125,7 @@ async def test_on_this_machine_only_equal_files_go(places: tuple[Place, Place]) 
         "rec/sub/held": (PruneVerdict.delete, ""),
         "rec/lacking": (unproven, "is not there at the check"),
         "rec/short": (unproven, "has 10 bytes, and 5 at the check"),
-        "rec/other": (unproven, "has other contents at the check"),
+        "rec/other": (unproven, "has different contents at the check"),
         "rec/one inode": (unproven, "is the same file as at the check, not a copy"),
         "rec/hidden": (unproven, "is not there at the check"),
         "rec/link": (unproven, "is a link, and only files are compared"),
@@ -223,7 +223,7 @@ async def test_transfer_compares_in_a_room_that_goes_again(transfer: Transfer) -
     assert verdicts(report.files) == {
         "rec/held": (PruneVerdict.delete, ""),
         "rec/sub/held": (PruneVerdict.delete, ""),
-        "rec/other": (PruneVerdict.unproven, "has other contents at the check"),
+        "rec/other": (PruneVerdict.unproven, "has different contents at the check"),
     }
     copy, compare = transfer.orders
     room = posixpath.commonpath([destination for _, destination in copy.items])

@@ -61,7 +61,7 @@ def test_only_an_unquoted_true_is_a_flag(tmp_path: Path, text: str, option: str)
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("[END, FAIL]", "has a list as its value: write one text, as sbatch takes it: 'END,FAIL'"),
+        ("[END, FAIL]", "has a list as its value: write one string, as sbatch takes it: 'END,FAIL'"),
         ("false", "is false: leave it out"),
         ("", "has an empty value"),
         ("~", "has an empty value"),
@@ -76,7 +76,7 @@ def test_option_that_is_no_text_is_refused_by_its_own_name(tmp_path: Path, value
 
 
 def test_variable_without_a_value_is_refused_with_the_way_to_write_one(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="write '' for an empty text"):
+    with pytest.raises(SpecError, match="write '' for empty text"):
         job(tmp_path, "environment: {A: }\n")
     assert job(tmp_path, "environment: {A: '', B: 'null'}\n").environment == {"A": "", "B": "null"}
 
@@ -179,7 +179,7 @@ def test_bombs_are_refused_with_little_memory(tmp_path: Path) -> None:
 
 
 def test_bomb_is_refused_by_the_name_of_its_file(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"job\.yaml is not YAML that can be read: with its aliases"):
+    with pytest.raises(SpecError, match=r"job\.yaml as YAML: with its aliases"):
         job(tmp_path, BOMB)
 
 

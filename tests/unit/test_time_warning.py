@@ -75,7 +75,7 @@ def test_the_jobs_choice_replaces_the_blocks_and_the_scripts() -> None:
 @pytest.mark.parametrize("kind", ["slurm", "local"])
 @pytest.mark.parametrize("seconds", [600, 601, 65535])
 def test_a_warning_before_the_job_begins_is_refused(kind: str, seconds: int) -> None:
-    with pytest.raises(SpecError, match=f"warn_before is {seconds} s, but the job may run for 10 min only"):
+    with pytest.raises(SpecError, match=f"warn_before is {seconds} s, but the job may run for only 10 min"):
         sent(JobSpec(script="true", warn_before=seconds), kind=kind)
     sent(JobSpec(script="true", warn_before=599), kind=kind)
 
