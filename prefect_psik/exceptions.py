@@ -4,7 +4,7 @@
     ├── SpecError              what a person typed: fix the job spec, the block or the call
     ├── BackendNotFound        no block of that name: use one of those that exist
     ├── BackendClosed          the block does not accept jobs now: wait, or use another backend
-    ├── KeyConflict            this key already stands for another job: choose another key
+    ├── KeyConflict            this key already belongs to another job: choose another key
     ├── SyncCallError          a sync task was called on a running event loop: await its async twin
     ├── FacilityError          trouble at the facility or on the way to it: fix it, or wait
     │   ├── FacilityTimeout    no answer in time; the call may or may not have been carried out
@@ -22,7 +22,7 @@
     │   └── ConsentRequired    a consent is missing: the message says who can give it
     ├── PruneIncomplete        some files were kept: the check is not proven to hold them; holds the report
     ├── ScheduleError          the prune was not scheduled: nothing will be deleted
-    └── JobError               the job ended, but not in success
+    └── JobError               the job ended, but did not succeed
         ├── JobFailed          see its ``cause``
         │   ├── ScriptFailed       its own exit code: fix the script or its input
         │   ├── MissingOutput      the script succeeded, but files that it should have written are missing
@@ -238,7 +238,7 @@ class ContactLost(WaitLimitReached):
 
 
 class JobError(PrefectPsikError):
-    """A job ended, but not in success.
+    """A job ended, but did not succeed.
 
     Args:
         message: What, where, what next, with the last lines of the logs.
