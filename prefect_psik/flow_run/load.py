@@ -1,4 +1,4 @@
-"""From what a caller gives (a name, a path, a handle as text) to what the tasks work with."""
+"""Turns what a caller gives (a name, a path, a handle as text) into what the tasks work with."""
 
 from __future__ import annotations
 
@@ -37,14 +37,16 @@ def resolve_handle(handle: HandleLike) -> JobHandle:
     """Take a handle, or read it from JSON.
 
     Raises:
-        SpecError: It is no handle.
+        SpecError: It is not a handle.
     """
     try:
         if isinstance(handle, str):
             return JobHandle.model_validate_json(handle)
         return handle if isinstance(handle, JobHandle) else JobHandle.model_validate(handle)
     except ValidationError as err:
-        raise SpecError(f"This is no job handle: {explain(err)}. Use what submit_job returned.") from None
+        raise SpecError(
+            f"This is not a job handle: {explain(err)}. Use the one that submit_job returned."
+        ) from None
 
 
 def backend_name(backend: BackendLike | None, spec: JobSpec) -> BackendLike:
@@ -56,8 +58,8 @@ def backend_name(backend: BackendLike | None, spec: JobSpec) -> BackendLike:
     chosen = backend if backend is not None else spec.backend
     if chosen is None:
         raise SpecError(
-            f"No backend for job {spec.name!r}: pass a psik-backend block or its name, or write 'backend:' into "
-            "the job spec."
+            f"There is no backend for job {spec.name!r}. Pass a psik-backend block or its name, or set 'backend:' "
+            "in the job spec."
         )
     return chosen
 
@@ -152,7 +154,7 @@ async def _aexisting_blocks(kind: type[Block]) -> list[str]:
 def _no_collection(name: str, existing: list[str], err: Exception) -> SpecError:
     if name in existing:
         return _bad_block(f"globus-collection/{name}", err)
-    others = f"Existing ones: {', '.join(existing)}." if existing else "Make one in Prefect's UI, under Blocks."
+    others = f"Existing ones: {', '.join(existing)}." if existing else "Create one in Prefect's UI, under Blocks."
     return SpecError(f"There is no collection {name!r}. {others}")
 
 
@@ -172,13 +174,13 @@ def _not_found(name: str, existing: list[str], err: Exception) -> BackendNotFoun
     if existing:
         return BackendNotFound(f"There is no backend {name!r}. Existing ones: {', '.join(existing)}.")
     return BackendNotFound(
-        f"There is no backend {name!r}, nor any other. Make one in Prefect's UI (Blocks, psik Backend), with "
-        "`prefect-psik import psik.json`, or with `python blocks/register.py blocks/local.yaml`."
+        f"There is no backend {name!r}; none has been saved yet. Create one in Prefect's UI (Blocks, psik "
+        "Backend), with `prefect-psik import psik.json`, or with `python blocks/register.py blocks/local.yaml`."
     )
 
 
 def needs_block(handle: JobHandle) -> bool:
-    """Whether the way to a handle's job needs its block, for the login."""
+    """Whether access to a handle's job needs its block, for the login."""
     return handle.endpoint_id is not None and handle.backend is not None
 
 

@@ -1,4 +1,4 @@
-"""A job's way from submission to result, as coroutines on the session's loop."""
+"""The life of a job from submission to result, as coroutines on the session's loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prefect_psik.spec.identity import Identity
 from prefect_psik.spec.jobspec import JobSpec
 from prefect_psik.spec.retry import Asked
 
-#: Causes after which the very same job may well succeed.
+#: Causes after which the same job may well succeed if it is run again.
 _WORTH_ANOTHER_TRY = frozenset({FailureCause.node_failure, FailureCause.preempted})
 _MESSAGE_LINES = 10
 
@@ -45,7 +45,7 @@ class Again:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of a submission: whether this call started a run, and what is remarkable about it."""
+    """The result of a submission: the job, whether this call started a run of it, and warnings about it."""
 
     handle: JobHandle
     created: bool
@@ -76,7 +76,7 @@ async def submit(
         ticket: Of the waiter, where the queue may be full.
 
     Raises:
-        KeyConflict: The key stands for another job; shows the difference.
+        KeyConflict: The key belongs to a different job; shows the difference.
         SubmitRejected: The facility refused.
     """
     job = block.submission(spec, identity, owner, asked=again.asked if again else None)
@@ -119,14 +119,14 @@ def _conflict(err: KeyConflict, spec: JobSpec, identity: Identity) -> KeyConflic
     stored, given = _lines(err.stored), _lines(spec.canonical())
     difference = "\n".join(difflib.unified_diff(stored, given, "submitted before", "given now", lineterm="", n=0))
     return KeyConflict(
-        f"The key {identity.key!r} already stands for a job with another spec. Choose another key, or submit the "
-        f"same spec. {err}\n{plain(difference)}",
+        f"The key {identity.key!r} already belongs to a job with a different spec. Choose another key, or submit "
+        f"the same spec. {err}\n{plain(difference)}",
         stored=err.stored,
     )
 
 
 def _lines(canonical: str) -> list[str]:
-    """Write canonical JSON as lines that can be compared; what is none, as it is."""
+    """Write canonical JSON as lines that can be compared; return anything else unchanged."""
     try:
         return json.dumps(json.loads(canonical), indent=1, sort_keys=True, ensure_ascii=False).splitlines()
     except (ValueError, RecursionError):
@@ -196,12 +196,12 @@ async def _usage(channel: Channel, status: JobStatus) -> Usage:
 
 
 def _between(begin: float | None, end: float | None) -> float | None:
-    # psik's lines may swap when job and submission write at the same moment.
+    # psik's lines may be swapped if the job and its submission write at the same moment.
     return None if begin is None or end is None else max(0.0, end - begin)
 
 
 def error_of(result: JobResult) -> JobError | None:
-    """The error that stands for a job's end, or None if it completed."""
+    """The error for a job that did not complete, or None if it completed."""
     if result.state is JobState.completed:
         return None
     kind = ERRORS.get(result.cause, JobFailed)
