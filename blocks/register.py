@@ -46,7 +46,7 @@ def read_file(path: Path) -> tuple[list[tuple[str, Block]], dict[str, Any]]:
     """Read the blocks of one facility file, by name, and its variables; saves nothing.
 
     Raises:
-        BadFile: It cannot be used.
+        BadFile: The file cannot be used.
     """
     try:
         document = read_yaml(path)
@@ -69,7 +69,7 @@ def read_file(path: Path) -> tuple[list[tuple[str, Block]], dict[str, Any]]:
 
 
 def _expanded(value: Any, path: Path) -> Any:
-    """Replace `${NAME}` in all texts."""
+    """Replace `${NAME}` in all strings."""
     if isinstance(value, dict):
         return {key: _expanded(item, path) for key, item in value.items()}
     if isinstance(value, list):
@@ -149,7 +149,7 @@ def set_variables(variables: dict[str, Any]) -> None:
 
 
 def save(blocks: list[tuple[str, Block]], *, overwrite: bool) -> None:
-    """Register the block types and save the blocks; refuses before the first if a name is taken.
+    """Register the block types and save the blocks; saves nothing if a name is taken.
 
     Raises:
         BadFile: A name occurs twice, or is taken and `overwrite` is off.

@@ -144,7 +144,8 @@ def cancel(job: Job | None = None, *, backend: Backend = None, flow_run: str | N
         flow_run: UUID of a flow run: cancel all jobs that it submitted.
 
     Returns:
-        0 if all of them are canceled, or had ended before, else 1.
+        For a job: 0 if it is canceled, else 1. For a flow run: 0 if each of its jobs was asked to stop or had
+        already ended, else 1.
     """
     if job is not None and flow_run is None:
         return _cancel_job(job, backend)

@@ -1,4 +1,4 @@
-"""The command that runs a job: run."""
+"""The command to run a job: run."""
 
 from __future__ import annotations
 

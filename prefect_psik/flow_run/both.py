@@ -1,4 +1,4 @@
-"""How a task waits for work on the session's loop: a sync one in slices, an async one shielded."""
+"""How a task waits for work on the session's loop: a sync task in slices, an async task shielded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INTERRUPT_SECONDS = 25.0
 
 
 def result(future: Future[T], within: float | None = None) -> T:
-    """Wait for a result; a signal gets through.
+    """Wait for a result, but let signals interrupt the wait.
 
     Args:
         future: Work on the session's loop, which continues whatever happens here.

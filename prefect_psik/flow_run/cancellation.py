@@ -157,7 +157,7 @@ def unwatch(wait: Watched) -> None:
 
 
 async def after_interrupt(beginning: Future[W]) -> bool:
-    """Decide what an interrupted wait means for its work: cancel it only if the user cancelled the flow run.
+    """Handle an interrupted wait: cancel its work only if the user cancelled the flow run.
 
     Returns:
         Whether the work was asked to stop.
@@ -175,7 +175,7 @@ async def after_interrupt(beginning: Future[W]) -> bool:
 
 
 async def is_cancelling(flow_runs: tuple[str, ...]) -> bool:
-    """Ask Prefect's API whether one of these flow runs is being cancelled; no answer means no."""
+    """Ask Prefect's API whether one of these flow runs is being cancelled; without an answer, assume not."""
     return await _cancelling_of(flow_runs) is not None
 
 

@@ -1,4 +1,4 @@
-"""What makes two submissions the same one: idempotency key, attempt, and psik's stamp made from the key.
+"""What makes two submissions the same: idempotency key, attempt, and psik's stamp, which is made from the key.
 
 Prefect gives a task run a new id after a flow retry or a crash, so a Prefect id cannot be the key. The key is
 made from the root flow run, the spec, the backend, and an ordinal that distinguishes intended duplicates. The
@@ -57,8 +57,8 @@ class Caller:
 
 def current_caller() -> Caller:
     """Read the chain of runs from Prefect's contexts."""
-    # A child that `run_deployment` started is a root of its own: it runs in another process, where the
-    # ordinals of its siblings are unknown.
+    # A flow run that `run_deployment` started counts as a root: it runs in another process, which does not know
+    # the ordinals of its siblings.
     flows = [context for context in _enclosing(FlowRunContext.get()) if context.flow_run]
     tasks = [context.task_run for context in _enclosing(TaskRunContext.get())]
     runs: list[Run] = []
@@ -73,15 +73,15 @@ def current_caller() -> Caller:
 
 
 def enclosing_flow_runs() -> list[str]:
-    """The ids of the flow run that this code runs in and of its parents in this process, root first."""
+    """The ids of the current flow run and of its parents in this process, root first."""
     return [str(context.flow_run.id) for context in _enclosing(FlowRunContext.get()) if context.flow_run]
 
 
 def _enclosing(context: Any) -> list[Any]:
-    """List a context and those that it is nested in, outermost first.
+    """List a context and the contexts that enclose it, outermost first.
 
-    Prefect has no public way to the run *count* of an enclosing task run (`__parents__` gives its id, and
-    the API learns of a retry too late); the token of the context variable does. See decision record 2.
+    Prefect has no public way to get the run *count* of an enclosing task run (`__parents__` has only its id, and
+    the API gets a retry too late), so the token of the context variable is used. See decision record 2.
     """
     chain: list[Any] = []
     while context is not None:
@@ -93,7 +93,7 @@ def _enclosing(context: Any) -> list[Any]:
 
 
 class Ordinals:
-    """Hands out ordinals to submissions of the same spec within one root run; one for each process."""
+    """Hands out ordinals to submissions of the same spec within one root run; one instance per process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -39,7 +39,7 @@ class Place(BaseModel):
 
 
 def place_of(block: PsikBackend) -> Place:
-    """Where a block's jobs are."""
+    """The place where a block's jobs are."""
     return Place(endpoint_id=block.endpoint_id, prefix=block.prefix, backend=block.document_name)
 
 
@@ -50,7 +50,7 @@ async def mark(flow_runs: list[str], place: Place) -> list[str]:
     the submission continues: the waits of this process can still cancel the job.
 
     Returns:
-        What went wrong, for the run's log.
+        Errors, for the run's log.
     """
     troubles = []
     for flow_run in flow_runs:

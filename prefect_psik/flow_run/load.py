@@ -24,7 +24,7 @@ CollectionLike = GlobusCollection | str
 SpecLike = JobSpec | str | Path
 HandleLike = JobHandle | str | Mapping[str, Any]
 
-#: What Prefect raises where there is no block of a name, and where a stored one has a bad value.
+#: What Prefect raises if there is no block of a name, or if a stored block has a bad value.
 _NOT_LOADED = (ValueError, RuntimeError)
 
 
@@ -50,10 +50,10 @@ def resolve_handle(handle: HandleLike) -> JobHandle:
 
 
 def backend_name(backend: BackendLike | None, spec: JobSpec) -> BackendLike:
-    """The backend that is meant: the caller's, or the one that the spec names.
+    """Choose the backend: the caller's, or the one that the spec names.
 
     Raises:
-        SpecError: Neither names one.
+        SpecError: Neither names a backend.
     """
     chosen = backend if backend is not None else spec.backend
     if chosen is None:
@@ -159,7 +159,7 @@ def _no_collection(name: str, existing: list[str], err: Exception) -> SpecError:
 
 
 def _bad_block(name: str, err: Exception) -> SpecError:
-    """What is wrong with a stored block. A value is not shown: it may be a secret in the wrong field."""
+    """The error for a stored block with a bad value. The value is not shown: it may be a misplaced secret."""
     cause = err if isinstance(err, ValidationError) else err.__cause__
     why = explain(cause, with_input=False) if isinstance(cause, ValidationError) else str(err).rstrip(".")
     return SpecError(
@@ -185,7 +185,7 @@ def needs_block(handle: JobHandle) -> bool:
 
 
 def transport_to(handle: JobHandle, backend: PsikBackend | None) -> Transport:
-    """The transport to a handle's job: its endpoint, with the login of a block if one is given."""
+    """The transport to a handle's job: uses its endpoint, with the login of a block if there is one."""
     if handle.endpoint_id is None:
         return LocalTransport()
     return (backend or PsikBackend()).model_copy(update={"endpoint_id": handle.endpoint_id}).get_transport()

@@ -33,9 +33,9 @@ class Again:
     """Another run of a job whose last run failed, within the same attempt of its task.
 
     Args:
-        after: The run that failed.
-        number: How many runs there were in this attempt.
-        asked: What the next one asks for.
+        after: The number of the run that failed.
+        number: How many runs this attempt has had.
+        asked: What the next run asks for.
     """
 
     after: int
@@ -66,14 +66,14 @@ async def submit(
     """Create or get a job; a failed or canceled one runs again for a newer attempt.
 
     Args:
-        channel: Of the block.
-        block: Where.
-        spec: What.
+        channel: The block's channel.
+        block: The backend.
+        spec: The job to run.
         identity: Key, stamp and attempt.
         rerun: Whether a newer attempt runs a failed or canceled job again.
-        owner: Who submits.
-        again: The run that failed within this attempt, and what the next one asks for.
-        ticket: Of the waiter, where the queue may be full.
+        owner: Who submits, for the facility's records.
+        again: The run that failed within this attempt, and what the next run asks for.
+        ticket: The waiter's ticket, since the queue may be full.
 
     Raises:
         KeyConflict: The key belongs to a different job; shows the difference.
@@ -134,10 +134,10 @@ def _lines(canonical: str) -> list[str]:
 
 
 async def finish(channel: Channel, update: Update) -> JobResult:
-    """Make the result of a job from its last update, with its small output files."""
+    """Build the result of a job from its last update, and fetch its small output files."""
     status = update.status
     if status is None:
-        raise PrefectPsikError("A job without a status cannot be finished. This is a defect.")
+        raise PrefectPsikError("A job without a status cannot be finished. This is a defect of prefect-psik.")
     warnings = list(status.warnings)
     outputs: dict[str, bytes] = {}
     if update.outputs and status.state is JobState.completed:
@@ -178,7 +178,7 @@ async def finish(channel: Channel, update: Update) -> JobResult:
 
 
 def _unbrought(answer: FetchAnswer, asked: list[str]) -> list[tuple[str, str]]:
-    """Outputs that could not be fetched at all, each with a sentence."""
+    """Outputs that could not be fetched at all, each with the reason."""
     if answer.missing:
         return [(path, "its directory was removed before its outputs were fetched") for path in asked]
     if answer.trouble:
@@ -189,7 +189,7 @@ def _unbrought(answer: FetchAnswer, asked: list[str]) -> list[tuple[str, str]]:
 
 
 async def _usage(channel: Channel, status: JobStatus) -> Usage:
-    """What the job used; nothing where it never ran, or under no scheduler."""
+    """What the job used; nothing if it never ran, or ran without a scheduler."""
     if status.handle.type != "slurm" or status.started is None:
         return Usage()
     return usage_of(await channel.usage(status.handle))

@@ -61,9 +61,7 @@ class WaitLimits(Single, BaseModel):
     )
 
 
-WaitLimits.__module__ = (
-    "prefect_psik"  # as for all public classes; importing the package does not load this module
-)
+WaitLimits.__module__ = "prefect_psik"  # as for all public classes; the package does not import this module
 
 
 class LimitWatch:

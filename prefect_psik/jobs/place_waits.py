@@ -35,7 +35,7 @@ class PlaceWait:
 
     @property
     def notes(self) -> list[str]:
-        """What it waited for, and how long."""
+        """What the submission waited for, and how long."""
         return [f"a place in the queue of {self._why}, for {in_words(self.seconds)}"] if self._why else []
 
     def tell(self, waiting: Waiting, job: str, place: str, stamp: str) -> None:

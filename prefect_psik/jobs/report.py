@@ -42,7 +42,7 @@ class Reporter:
         self._partial: dict[str, str] = {}
 
     def tell(self, update: Update) -> None:
-        """Log what changed: a state, a reason to wait, trouble on the way, new lines of the job's logs."""
+        """Log what changed: the state, the reason to wait, lost contact, new lines of the job's logs."""
         if update.trouble != self._trouble:
             if update.trouble:
                 self.logger.warning("%s: no answer, still trying: %s", self.handle, update.trouble)

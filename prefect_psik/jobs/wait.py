@@ -231,7 +231,7 @@ def _another_run(error: JobFailed, again: Again | None, retry: RetryRule) -> Aga
         "%s ended with %s; submitting another run, with %s and %s",
         handle,
         error.cause,
-        f"{asked.duration} min" if asked.duration else "the same walltime",
+        f"{asked.duration} min of walltime" if asked.duration else "the same walltime",
         f"{asked.memory} of memory" if asked.memory else "the same memory",
     )
     return Again(after=handle.jobndx, number=runs, asked=asked)

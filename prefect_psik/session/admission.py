@@ -79,7 +79,7 @@ class Ticket:
     """One submission, as its waiter holds it. Use it on the session's loop only, except for `news`.
 
     Attributes:
-        news: News of the wait; whoever created the ticket ends them with None.
+        news: News of the wait; the creator of the ticket ends it with None.
         unconfirmed: The run that the last try may have started, since the try got no clear answer; else None.
         begins: Called once, when the submission has to wait.
     """
@@ -109,7 +109,7 @@ class Ticket:
         self._leave = leave
 
     def tell(self, waiting: Waiting) -> None:
-        """Hand news to the waiter, if they are new."""
+        """Hand news to the waiter, if it differs from the last."""
         if self._last is None:
             self.begins()
         if waiting != self._last:
@@ -169,7 +169,7 @@ class _Queue:
             self._places.remove(place)
 
     def _tell_all(self, trouble: str | None = None) -> None:
-        """Tell every waiter what the last answer was, or why there was none: one tries for all."""
+        """Report the last answer, or why there was none, to every waiter, since one tries for all."""
         for place in self._places:
             if not place.future.done():
                 place.ticket.tell(Waiting(self._line, self.limit or "", trouble))

@@ -45,7 +45,7 @@ USAGE_PAUSE_SECONDS = 1.0
 
 
 class Channel:
-    """All work on one backend: its transport and prefix. Coroutines run on the session's loop."""
+    """All work on one backend, through its transport and under its prefix. Runs on the session's loop."""
 
     def __init__(self, session: Session, transport: Transport, prefix: str, poll_interval: float) -> None:
         self.session = session
