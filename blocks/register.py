@@ -3,10 +3,10 @@
     python blocks/register.py blocks/local.yaml blocks/perlmutter.yaml [--overwrite]
 
 A file holds one facility or beamline: `name`, and `backend` (fields of PsikBackend), `collections` (fields of
-GlobusCollection by the block's name) or both; optionally `variables` (Prefect Variables, which are only set if
-they are not there: operators edit them in Prefect's UI). `${NAME}` is replaced by the variable of this machine;
-`$NAME` is left to the facility. A login is not written here: save a Globus Credentials block in Prefect's UI, and
-name it as `credentials`. Nothing is saved unless all files are good.
+GlobusCollection by the block's name) or both; optionally `variables` (Prefect Variables, which are set only if
+they do not exist yet: operators edit them in Prefect's UI). `${NAME}` is replaced by this machine's environment
+variable; `$NAME` is left to the facility. Do not write a login here: save a Globus Credentials block in Prefect's
+UI, and name it as `credentials`. Nothing is saved unless all files are valid.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ def read_file(path: Path) -> tuple[list[tuple[str, Block]], dict[str, Any]]:
     """Read the blocks of one facility file, by name, and its variables; saves nothing.
 
     Raises:
-        BadFile: It cannot be used.
+        BadFile: The file cannot be used.
     """
     try:
         document = read_yaml(path)
     except OSError as err:
         raise BadFile(f"Cannot read {path}: {err}.") from None
     except ValueError as err:
-        raise BadFile(f"{path} is not YAML that can be read: {err}.") from None
+        raise BadFile(f"{path} is not valid YAML: {err}.") from None
     document = _expanded(_mapping(document, f"{path}"), path)
     _known(document, ["name", "backend", "collections", "variables"], f"{path}")
     if "name" not in document:
-        raise BadFile(f"{path} has no 'name:'. Write it, as in blocks/local.yaml.")
+        raise BadFile(f"{path} has no 'name:'. Add one, as in blocks/local.yaml.")
     if not document.keys() & {"backend", "collections"}:
-        raise BadFile(f"{path} has neither 'backend:' nor 'collections:'. Write one, as in blocks/local.yaml.")
+        raise BadFile(f"{path} has neither 'backend:' nor 'collections:'. Add one, as in blocks/local.yaml.")
     found: list[tuple[str, Block]] = []
     if "backend" in document:
         found.append(_block(PsikBackend, document["name"], document["backend"], path))
@@ -69,7 +69,7 @@ def read_file(path: Path) -> tuple[list[tuple[str, Block]], dict[str, Any]]:
 
 
 def _expanded(value: Any, path: Path) -> Any:
-    """Replace `${NAME}` in all texts."""
+    """Replace `${NAME}` in all strings."""
     if isinstance(value, dict):
         return {key: _expanded(item, path) for key, item in value.items()}
     if isinstance(value, list):
@@ -78,7 +78,9 @@ def _expanded(value: Any, path: Path) -> Any:
         return value
     for name in _REFERENCE.findall(value):
         if not os.environ.get(name):
-            raise BadFile(f"The variable {name}, which {path} needs, is not set. Set it: export {name}=…")
+            raise BadFile(
+                f"The environment variable {name} is not set, and {path} needs it. Set it: export {name}=…"
+            )
     return type(value)(_REFERENCE.sub(lambda match: os.environ[match[1]], value))
 
 
@@ -97,7 +99,7 @@ def _known(fields: dict[str, Any], known: Iterable[str], where: str) -> None:
 def _block(kind: type[B], name: Any, fields: Any, path: Path) -> tuple[str, B]:
     where = f"{kind.get_block_type_slug()} {name!r} in {path}"
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise BadFile(f"{name!r} in {path} is no name of a block: use lower-case letters, digits and dashes.")
+        raise BadFile(f"{name!r} in {path} is not a valid block name: use lower-case letters, digits and dashes.")
     fields = dict(_mapping(fields, where))
     _known(fields, kind.model_fields, where)
     for nested, model in _NESTED.items() if kind is PsikBackend else ():
@@ -117,21 +119,21 @@ def _block(kind: type[B], name: Any, fields: Any, path: Path) -> tuple[str, B]:
 def _credentials(name: Any, where: str) -> GlobusCredentials:
     if not isinstance(name, str):
         raise BadFile(
-            f"'credentials' of {where} must be the name of a saved Globus Credentials block: no secret belongs "
-            "into a file. Save the block in Prefect's UI first."
+            f"'credentials' of {where} must be the name of a saved Globus Credentials block, since no secret "
+            "belongs in a file. Save the block in Prefect's UI first."
         )
     try:
         found = GlobusCredentials.load(name)
     except ValueError:
         raise BadFile(
-            f"There is no block globus-credentials/{name}, which {where} names. Save it in Prefect's UI first."
+            f"There is no block globus-credentials/{name}, which {where} refers to. Save it in Prefect's UI first."
         ) from None
     assert isinstance(found, GlobusCredentials)  # noqa: S101 - Block.load is typed for both worlds
     return found
 
 
 def _keep_closed(name: str, block: Block) -> None:
-    """Leave a backend closed that operators have closed, whatever the file says."""
+    """If operators have closed a backend, keep it closed, whatever the file says."""
     if isinstance(block, PsikBackend) and _exists(block.get_block_type_slug(), name):
         saved = load_backend(name)
         if not saved.accept_jobs:
@@ -139,7 +141,7 @@ def _keep_closed(name: str, block: Block) -> None:
 
 
 def set_variables(variables: dict[str, Any]) -> None:
-    """Set the variables that are not there."""
+    """Set the variables that do not exist yet."""
     for name, value in variables.items():
         if Variable.get(name) is None:
             Variable.set(name, value)
@@ -147,16 +149,19 @@ def set_variables(variables: dict[str, Any]) -> None:
 
 
 def save(blocks: list[tuple[str, Block]], *, overwrite: bool) -> None:
-    """Register the block types and save the blocks; refuses before the first if a name is taken.
+    """Register the block types and save the blocks; saves nothing if a name is taken.
 
     Raises:
         BadFile: A name occurs twice, or is taken and `overwrite` is off.
     """
     names = [(block.get_block_type_slug(), name) for name, block in blocks]
     if twice := [f"{slug}/{name}" for slug, name in names if names.count((slug, name)) > 1]:
-        raise BadFile(f"The block {twice[0]} is in these files twice. Give each facility a name of its own.")
+        raise BadFile(f"The block {twice[0]} is defined twice in these files. Give each facility its own name.")
     if not overwrite and (taken := [f"{slug}/{name}" for slug, name in names if _exists(slug, name)]):
-        raise BadFile(f"Saved already: {', '.join(taken)}. Use --overwrite to replace what is there.")
+        raise BadFile(
+            f"Nothing was saved, because these blocks already exist: {', '.join(taken)}. Use --overwrite to "
+            "replace them."
+        )
     for kind in (GlobusCredentials, PsikBackend, GlobusCollection):
         kind.register_type_and_schema()
     for name, block in blocks:
@@ -178,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Register block types and save the blocks of facility files.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--overwrite", action="store_true", help="replace blocks of the same name")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing blocks of the same name")
     options = parser.parse_args(arguments)
     try:
         files = [read_file(path) for path in options.files]

@@ -1,4 +1,4 @@
-"""What all commands share: the app, exit codes, and how an error is told."""
+"""What all commands share: the app, exit codes, and how errors are shown."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from prefect_psik.plain_text import plain
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 
 app = App(name="prefect-psik", help="Run psik batch jobs through Prefect and Globus Compute.")
-#: For what we say ourselves; stdout is for results.
+#: For our own messages; stdout is for results.
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def shown(found: object, style: str = "") -> Text:
-    """What a terminal shows as it is: neither rich nor the terminal finds anything in it to obey."""
+    """Text that is shown literally: neither rich nor the terminal interprets anything in it."""
     return Text(plain(str(found)), style=style)
 
 
 def passed_on(text: str, to: TextIO) -> str:
-    """What a job printed: byte for byte into a file or a pipe, but a terminal obeys none of it."""
+    """What a job printed: unchanged for a file or a pipe, without control characters for a terminal."""
     return plain(text) if to.isatty() else text
 
 

@@ -24,19 +24,21 @@ from prefect_psik.models.jobs import Verdict
 def import_(
     psik_json: Path,
     *,
-    endpoint: Annotated[list[str], Parameter(help="NAME=UUID, for a backend whose UUID is not in the file.")] = [],  # noqa: B006
-    only: Annotated[list[str], Parameter(help="NAME of a backend to import; default: all.")] = [],  # noqa: B006
-    rename: Annotated[list[str], Parameter(help="NAME=BLOCK, for a block with another name.")] = [],  # noqa: B006
+    endpoint: Annotated[
+        list[str], Parameter(help="NAME=UUID: the endpoint of a backend, if not in the file.")
+    ] = [],  # noqa: B006
+    only: Annotated[list[str], Parameter(help="NAME of a backend to import, repeatable; default: all.")] = [],  # noqa: B006
+    rename: Annotated[list[str], Parameter(help="NAME=BLOCK: save backend NAME as block BLOCK.")] = [],  # noqa: B006
     overwrite: bool = False,
 ) -> int:
-    """Make a psik-backend block of each backend of a psik.json; nothing is saved unless all of them can be.
+    """Create a psik-backend block for each backend in a psik.json. If one cannot be created, none is saved.
 
     Args:
-        psik_json: psik's own configuration file.
-        endpoint: The endpoint's UUID of a backend.
-        only: A backend to import, again for each.
-        rename: The name that the block of a backend gets, in place of the backend's.
-        overwrite: Replace blocks of the same name.
+        psik_json: psik's configuration file.
+        endpoint: UUID of a backend's endpoint.
+        only: A backend to import; repeat the option for more.
+        rename: Name of a backend's block, if it should differ from the backend's name.
+        overwrite: Replace existing blocks of the same name.
     """
     blocks = read_psik_json(
         psik_json,
@@ -50,7 +52,8 @@ def import_(
     taken = [f"psik-backend/{name}" for name in existing_backends() if name in blocks]
     if taken and not overwrite:
         raise SpecError(
-            f"{', '.join(taken)}: saved already, so nothing was saved now. Use --overwrite to replace it."
+            f"Nothing was saved, because blocks of these names already exist: {', '.join(taken)}. Use --overwrite "
+            "to replace them."
         )
     for name, block in blocks.items():
         save_block(block, name, overwrite=overwrite)
@@ -70,34 +73,36 @@ def _pairs(option: str, form: str, given: list[str]) -> dict[str, str]:
 
 
 def save_block(block: PsikBackend, name: str, *, overwrite: bool) -> None:
-    """Save a block under a name, with a clear word if the name is taken or not possible."""
+    """Save a block under a name, with a clear error if the name is taken or not allowed."""
     try:
         block.save(name, overwrite=overwrite)
     except ValueError as err:
         taken = "already" in str(err)
         hint = (
-            "Use --overwrite to replace it." if taken else "Block names are lower-case letters, digits and dashes."
+            "Use --overwrite to replace it."
+            if taken
+            else "Block names consist of lower-case letters, digits and dashes."
         )
         raise SpecError(f"The block psik-backend/{name} cannot be saved: {str(err).rstrip('.')}. {hint}") from None
 
 
 @app.command
 def preflight(backend: str, *, spec: Path | None = None) -> int:
-    """Tell whether a job could be submitted to a backend; submits nothing.
+    """Check whether a job could be submitted to a backend, without submitting one.
 
     Args:
         backend: Name of a psik-backend block.
-        spec: A job.yaml, to ask the scheduler about its resources; default: those of the block.
+        spec: A job.yaml whose resources the scheduler is asked about; default: the block's own resources.
 
     Returns:
-        0 if all checks are fine or only warnings, else 1.
+        0 if no check failed (warnings do not count), else 1.
     """
     resolved = None if spec is None else resolve_spec(spec)
     try:
         report = result(check(load_backend(backend), resolved))
-    except SpecError as err:  # of the block: a preflight itself raises none
+    except SpecError as err:  # the block is unusable; the preflight itself never raises this
         report = unusable(backend, err)
-    table = Table("check", "verdict", "what was found", title=shown(f"Preflight of {backend}"))
+    table = Table("check", "verdict", "details", title=shown(f"Preflight of {backend}"))
     colors = {Verdict.ok: "green", Verdict.warning: "yellow", Verdict.failed: "red"}
     for found in report.checks:
         verdict = shown(found.verdict.value, colors[found.verdict])

@@ -14,31 +14,33 @@ from prefect_psik.exceptions import SpecError
 _NEXT = """\
 Registered the function of prefect-psik {version} as {who}. SHA-256 of its text: {digest}
 
-In the psik-backend block:
+In the psik-backend block, set:
   function_id: {function_id}
 
-In config.yaml of the endpoint, which is then restarted:
+In the endpoint's config.yaml, set this, then restart the endpoint:
   allowed_functions:
     - {function_id}
 
-Do both again after an upgrade of prefect-psik.
+Repeat all of this after each upgrade of prefect-psik.
 """
 
-functions = App(name="functions", help="The function that endpoints run for this package.")
+functions = App(name="functions", help="Manage the function that endpoints run for this package.")
 app.command(functions)
 
 
 @functions.command(name="register")
 def register_(*, group: str | None = None, ha_endpoint: str | None = None, backend: str | None = None) -> int:
-    """Register the function that endpoints run, once a release; print its UUID.
+    """Register the function that endpoints run, and print its UUID. Needed once for each release.
 
     Put the UUID into function_id of the psik-backend blocks, and into allowed_functions of the endpoint's
-    config.yaml. Without a function_id the function is registered anew by each process that submits.
+    config.yaml. Without a function_id, every process that submits jobs registers the function again.
 
     Args:
-        group: UUID of the Globus group whose members may use the function, too.
-        ha_endpoint: UUID of the high-assurance endpoint that alone may run it; not together with --group.
-        backend: Name of the psik-backend block whose login registers; default: the worker's own login.
+        group: UUID of a Globus group whose members may also use the function.
+        ha_endpoint: UUID of a high-assurance endpoint: only this endpoint may run the function. Cannot be
+            combined with --group.
+        backend: Name of the psik-backend block whose login registers the function; default: the worker's own
+            login.
     """
     registered = register(
         backend=backend, group=_uuid("--group", group), ha_endpoint=_uuid("--ha-endpoint", ha_endpoint)

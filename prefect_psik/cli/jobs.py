@@ -36,20 +36,22 @@ from prefect_psik.outcome.answers import Stream
 from prefect_psik.session.session import Channel, Session
 
 Backend = Annotated[str | None, Parameter(help="Name of a psik-backend block; default: this machine.")]
-Job = Annotated[str, Parameter(help="A stamp (with --backend), a handle as JSON, or a file that holds one.")]
+Job = Annotated[
+    str, Parameter(help="The job: its stamp (with --backend), its handle as JSON, or a file with that.")
+]
 
 _FOLLOW_SECONDS = 3.0
 
 
 @app.command(name="ls")
 def ls(backend: Backend = None, *, flow_run: str | None = None, limit: int = 50, as_json: bool = False) -> int:
-    """List the jobs under a backend's prefix, newest first, with what became of them.
+    """List the jobs under a backend's prefix, newest first, with their states.
 
     Args:
-        backend: Where.
-        flow_run: Only those that this flow run submitted; its UUID.
-        limit: At most so many.
-        as_json: Print one JSON object a line, for other programs.
+        backend: The backend.
+        flow_run: UUID of a flow run: list only the jobs that it submitted.
+        limit: Maximum number of jobs to list.
+        as_json: Print one JSON object per line, for other programs.
     """
     block = _block(backend)
 
@@ -86,14 +88,14 @@ def ls(backend: Backend = None, *, flow_run: str | None = None, limit: int = 50,
 
 @app.command(name="status")
 def status_(job: Job, *, backend: Backend = None) -> int:
-    """Say what became of a job.
+    """Show the state of a job, and what happened to it.
 
     Args:
-        job: Which.
-        backend: Where, for a stamp.
+        job: The job.
+        backend: The backend, if the job is given by its stamp.
 
     Returns:
-        0 if it completed or has not ended, else 1.
+        0 if the job completed or has not ended yet, else 1.
     """
     handle, block = _handle(job, backend)
     found = result(on_handle(handle, block, lambda channel: read_statuses(channel, [handle])))[handle.stamp]
@@ -113,13 +115,13 @@ def logs(
     follow: Annotated[bool, Parameter(alias="-f")] = False,
     stream: Stream = "stdout",
 ) -> int:
-    """Print the end of a job's log, at most 16 KiB; with -f also what comes, until the job ends.
+    """Print the last part of a job's log, at most 16 KiB; with -f, keep printing new output until the job ends.
 
     Args:
-        job: Which.
-        backend: Where, for a stamp.
-        follow: Go on until the job ends. Ctrl-C ends this, not the job.
-        stream: Which of its logs.
+        job: The job.
+        backend: The backend, if the job is given by its stamp.
+        follow: Keep printing until the job ends. Ctrl-C stops the output, not the job.
+        stream: Which log to print.
     """
     handle, block = _handle(job, backend)
     offset: int | None = None
@@ -134,21 +136,22 @@ def logs(
 
 @app.command
 def cancel(job: Job | None = None, *, backend: Backend = None, flow_run: str | None = None) -> int:
-    """Cancel a job, or all jobs that a flow run submitted, and say how they ended.
+    """Cancel a job, or all jobs that a flow run submitted, and show how they ended.
 
     Args:
-        job: Which.
-        backend: Where, for a stamp or a flow run.
-        flow_run: Cancel all its jobs; its UUID.
+        job: The job.
+        backend: The backend, if a job is given by its stamp, or with --flow-run.
+        flow_run: UUID of a flow run: cancel all jobs that it submitted.
 
     Returns:
-        0 if all of them are canceled, or had ended before, else 1.
+        For a job: 0 if it is canceled, else 1. For a flow run: 0 if each of its jobs was asked to stop or had
+        already ended, else 1.
     """
     if job is not None and flow_run is None:
         return _cancel_job(job, backend)
     if flow_run is not None and job is None:
         return _cancel_flow_run(flow_run, backend)
-    raise SpecError("Give a job or --flow-run, one of the two: which jobs are to be canceled?")
+    raise SpecError("Give either a job or --flow-run, to say what to cancel.")
 
 
 def _cancel_job(job: str, backend: str | None) -> int:
@@ -167,21 +170,21 @@ def _cancel_flow_run(flow_run: str, backend: str | None) -> int:
         _tell(outcome)
     stopped = sum(isinstance(outcome, JobStatus) for outcome in outcomes)
     left = len(outcomes) - stopped
-    may_run = f"; {left} may still run, see above" if left else ""
+    may_run = f"; {left} may still be running, see above" if left else ""
     asked = "1 job was" if stopped == 1 else f"{stopped} jobs were"
-    notes.print(shown(f"{asked} asked to stop, of flow run {flow_run}{may_run}."))
+    notes.print(shown(f"Flow run {flow_run}: {asked} asked to stop{may_run}."))
     return FAILURE if left else 0
 
 
 @app.command
 def clean(backend: Backend = None, *, older_than: str, keep_failed: bool = True, dry_run: bool = False) -> int:
-    """Remove the directories of jobs that ended long ago; what may be alive stays.
+    """Remove the directories of jobs that ended long ago. Jobs that may still be alive are kept.
 
     Args:
-        backend: Where.
-        older_than: Since the job's end: 30d, 12h or 90m.
+        backend: The backend.
+        older_than: Minimum time since the job ended, such as 30d, 12h or 90m.
         keep_failed: Keep jobs that failed or were canceled.
-        dry_run: Remove nothing, only tell what would go.
+        dry_run: Remove nothing; only list what would be removed.
     """
     block = _block(backend)
     removed = clean_jobs.fn(block, older_than=_span(older_than), keep_failed=keep_failed, dry_run=dry_run)
@@ -199,7 +202,7 @@ def _block(backend: str | None) -> PsikBackend:
 
 
 def _handle(job: str, backend: str | None) -> tuple[JobHandle, PsikBackend | None]:
-    """Find the job that is meant, and the block that holds the login for it."""
+    """Find the job that the user means, and the block with the login for it."""
     if job.replace(".", "", 1).isdecimal() and not Path(job).exists():
         block = _block(backend)
 
@@ -208,7 +211,9 @@ def _handle(job: str, backend: str | None) -> tuple[JobHandle, PsikBackend | Non
 
         found = result(on_block(block, work))
         if job not in found:
-            raise SpecError(f"There is no job {job} below {block.prefix} of this backend. See prefect-psik ls.")
+            raise SpecError(
+                f"There is no job {job} under {block.prefix} on this backend. To list its jobs: prefect-psik ls."
+            )
         record = found[job]
         if isinstance(record, PrefectPsikError):
             raise record
@@ -265,5 +270,5 @@ def _time(seconds: float | None) -> str:
 def _span(text: str) -> timedelta:
     units = {"d": "days", "h": "hours", "m": "minutes"}
     if not text[:-1].isdecimal() or text[-1:] not in units:
-        raise SpecError(f"--older-than takes a number with d, h or m, as in 30d, not {text!r}.")
+        raise SpecError(f"--older-than takes a number followed by d, h or m, such as 30d, not {text!r}.")
     return timedelta(**{units[text[-1]]: int(text[:-1])})

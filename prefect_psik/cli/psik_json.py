@@ -52,7 +52,10 @@ def read_psik_json(
         raise SpecError(f"{path} is not JSON: {err}.") from None
     backends = document.get("backends") if isinstance(document, dict) else None
     if not isinstance(backends, dict) or not backends:
-        raise SpecError(f"{path} has no mapping 'backends', as psik.json needs it; there is nothing to import.")
+        raise SpecError(
+            f"{path} has no 'backends' mapping, or an empty one, so there is nothing to import. Give the path of "
+            "psik's own psik.json."
+        )
     endpoints, renamed = dict(endpoints or {}), dict(names or {})
     if unknown := sorted({*endpoints, *renamed, *only} - set(backends)):
         raise SpecError(f"{path} has no backend {', '.join(unknown)}. It has: {', '.join(backends)}.")
@@ -72,33 +75,38 @@ def read_psik_json(
             usable.append(name)
     if problems:
         rest = "".join(f" --only {name}" for name in usable)
-        problems += [f"The others can be imported without: add{rest}."] if usable else []
+        problems += [f"To import only the others, add{rest}."] if usable else []
         raise SpecError(" ".join(problems))
     return blocks
 
 
 def _block_name(path: Path, name: str, wanted: str, taken: Collection[str]) -> str:
-    """Check the name that a backend's block is to have."""
+    """Check the name for a backend's block."""
     where = f"The backend {name!r} of {path}"
     if not _BLOCK_NAME.fullmatch(wanted):
         close = re.sub("[^a-z0-9]+", "-", wanted.lower()).strip("-") or "NAME"
         raise SpecError(
-            f"{where} would be the block {wanted!r}, but names of blocks have lower-case letters, digits and "
-            f"dashes only. Give it another one: --rename {name}={close}."
+            f"{where} cannot become a block named {wanted!r}: block names consist of lower-case letters, digits "
+            f"and dashes only. Choose another name: --rename {name}={close}."
         )
     if wanted in taken:
-        raise SpecError(f"{where} would be a second block {wanted!r}. Give it another name: --rename {name}=NAME.")
+        raise SpecError(
+            f"{where} cannot become a block named {wanted!r}, since another backend of the file has that name. "
+            f"Choose another name: --rename {name}=NAME."
+        )
     return wanted
 
 
 def _block(path: Path, name: str, entry: Any, local_prefix: str, endpoint: str | None) -> PsikBackend:
     where = f"The backend {name!r} of {path}"
     if not isinstance(entry, dict):
-        raise SpecError(f"{where} is no mapping.")
+        raise SpecError(f"{where} is not a mapping.")
     kind = entry.get("type", "local")
     if kind in ("slurm", "local"):
         if endpoint is not None:
-            raise SpecError(f"{where} is of type {kind}, on this machine: it takes no endpoint UUID.")
+            raise SpecError(
+                f"{where} is of type {kind}, which runs jobs on this machine, so it takes no endpoint UUID."
+            )
         return _checked(where, {"prefix": local_prefix, "attributes": _attributes(where, entry)})
     if kind != "globus":
         raise SpecError(f"{where} is of type {kind!r}; only globus, slurm and local can be imported.")
@@ -107,9 +115,9 @@ def _block(path: Path, name: str, entry: Any, local_prefix: str, endpoint: str |
         endpoint_id = UUID(given)
     except ValueError:
         raise SpecError(
-            f"{where} has {given!r} where the UUID of its Globus Compute endpoint belongs. Write it into the "
-            f"file as queue_name, or give it here: --endpoint {name}=UUID. `globus-compute-endpoint list` prints "
-            "it at the facility."
+            f"{where} has {given!r} where the UUID of its Globus Compute endpoint belongs. Set it as queue_name "
+            f"in the file, or add --endpoint {name}=UUID. At the facility, `globus-compute-endpoint list` prints "
+            "it."
         ) from None
     prefix = entry.get("project_name") or _DEFAULT_PREFIX
     inner = _mapping(where, entry.get("attributes", {}))
@@ -124,7 +132,7 @@ def _mapping(where: str, inner: Any) -> dict[str, Any]:
         except ValueError as err:
             raise SpecError(f"{where} has 'attributes' that are not JSON: {err}.") from None
     if not isinstance(inner, dict):
-        raise SpecError(f"{where} has 'attributes' that are no mapping.")
+        raise SpecError(f"{where} has 'attributes' that are not a mapping.")
     return inner
 
 

@@ -1,4 +1,4 @@
-"""Registers the function that endpoints run, once a release, so that an endpoint can allow it and no other."""
+"""Registers the function that endpoints run, once per release, so that an endpoint can allow only this one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefect_psik.session.session import Session
 
 @dataclass(frozen=True)
 class RegisteredFunction:
-    """A function that was registered: its UUID, and what its owner tells the endpoint's owner of it."""
+    """A registered function: its UUID, and what its owner tells the endpoint's owner about it."""
 
     function_id: UUID
     version: str
@@ -31,8 +31,8 @@ def register(
 
     Args:
         backend: The block whose login registers it; None: the worker's own login.
-        group: Globus group whose members may use it, too.
-        ha_endpoint: High-assurance endpoint that alone may run it.
+        group: Globus group whose members may also use it.
+        ha_endpoint: The only high-assurance endpoint that may run it.
 
     Raises:
         SpecError: `group` and `ha_endpoint` are both given, or the backend is this machine.
@@ -41,13 +41,15 @@ def register(
     """
     if group is not None and ha_endpoint is not None:
         raise SpecError(
-            "A function is shared with a group or bound to a high-assurance endpoint, not both: give --group or "
-            "--ha-endpoint."
+            "A function is either shared with a group or bound to a high-assurance endpoint, not both. Give only "
+            "one of --group and --ha-endpoint."
         )
     block = load_backend(backend) if backend is not None else None
     if block is not None and block.endpoint_id is None:
         name = block.document_name or "given"
-        raise SpecError(f"The backend {name} is this machine, which needs no function: it has no endpoint_id.")
+        raise SpecError(
+            f"The backend {name} has no endpoint_id, so it runs jobs on this machine and needs no function."
+        )
     from prefect_psik.transport.globus.registration import register_remote_code, source_digest
 
     credentials = block.credentials if block is not None else None

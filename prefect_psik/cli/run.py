@@ -1,4 +1,4 @@
-"""The command that runs a job: run."""
+"""The command to run a job: run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prefect_psik.models.causes import FailureCause
 
 
 class _Output(logging.Handler):
-    """Sends the job's own lines to where they belong, and what we say of it to stderr."""
+    """Sends the job's own output to stdout or stderr, and our messages about it to stderr."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -34,14 +34,14 @@ class _Output(logging.Handler):
 
 @app.command
 def run(spec: Path, *, backend: str | None = None, key: str | None = None) -> int:
-    """Run the job of a job.yaml, print what it prints, and wait for its end.
+    """Run the job that a job.yaml describes, print its output, and wait until it ends.
 
-    Ctrl-C ends the wait, not the job.
+    Ctrl-C stops the waiting, not the job.
 
     Args:
         spec: The job.yaml.
-        backend: Name of a psik-backend block; default: the one that the file names, else this machine.
-        key: Idempotency key, such as a scan number: the same key never runs twice.
+        backend: Name of a psik-backend block; default: the one named in the file, else this machine.
+        key: Idempotency key, such as a scan number. A key never runs twice.
 
     Returns:
         0 if the job completed; the script's own exit code if it failed; else 1.
@@ -56,7 +56,7 @@ def run(spec: Path, *, backend: str | None = None, key: str | None = None) -> in
         run_job.fn(backend or job.backend or PsikBackend(), job, key=key)
     except KeyboardInterrupt:
         if output.job_handle:
-            notes.print(shown(f"The job goes on. To cancel it:\nprefect-psik cancel '{output.job_handle}'"))
+            notes.print(shown(f"The job keeps running. To cancel it:\nprefect-psik cancel '{output.job_handle}'"))
         return INTERRUPTED
     except JobError as err:
         notes.print(shown(err, "red"))

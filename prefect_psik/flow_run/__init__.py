@@ -1,1 +1,1 @@
-"""The Prefect flow run around us: who calls, where it looks for blocks, and its cancel."""
+"""The enclosing Prefect flow run: who calls, how blocks are loaded, and what its cancel does."""

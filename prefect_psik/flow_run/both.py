@@ -1,4 +1,4 @@
-"""How a task waits for work on the session's loop: a sync one in slices, an async one shielded."""
+"""How a task waits for work on the session's loop: a sync task in slices, an async task shielded."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from prefect_psik.flow_run.report import run_logger
 
 T = TypeVar("T")
 
-#: A sync wait looks up this often, so that a signal is noticed.
+#: A sync wait wakes up this often, so that signals are noticed.
 SLICE_SECONDS = 0.5
 #: After an interrupt, Prefect kills the process after 30 s.
 INTERRUPT_SECONDS = 25.0
 
 
 def result(future: Future[T], within: float | None = None) -> T:
-    """Wait for a result; a signal gets through.
+    """Wait for a result, but let signals interrupt the wait.
 
     Args:
-        future: Of work on the session's loop, which goes on whatever happens here.
-        within: Seconds; None: for ever.
+        future: Work on the session's loop, which continues whatever happens here.
+        within: Seconds; None: no limit.
 
     Raises:
-        TimeoutError: Not within this time.
+        TimeoutError: There is no result within this time.
     """
     deadline = None if within is None else time.monotonic() + within
     while True:
@@ -41,12 +41,12 @@ def result(future: Future[T], within: float | None = None) -> T:
 async def aresult(future: Future[T], within: float | None = None) -> T:
     """Async twin of `result`."""
     async with asyncio.timeout(within):
-        # Shielded: cancelling who waits must not cut the work on the session's loop in two.
+        # Shielded: cancelling the waiter must not interrupt the work on the session's loop.
         return await asyncio.shield(asyncio.wrap_future(future))
 
 
 def linger(future: Future[T]) -> None:
-    """Wait for the work that an interrupt began, as long as Prefect lets us; its errors are logged."""
+    """Wait for the work that an interrupt started, for as long as Prefect allows; its errors are logged."""
     concurrent.futures.wait([future], timeout=INTERRUPT_SECONDS)
     _tell_error(future)
 
@@ -60,7 +60,8 @@ async def alinger(future: Future[T]) -> None:
 
 def _tell_error(future: Future[T] | asyncio.Future[T]) -> None:
     if not future.done():
-        run_logger().error("What the interrupt began has not ended within %.0f s; it may go on", INTERRUPT_SECONDS)
+        text = "The work that the interrupt started has not finished within %.0f s; it may still be running"
+        run_logger().error(text, INTERRUPT_SECONDS)
     elif not future.cancelled() and (error := future.exception()):
         run_logger().error("%s", error)
 
@@ -79,7 +80,7 @@ def refuse_running_loop(twin: str) -> None:
     except RuntimeError:
         return
     raise SyncCallError(
-        "This task would block the event loop that it was called on: that of a notebook or of async code. Write "
-        f"`await {twin}(...)`. If it stands in a flow, write `async def` there, and call the flow with `await`, "
-        "which a cell of a notebook takes."
+        "This task would block the event loop of the notebook or async code that called it. Use "
+        f"`await {twin}(...)` instead. If the call is in a flow, make the flow `async def`, and call it with "
+        "`await`, which also works in a notebook cell."
     )

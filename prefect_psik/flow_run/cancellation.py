@@ -1,9 +1,8 @@
-"""Cancel and crash are different: a user's cancel frees the nodes, a crash or a redeploy leaves the jobs.
+"""Cancel and crash are different: a user's cancel frees the nodes, a crash or a redeploy leaves the jobs running.
 
-The exception that a task gets does not tell them apart, and tasks in `.submit()` and `.map()` threads get
-none at all. The state of the flow run in Prefect's API does. So while anything waits, one watcher for each
-flow run reads that state, and on "cancelling" asks all jobs of that flow run to stop, in one call for each
-backend.
+The exception that a task gets does not show which of the two it is, and tasks in `.submit()` and `.map()` threads
+get none at all. The flow run's state in Prefect's API does. So while anything waits, one watcher for each flow
+run reads that state; on "cancelling" it asks all jobs of that flow run to stop, in one call for each backend.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ OnCancel = Literal["cancel", "leave"]
 
 #: Prefect leaves 30 s between the cancel and SIGKILL.
 WATCH_SECONDS = 3.0
-#: For so long work is asked to stop again that could not be asked.
+#: Keep retrying a stop request that could not be delivered for this long.
 STOP_SECONDS = 20.0
-#: What a task gets when its process is asked to stop, whoever asks.
+#: The exceptions that a task gets when its process is asked to stop, by whomever.
 INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt, TerminationSignal)
 
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """One wait, as the watcher of its flow run knows it.
+    """One wait, in the form that the watcher of its flow run uses.
 
     Args:
         what: The job or transfer, for the message.
-        on_cancel: What a cancel of the flow run does to it.
-        flow_runs: Those that it stands in, root first.
-        stop: Asks it to stop.
+        on_cancel: What cancelling the flow run does to it.
+        flow_runs: The flow runs that enclose the wait, root first.
+        stop: Asks the job or transfer to stop.
         tell: Ends the wait with an error.
-        leave: Ends the looking.
+        leave: Stops polling.
     """
 
     what: str
@@ -71,16 +70,16 @@ W = TypeVar("W", bound=Watched)
 _waits: dict[tuple[str, ...], list[Watched]] = {}
 _watchers: dict[tuple[str, ...], asyncio.Task[None]] = {}
 _asking: dict[tuple[str, ...], asyncio.Task[str | None]] = {}
-#: Flow runs that were seen being cancelled.
+#: Flow runs that a watcher saw being cancelled.
 _cancelling: set[str] = set()
-#: Jobs that this process submitted for a flow run, or found again, and whose end it does not know.
+#: By flow run, the jobs that this process submitted or found again, and whose end it does not know yet.
 _submitted: dict[str, dict[tuple[str, int], tuple[JobHandle, Channel]]] = {}
 
 
 def owner_of(flow_runs: list[str], on_cancel: OnCancel = "cancel") -> dict[str, Any]:
     """Who submits or cancels, for the facility's records: the root flow run and the innermost one.
 
-    A job that a cancel is to leave alone is not noted under its flow runs.
+    A job that a cancel must leave alone is not recorded under its flow runs.
     """
     return {
         "flow_run": flow_runs[-1] if flow_runs else None,
@@ -90,7 +89,7 @@ def owner_of(flow_runs: list[str], on_cancel: OnCancel = "cancel") -> dict[str, 
 
 
 def begin_wait(channel: Channel, handle: JobHandle, on_cancel: OnCancel, flow_runs: list[str]) -> Wait:
-    """Subscribe to a job and have its flow run watched. On the session's loop only."""
+    """Subscribe to a job, and start watching its flow run. On the session's loop only."""
     subscription = channel.poller.subscribe(handle)
     wait = Wait(
         what=str(handle),
@@ -108,7 +107,7 @@ def begin_wait(channel: Channel, handle: JobHandle, on_cancel: OnCancel, flow_ru
 
 
 def watch(wait: Watched) -> None:
-    """Have the flow run of a wait watched. On the session's loop only."""
+    """Start watching the flow run of a wait. On the session's loop only."""
     if wait.flow_runs:
         _waits.setdefault(wait.flow_runs, []).append(wait)
         if wait.flow_runs not in _watchers or _watchers[wait.flow_runs].done():
@@ -116,23 +115,23 @@ def watch(wait: Watched) -> None:
 
 
 def refuse_cancelling(flow_runs: list[str]) -> None:
-    """Refuse a submission for a flow run that a watcher saw being cancelled: a retry of a task, or a later task.
+    """Refuse a submission, by a task retry or a later task, for a flow run that a watcher saw being cancelled.
 
     Raises:
-        FlowRunCancelling: It is.
+        FlowRunCancelling: The flow run is being cancelled.
     """
     if _cancelling.intersection(flow_runs):
         raise FlowRunCancelling("The flow run is being cancelled; nothing more is submitted.")
 
 
 def note_job(channel: Channel, handle: JobHandle, flow_runs: list[str]) -> None:
-    """Remember a job of these flow runs: a cancel reaches it, too, while nobody waits for it."""
+    """Record a job under its flow runs, so that a cancel also reaches it while nothing waits for it."""
     for flow_run in flow_runs:
         _submitted.setdefault(flow_run, {})[_run_of(handle)] = (handle, channel)
 
 
 def forget_job(handle: JobHandle, flow_runs: tuple[str, ...]) -> None:
-    """The opposite of `note_job`: its end is known."""
+    """Undo `note_job`, since the job's end is known."""
     for flow_run in flow_runs:
         _submitted.get(flow_run, {}).pop(_run_of(handle), None)
 
@@ -142,13 +141,13 @@ def _run_of(handle: JobHandle) -> tuple[str, int]:
 
 
 async def end_wait(beginning: Future[W]) -> None:
-    """The opposite of `begin_wait` and `watch`, which may not have come to its end yet."""
+    """Undo `begin_wait` and `watch`, after the beginning has finished."""
     wait: W = await asyncio.wrap_future(beginning)
     unwatch(wait)
 
 
 def unwatch(wait: Watched) -> None:
-    """The opposite of `watch`; again does no harm. On the session's loop only."""
+    """Undo `watch`; doing so twice is harmless. On the session's loop only."""
     wait.leave()
     waits = _waits.get(wait.flow_runs, [])
     if wait in waits:
@@ -158,13 +157,13 @@ def unwatch(wait: Watched) -> None:
 
 
 async def after_interrupt(beginning: Future[W]) -> bool:
-    """Decide what an interrupted wait means for its work: cancel it only if the user cancelled the flow run.
+    """Handle an interrupted wait: cancel its work only if the user cancelled the flow run.
 
     Returns:
         Whether the work was asked to stop.
 
     Raises:
-        FlowRunCancelling: It could not be asked.
+        FlowRunCancelling: The work could not be asked to stop.
     """
     wait: W = await asyncio.wrap_future(beginning)
     cancelling = await _cancelling_of(wait.flow_runs) if wait.on_cancel == "cancel" else None
@@ -176,12 +175,12 @@ async def after_interrupt(beginning: Future[W]) -> bool:
 
 
 async def is_cancelling(flow_runs: tuple[str, ...]) -> bool:
-    """Ask Prefect's API whether one of these flow runs is being cancelled; no answer means no."""
+    """Ask Prefect's API whether one of these flow runs is being cancelled; without an answer, assume not."""
     return await _cancelling_of(flow_runs) is not None
 
 
 async def _cancelling_of(flow_runs: tuple[str, ...]) -> str | None:
-    """The outermost of these flow runs that is being cancelled; who asks at the same time gets the same answer."""
+    """The outermost of these flow runs that is being cancelled; concurrent calls share one request."""
     if flow_runs not in _asking or _asking[flow_runs].done():
         _asking[flow_runs] = asyncio.create_task(_ask(flow_runs))
     return await asyncio.shield(_asking[flow_runs])
@@ -206,7 +205,7 @@ async def _watch(flow_runs: tuple[str, ...]) -> None:
             _cancelling.add(cancelling)
             waits = list(_waits.get(flow_runs, []))
             left = await _stop([wait for wait in waits if wait.on_cancel == "cancel"], cancelling)
-            # Before the waits end: the process may end with them, and the flow run would be stuck.
+            # Do this before the waits end: the process may end with them, and the flow run would stay Cancelling.
             await _end_unsupervised(flow_runs[0], left)
             for wait in waits:
                 wait.tell(_told(wait, left))
@@ -215,14 +214,14 @@ async def _watch(flow_runs: tuple[str, ...]) -> None:
 
 
 def _told(wait: Watched, left: dict[str, str]) -> FlowRunCancelling:
-    asked = "it was asked to stop" if wait.on_cancel == "cancel" else "it goes on, as asked"
+    asked = "it was asked to stop" if wait.on_cancel == "cancel" else "it keeps running, as requested"
     if wait.what in left:
-        asked = f"{_may_go_on(left[wait.what])} Look at it there, and cancel it by hand"
+        asked = f"{_may_go_on(left[wait.what])} Check it where it runs, and cancel it by hand"
     return FlowRunCancelling(f"The flow run is being cancelled while waiting for {wait.what}; {asked}.")
 
 
 def _may_go_on(why: str) -> str:
-    return f"it may go on, since it could not be asked to stop: {why.rstrip('.')}."
+    return f"it may still be running, since it could not be asked to stop: {why.rstrip('.')}."
 
 
 def _all_that_goes_on(left: dict[str, str]) -> str:
@@ -230,19 +229,19 @@ def _all_that_goes_on(left: dict[str, str]) -> str:
 
 
 async def _end_unsupervised(flow_run: str, left: dict[str, str]) -> None:
-    """End a flow run that no runner supervises: a plain `python flow.py` would cancel for ever.
+    """End a flow run that no runner supervises: one of a plain `python flow.py` would stay Cancelling for ever.
 
-    It is cancelled only if its work is; of a cancel that did not reach everything a red run says so.
+    It becomes Cancelled only if all of its work was asked to stop, else Failed with a message that says so.
     """
     try:
         async with get_client() as client:
             run = await client.read_flow_run(UUID(flow_run))
             if run.deployment_id is not None or run.state is None:
                 return
-            # The watcher of a subflow sees its own part only, and may have been content before.
+            # A subflow's watcher sees only its own part, and may have set the state to Cancelled before.
             if left and (run.state.is_cancelling() or run.state.is_cancelled()):
                 failed: State[None] = Failed(
-                    message=f"The cancel did not reach all of its work. {_all_that_goes_on(left)}"
+                    message=f"Not all work of the flow run could be cancelled. {_all_that_goes_on(left)}"
                 )
                 await client.set_flow_run_state(run.id, failed, force=True)
             elif run.state.is_cancelling():
@@ -253,17 +252,17 @@ async def _end_unsupervised(flow_run: str, left: dict[str, str]) -> None:
 
 
 async def _stop(waits: list[Watched], flow_run: str) -> dict[str, str]:
-    """Ask work to stop, and all jobs of a flow run that nobody waits for; what cannot be asked keeps no other.
+    """Ask the work of these waits to stop, and the flow run's jobs that nothing waits for.
 
-    Jobs of one backend travel together.
+    A failure to stop one does not keep the others. Jobs of one backend are sent in one call.
 
     Returns:
-        What may go on, and why.
+        What may still be running, and why.
     """
     until = asyncio.get_running_loop().time() + STOP_SECONDS
     for wait in waits:
         if isinstance(wait, Wait):
-            wait.leave()  # its looks are of no use any more, and all processes of a login share its requests
+            wait.leave()  # polling it is no longer of use, and all processes of a login share its request budget
     waits = [*waits, *_not_waited_for(flow_run)]
     reasons = await asyncio.gather(*(_ask_to_stop(wait, until) for wait in waits), return_exceptions=True)
     return {
@@ -274,7 +273,7 @@ async def _stop(waits: list[Watched], flow_run: str) -> dict[str, str]:
 
 
 async def _ask_to_stop(wait: Watched, until: float) -> str:
-    """Ask until it works or time is up; returns why it did not work, or nothing."""
+    """Ask until it works or time is up; returns why it did not work, or an empty string."""
     why = "no answer came in time"
     try:
         async with asyncio.timeout_at(until):
@@ -290,7 +289,7 @@ async def _ask_to_stop(wait: Watched, until: float) -> str:
 
 
 def _not_waited_for(flow_run: str) -> list[Watched]:
-    """The jobs of a flow run that nobody waits for just now; whoever takes them first stops them."""
+    """Take the jobs of a flow run that nothing waits for; the caller that takes them stops them."""
     waited = {_run_of(wait.handle) for waits in _waits.values() for wait in waits if isinstance(wait, Wait)}
     jobs = _submitted.get(flow_run, {})
     taken = [jobs.pop(run) for run in list(jobs) if run not in waited]

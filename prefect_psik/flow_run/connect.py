@@ -1,4 +1,4 @@
-"""The way to the place of a block or of a handle: a channel with the right login."""
+"""Gives access to the backend of a block or a handle: a channel with the right login."""
 
 from __future__ import annotations
 

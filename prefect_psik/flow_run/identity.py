@@ -1,10 +1,10 @@
-"""What makes two submissions the same one: idempotency key, attempt, and psik's stamp made from the key.
+"""What makes two submissions the same: idempotency key, attempt, and psik's stamp, which is made from the key.
 
-Prefect gives a task run a new id after a flow retry or a crash, so an id of Prefect's cannot be the key.
-The key is made of the root flow run, the spec, the place, and an ordinal that tells intended twins apart.
-The ordinal is the lowest number that no other submission of the same spec holds in the present attempt:
-a retried task gets the number back that its earlier attempt held. Twins are interchangeable, so the order
-in which they arrive does not matter.
+Prefect gives a task run a new id after a flow retry or a crash, so a Prefect id cannot be the key. The key is
+made from the root flow run, the spec, the backend, and an ordinal that distinguishes intended duplicates. The
+ordinal is the lowest number that no other submission of the same spec holds in the current attempt: a retried
+task gets back the number of its earlier attempt. Duplicates are interchangeable, so the order in which they
+arrive does not matter.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Caller:
-    """The runs that a submission stands in, from the root run to the submitting task run.
+    """The runs that enclose a submission, from the root run to the submitting task run.
 
     Args:
         runs: In the order of nesting: root flow run, its task runs, subflow, its task runs, and so on.
-        in_task: The last of them is the submitting task run itself.
-        detached: The flow runs in another process.
+        in_task: Whether the last of them is the submitting task run itself.
+        detached: Whether the flow runs in another process.
     """
 
     runs: tuple[Run, ...] = ()
@@ -57,8 +57,8 @@ class Caller:
 
 def current_caller() -> Caller:
     """Read the chain of runs from Prefect's contexts."""
-    # A child that `run_deployment` started is a root of its own: it runs in another process, where the
-    # ordinals of its siblings are unknown.
+    # A flow run that `run_deployment` started counts as a root: it runs in another process, which does not know
+    # the ordinals of its siblings.
     flows = [context for context in _enclosing(FlowRunContext.get()) if context.flow_run]
     tasks = [context.task_run for context in _enclosing(TaskRunContext.get())]
     runs: list[Run] = []
@@ -73,15 +73,15 @@ def current_caller() -> Caller:
 
 
 def enclosing_flow_runs() -> list[str]:
-    """The ids of the flow run that this code runs in and of its parents in this process, root first."""
+    """The ids of the current flow run and of its parents in this process, root first."""
     return [str(context.flow_run.id) for context in _enclosing(FlowRunContext.get()) if context.flow_run]
 
 
 def _enclosing(context: Any) -> list[Any]:
-    """List a context and those that it is nested in, outermost first.
+    """List a context and the contexts that enclose it, outermost first.
 
-    Prefect has no public way to the run *count* of an enclosing task run (`__parents__` gives its id, and
-    the API learns of a retry too late); the token of the context variable does. See decision record 2.
+    Prefect has no public way to get the run *count* of an enclosing task run (`__parents__` has only its id, and
+    the API gets a retry too late), so the token of the context variable is used. See decision record 2.
     """
     chain: list[Any] = []
     while context is not None:
@@ -93,7 +93,7 @@ def _enclosing(context: Any) -> list[Any]:
 
 
 class Ordinals:
-    """Hands out ordinals to submissions of the same spec within one root run; one for each process."""
+    """Hands out ordinals to submissions of the same spec within one root run; one instance per process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -104,8 +104,8 @@ class Ordinals:
         """Return the ordinal of this submission.
 
         Args:
-            caller: The chain of runs that it stands in.
-            what: Hash of the spec and the place.
+            caller: The chain of runs that enclose it.
+            what: Hash of the spec and the backend.
         """
         scope = caller.scope
         if scope is None:
@@ -136,8 +136,8 @@ def identify(spec: JobSpec, *, endpoint: str, prefix: str, key: str | None, call
         spec: What is to run.
         endpoint: The endpoint's UUID, or `local`.
         prefix: The backend's prefix.
-        key: The user's own key, such as a scan number; it stands for one job under the prefix, whoever
-            submits it. Without it the key belongs to the root flow run, and is random outside of a run.
+        key: The user's own key, such as a scan number; it identifies one job under the prefix, whoever submits
+            it. Without it, the key belongs to the root flow run, and is random outside of a run.
         caller: From `current_caller`, read where the task runs.
 
     Raises:
@@ -149,22 +149,23 @@ def identify(spec: JobSpec, *, endpoint: str, prefix: str, key: str | None, call
         except ValueError as err:
             raise SpecError(f"{str(err)[0].upper()}{str(err)[1:]}.") from None
         if len(key) > 200:
-            raise SpecError(f"The key has {len(key)} characters; at most 200 are possible. Shorten it.")
+            raise SpecError(f"The key has {len(key)} characters; at most 200 are allowed. Shorten it.")
         return Identity(key, stamp_of(key), caller.attempt)
     if caller.scope is None:
         key = uuid.uuid4().hex
         return Identity(key, stamp_of(key), is_own=True)
     if caller.detached:
         raise SpecError(
-            "This task runs in another process than its flow (a Dask or Ray task runner, for instance), where "
-            "equal submissions cannot be told apart. Give each an explicit key=, such as the scan number."
+            "This task runs in a different process from its flow (with a Dask or Ray task runner, for instance), "
+            "where identical submissions cannot be distinguished. Give each an explicit key=, such as the scan "
+            "number."
         )
     key = key_of(caller.scope, _sha256(spec.canonical(), endpoint, prefix), caller)
     return Identity(key, stamp_of(key), caller.attempt, is_own=True)
 
 
 def key_of(scope: str, what: str, caller: Caller) -> str:
-    """The key of a submission within a root run: the same again for a retry, another for an intended twin.
+    """The key of a submission within a root run: the same for a retry, a different one for an intended duplicate.
 
     Args:
         scope: The root run's id.

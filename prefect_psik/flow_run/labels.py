@@ -1,4 +1,4 @@
-"""Which backends a flow run has jobs at: kept as labels of the flow run, for its cancel."""
+"""The backends where a flow run has jobs: kept as labels of the flow run, so that its cancel finds them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _locks: dict[str, asyncio.Lock] = {}
 
 
 class Place(BaseModel):
-    """Where jobs of a flow run are, whatever became of the block since."""
+    """Where a flow run has jobs, even if the block has changed or been deleted since."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -39,18 +39,18 @@ class Place(BaseModel):
 
 
 def place_of(block: PsikBackend) -> Place:
-    """Where a block's jobs are."""
+    """The place where a block's jobs are."""
     return Place(endpoint_id=block.endpoint_id, prefix=block.prefix, backend=block.document_name)
 
 
 async def mark(flow_runs: list[str], place: Place) -> list[str]:
-    """Note on the flow runs that they may have jobs here; on the session's loop, once a process and place.
+    """Label the flow runs as having jobs here. On the session's loop, once for each process and place.
 
-    It happens before the submission, so that no crash lies between. Where Prefect's API does not answer, the
-    submission goes on: the waits of this process can still cancel.
+    This happens before the submission, so that a crash in between loses nothing. If Prefect's API does not answer,
+    the submission continues: the waits of this process can still cancel the job.
 
     Returns:
-        What went wrong, for the run's log.
+        Errors, for the run's log.
     """
     troubles = []
     for flow_run in flow_runs:
@@ -68,18 +68,18 @@ async def _set_label(flow_run: str, place: Place) -> str | None:
     try:
         await set_label(flow_run, place.label, place.model_dump_json())
     except (PrefectException, httpx.HTTPError, OSError, ValueError) as err:
-        return f"flow run {flow_run} could not be marked as having jobs below {place.prefix}: {err}"
+        return f"flow run {flow_run} could not be labeled as having jobs under {place.prefix}: {err}"
     return None
 
 
 async def set_label(flow_run: str, name: str, value: str) -> None:
-    """Set a label of a flow run; one after the other, since the server reads all labels and writes them anew."""
+    """Set a label of a flow run; one at a time, since the server reads all labels and writes them all back."""
     async with _locks.setdefault(flow_run, asyncio.Lock()), get_client() as client:
         await client.update_flow_run_labels(UUID(flow_run), {name: value})
 
 
 def places_of(labels: Mapping[str, Any]) -> list[Place]:
-    """Read the places from a flow run's labels; what somebody else wrote under our names is left out."""
+    """Read the places from a flow run's labels; labels of ours that somebody else wrote are skipped."""
     found = []
     for name, value in labels.items():
         if name.startswith(LABEL):

@@ -1,4 +1,4 @@
-"""From what a caller gives (a name, a path, a handle as text) to what the tasks work with."""
+"""Turns what a caller gives (a name, a path, a handle as text) into what the tasks work with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CollectionLike = GlobusCollection | str
 SpecLike = JobSpec | str | Path
 HandleLike = JobHandle | str | Mapping[str, Any]
 
-#: What Prefect raises where there is no block of a name, and where a stored one has a bad value.
+#: What Prefect raises if there is no block of a name, or if a stored block has a bad value.
 _NOT_LOADED = (ValueError, RuntimeError)
 
 
@@ -37,27 +37,29 @@ def resolve_handle(handle: HandleLike) -> JobHandle:
     """Take a handle, or read it from JSON.
 
     Raises:
-        SpecError: It is no handle.
+        SpecError: It is not a handle.
     """
     try:
         if isinstance(handle, str):
             return JobHandle.model_validate_json(handle)
         return handle if isinstance(handle, JobHandle) else JobHandle.model_validate(handle)
     except ValidationError as err:
-        raise SpecError(f"This is no job handle: {explain(err)}. Use what submit_job returned.") from None
+        raise SpecError(
+            f"This is not a job handle: {explain(err)}. Use the one that submit_job returned."
+        ) from None
 
 
 def backend_name(backend: BackendLike | None, spec: JobSpec) -> BackendLike:
-    """The backend that is meant: the caller's, or the one that the spec names.
+    """Choose the backend: the caller's, or the one that the spec names.
 
     Raises:
-        SpecError: Neither names one.
+        SpecError: Neither names a backend.
     """
     chosen = backend if backend is not None else spec.backend
     if chosen is None:
         raise SpecError(
-            f"No backend for job {spec.name!r}: pass a psik-backend block or its name, or write 'backend:' into "
-            "the job spec."
+            f"There is no backend for job {spec.name!r}. Pass a psik-backend block or its name, or set 'backend:' "
+            "in the job spec."
         )
     return chosen
 
@@ -152,12 +154,12 @@ async def _aexisting_blocks(kind: type[Block]) -> list[str]:
 def _no_collection(name: str, existing: list[str], err: Exception) -> SpecError:
     if name in existing:
         return _bad_block(f"globus-collection/{name}", err)
-    others = f"Existing ones: {', '.join(existing)}." if existing else "Make one in Prefect's UI, under Blocks."
+    others = f"Existing ones: {', '.join(existing)}." if existing else "Create one in Prefect's UI, under Blocks."
     return SpecError(f"There is no collection {name!r}. {others}")
 
 
 def _bad_block(name: str, err: Exception) -> SpecError:
-    """What is wrong with a stored block. A value is not shown: it may be a secret in the wrong field."""
+    """The error for a stored block with a bad value. The value is not shown: it may be a misplaced secret."""
     cause = err if isinstance(err, ValidationError) else err.__cause__
     why = explain(cause, with_input=False) if isinstance(cause, ValidationError) else str(err).rstrip(".")
     return SpecError(
@@ -172,18 +174,18 @@ def _not_found(name: str, existing: list[str], err: Exception) -> BackendNotFoun
     if existing:
         return BackendNotFound(f"There is no backend {name!r}. Existing ones: {', '.join(existing)}.")
     return BackendNotFound(
-        f"There is no backend {name!r}, nor any other. Make one in Prefect's UI (Blocks, psik Backend), with "
-        "`prefect-psik import psik.json`, or with `python blocks/register.py blocks/local.yaml`."
+        f"There is no backend {name!r}; none has been saved yet. Create one in Prefect's UI (Blocks, psik "
+        "Backend), with `prefect-psik import psik.json`, or with `python blocks/register.py blocks/local.yaml`."
     )
 
 
 def needs_block(handle: JobHandle) -> bool:
-    """Whether the way to a handle's job needs its block, for the login."""
+    """Whether access to a handle's job needs its block, for the login."""
     return handle.endpoint_id is not None and handle.backend is not None
 
 
 def transport_to(handle: JobHandle, backend: PsikBackend | None) -> Transport:
-    """The transport to a handle's job: its endpoint, with the login of a block if one is given."""
+    """The transport to a handle's job: uses its endpoint, with the login of a block if there is one."""
     if handle.endpoint_id is None:
         return LocalTransport()
     return (backend or PsikBackend()).model_copy(update={"endpoint_id": handle.endpoint_id}).get_transport()

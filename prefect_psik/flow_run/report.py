@@ -1,4 +1,4 @@
-"""How the flow or task run around us is told something: its logger, and the keys of its artifacts."""
+"""How to report to the current flow or task run: its logger, and the keys of its artifacts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefect.logging import get_run_logger
 
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter[Any]:
-    """The logger of the present flow or task run, or this package's outside of a run."""
+    """The logger of the current flow or task run, or this package's logger outside of a run."""
     try:
         return get_run_logger()
     except MissingContextError:
@@ -20,10 +20,10 @@ def run_logger() -> logging.Logger | logging.LoggerAdapter[Any]:
 
 
 def in_run() -> bool:
-    """Whether a flow or task run is there to show something in."""
+    """Whether this code runs in a flow or task run."""
     return TaskRunContext.get() is not None or FlowRunContext.get() is not None
 
 
 def artifact_key(text: str) -> str:
-    """What Prefect takes for an artifact's key."""
+    """Turn a text into a key that Prefect accepts for an artifact."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,6 +1,6 @@
-"""TASKS on jobs: submit, wait, cancel, look after them.
+"""TASKS on jobs: submit, wait, cancel, list and clean up.
 
-The tasks themselves may be imported from here until the next release, as before; their place is `prefect_psik`.
+Import the tasks from `prefect_psik`. Importing them from here still works until the next release.
 """
 
 from __future__ import annotations

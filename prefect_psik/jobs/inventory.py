@@ -1,4 +1,4 @@
-"""TASKS on many jobs of a backend: list them, remove those that ended long ago."""
+"""TASKS on all jobs of a backend: list them, and remove those that ended long ago."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def list_jobs(backend: BackendLike, *, flow_run: str | None = None, limit: int |
 
     Args:
         backend: A `psik-backend` block or its name.
-        flow_run: Only those that this flow run, or one within it, submitted; a UUID.
-        limit: At most so many; None: all.
+        flow_run: UUID of a flow run: list only the jobs that it, or a flow run within it, submitted.
+        limit: Maximum number of jobs to list; None: all.
     """
     refuse_running_loop("alist_jobs")
     block = load_backend(backend)
@@ -46,21 +46,21 @@ async def alist_jobs(
 def clean_jobs(
     backend: BackendLike, *, older_than: timedelta, keep_failed: bool = True, dry_run: bool = False
 ) -> list[RemovedJob]:
-    """Remove the directories of jobs that ended long ago; what may be alive always stays.
+    """Remove the directories of jobs that ended long ago. Jobs that may still be alive are always kept.
 
-    The job's key is free again afterwards: the same submission makes a new job.
+    Afterwards the job's key is free again: the same submission creates a new job.
 
     Args:
         backend: A `psik-backend` block or its name.
         older_than: Time since the job's end, by the facility's clock.
-        keep_failed: Keep jobs that failed or were canceled, to be looked into.
-        dry_run: Remove nothing, only tell what would go.
+        keep_failed: Keep jobs that failed or were canceled, so that they can be examined.
+        dry_run: Remove nothing; only return what would be removed.
 
     Returns:
-        What was removed, or would be; `kept` says why one stayed all the same.
+        What was removed, or would be; `kept` says why a job was not removed after all.
 
     Raises:
-        SpecError: `older_than` is not longer than nothing.
+        SpecError: `older_than` is negative.
     """
     refuse_running_loop("aclean_jobs")
     block = load_backend(backend)
@@ -93,7 +93,7 @@ async def _clean(
 ) -> tuple[Records, list[RemovedJob]]:
     if older_than < timedelta(0):
         raise SpecError(
-            f"older_than is {older_than}: give a time since the job's end, such as timedelta(days=30)."
+            f"older_than is negative ({older_than}). Give a time since the job ended, such as timedelta(days=30)."
         )
     now = await _facility_time(channel)
     records = await read_records(channel, block.endpoint_id, block.document_name)
@@ -115,14 +115,14 @@ async def _clean(
 
 
 def _told(records: Records) -> list[JobRecord]:
-    """The jobs whose records can be read; of the others the run's log has the error."""
+    """The jobs whose records can be read; for the others, the error is logged."""
     for err in damaged(records).values():
-        run_logger().warning("a job is left out: %s", err)
+        run_logger().warning("skipping a job whose records cannot be used: %s", err)
     return intact(records)
 
 
 async def _facility_time(channel: Channel) -> float:
-    """The facility's clock: ours may be another, and an answer may take a while."""
+    """The facility's clock: ours may differ, and an answer may take a while."""
     return (await channel.ask("hello", HelloAnswer, {})).now
 
 

@@ -1,4 +1,4 @@
-"""A job's way from submission to result, as coroutines on the session's loop."""
+"""The life of a job from submission to result, as coroutines on the session's loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prefect_psik.spec.identity import Identity
 from prefect_psik.spec.jobspec import JobSpec
 from prefect_psik.spec.retry import Asked
 
-#: Causes after which the very same job may well succeed.
+#: Causes after which the same job may well succeed if it is run again.
 _WORTH_ANOTHER_TRY = frozenset({FailureCause.node_failure, FailureCause.preempted})
 _MESSAGE_LINES = 10
 
@@ -33,9 +33,9 @@ class Again:
     """Another run of a job whose last run failed, within the same attempt of its task.
 
     Args:
-        after: The run that failed.
-        number: How many runs there were in this attempt.
-        asked: What the next one asks for.
+        after: The number of the run that failed.
+        number: How many runs this attempt has had.
+        asked: What the next run asks for.
     """
 
     after: int
@@ -45,7 +45,7 @@ class Again:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of a submission: whether this call started a run, and what is remarkable about it."""
+    """The result of a submission: the job, whether this call started a run of it, and warnings about it."""
 
     handle: JobHandle
     created: bool
@@ -66,17 +66,17 @@ async def submit(
     """Create or get a job; a failed or canceled one runs again for a newer attempt.
 
     Args:
-        channel: Of the block.
-        block: Where.
-        spec: What.
+        channel: The block's channel.
+        block: The backend.
+        spec: The job to run.
         identity: Key, stamp and attempt.
         rerun: Whether a newer attempt runs a failed or canceled job again.
-        owner: Who submits.
-        again: The run that failed within this attempt, and what the next one asks for.
-        ticket: Of the waiter, where the queue may be full.
+        owner: Who submits, for the facility's records.
+        again: The run that failed within this attempt, and what the next run asks for.
+        ticket: The waiter's ticket, since the queue may be full.
 
     Raises:
-        KeyConflict: The key stands for another job; shows the difference.
+        KeyConflict: The key belongs to a different job; shows the difference.
         SubmitRejected: The facility refused.
     """
     job = block.submission(spec, identity, owner, asked=again.asked if again else None)
@@ -119,14 +119,14 @@ def _conflict(err: KeyConflict, spec: JobSpec, identity: Identity) -> KeyConflic
     stored, given = _lines(err.stored), _lines(spec.canonical())
     difference = "\n".join(difflib.unified_diff(stored, given, "submitted before", "given now", lineterm="", n=0))
     return KeyConflict(
-        f"The key {identity.key!r} already stands for a job with another spec. Choose another key, or submit the "
-        f"same spec. {err}\n{plain(difference)}",
+        f"The key {identity.key!r} already belongs to a job with a different spec. Choose another key, or submit "
+        f"the same spec. {err}\n{plain(difference)}",
         stored=err.stored,
     )
 
 
 def _lines(canonical: str) -> list[str]:
-    """Write canonical JSON as lines that can be compared; what is none, as it is."""
+    """Write canonical JSON as lines that can be compared; return anything else unchanged."""
     try:
         return json.dumps(json.loads(canonical), indent=1, sort_keys=True, ensure_ascii=False).splitlines()
     except (ValueError, RecursionError):
@@ -134,10 +134,10 @@ def _lines(canonical: str) -> list[str]:
 
 
 async def finish(channel: Channel, update: Update) -> JobResult:
-    """Make the result of a job from its last update, with its small output files."""
+    """Build the result of a job from its last update, and fetch its small output files."""
     status = update.status
     if status is None:
-        raise PrefectPsikError("A job without a status cannot be finished. This is a defect.")
+        raise PrefectPsikError("A job without a status cannot be finished. This is a defect of prefect-psik.")
     warnings = list(status.warnings)
     outputs: dict[str, bytes] = {}
     if update.outputs and status.state is JobState.completed:
@@ -178,7 +178,7 @@ async def finish(channel: Channel, update: Update) -> JobResult:
 
 
 def _unbrought(answer: FetchAnswer, asked: list[str]) -> list[tuple[str, str]]:
-    """Outputs that could not be fetched at all, each with a sentence."""
+    """Outputs that could not be fetched at all, each with the reason."""
     if answer.missing:
         return [(path, "its directory was removed before its outputs were fetched") for path in asked]
     if answer.trouble:
@@ -189,19 +189,19 @@ def _unbrought(answer: FetchAnswer, asked: list[str]) -> list[tuple[str, str]]:
 
 
 async def _usage(channel: Channel, status: JobStatus) -> Usage:
-    """What the job used; nothing where it never ran, or under no scheduler."""
+    """What the job used; nothing if it never ran, or ran without a scheduler."""
     if status.handle.type != "slurm" or status.started is None:
         return Usage()
     return usage_of(await channel.usage(status.handle))
 
 
 def _between(begin: float | None, end: float | None) -> float | None:
-    # psik's lines may swap when job and submission write at the same moment.
+    # psik's lines may be swapped if the job and its submission write at the same moment.
     return None if begin is None or end is None else max(0.0, end - begin)
 
 
 def error_of(result: JobResult) -> JobError | None:
-    """The error that stands for a job's end, or None if it completed."""
+    """The error for a job that did not complete, or None if it completed."""
     if result.state is JobState.completed:
         return None
     kind = ERRORS.get(result.cause, JobFailed)

@@ -1,4 +1,4 @@
-"""How long to wait for a job: in the queue, while it runs, and while nothing is heard of it."""
+"""How long to wait for a job: in the queue, while it runs, and while the facility gives no answer."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from prefect_psik.exceptions import ContactLost, QueueLimitReached, RunLimitReached, WaitLimitReached
 from prefect_psik.models.jobs import JobHandle, JobState
 from prefect_psik.models.single import Single
+from prefect_psik.outcome.reservations import in_hours
 from prefect_psik.session.poller import Update
 
 
 def _positive(limit: timedelta) -> timedelta:
     if limit <= timedelta(0):
-        raise ValueError("a limit must be longer than nothing")
+        raise ValueError("a limit must be longer than 0 s")
     return limit
 
 
@@ -27,7 +28,7 @@ Limit = Annotated[timedelta, AfterValidator(_positive)]
 class WaitLimits(Single, BaseModel):
     """Limits of a wait, each with its own error; none by default.
 
-    They are no walltime: `ResourceSpec.duration` is what the scheduler enforces.
+    These are not the walltime: `ResourceSpec.duration` is what the scheduler enforces.
 
     Example:
         ```python
@@ -43,33 +44,36 @@ class WaitLimits(Single, BaseModel):
 
     queue: Limit | None = Field(
         default=None,
-        description="Longest time in the queue, by the facility's clock, and before that for a place in it: "
-        "QueueLimitReached.",
+        description="Longest time in the queue, by the facility's clock. The wait for a place in a full queue "
+        "counts, too. Beyond it: QueueLimitReached.",
     )
     run: Limit | None = Field(
-        default=None, description="Longest time since its start, by the facility's clock: RunLimitReached."
+        default=None,
+        description="Longest time since the job started, by the facility's clock. Beyond it: RunLimitReached.",
     )
     trouble: Limit | None = Field(
-        default=None, description="Longest time without an answer of endpoint or scheduler: ContactLost."
+        default=None,
+        description="Longest time without an answer from the endpoint or the scheduler. Beyond it: ContactLost.",
     )
     on_limit: Literal["leave", "cancel"] = Field(
-        default="leave", description="What becomes of the job when a limit is reached."
+        default="leave",
+        description="What happens to the job when a limit is reached: it is left alone, or canceled.",
     )
 
 
-WaitLimits.__module__ = "prefect_psik"  # as all public classes; this module is not loaded with the package
+WaitLimits.__module__ = "prefect_psik"  # as for all public classes; the package does not import this module
 
 
 class LimitWatch:
     """Compares one wait with its limits.
 
     Args:
-        limits: Those that hold.
-        handle: Of the job, for the error; None: it was not submitted yet.
-        clock: Monotonic seconds; a test gives its own.
-        subject: The job and where it is, where there is no handle.
-        queued: What it does in the queue.
-        ahead: Seconds that it waited for a place in the queue before.
+        limits: The limits that apply.
+        handle: The job's handle, for the error; None: it is not submitted yet.
+        clock: Monotonic seconds; tests pass their own.
+        subject: The job and its location, if there is no handle.
+        queued: How the error describes the wait in the queue.
+        ahead: Seconds that the job has already waited for a place in the queue.
     """
 
     def __init__(
@@ -114,14 +118,14 @@ class LimitWatch:
         return max(0.0, min(ends) - self._clock()) if ends else None
 
     def reached(self) -> WaitLimitReached | None:
-        """The error of the limit that is reached, or None."""
+        """The error for the limit that has been reached, or None."""
         for kind, since, limit in self._running():
             if self._clock() >= since + limit.total_seconds():
                 return self._error(kind, limit)
         return None
 
     def _running(self) -> list[tuple[str, float, timedelta]]:
-        """The limits that count at present: kind, since when, how long."""
+        """The limits that apply now: kind, since when, how long."""
         phase, since = self._phase
         limit = self._limits.queue if phase == "queue" else self._limits.run
         found = [(phase, since, limit)] if limit is not None else []
@@ -132,8 +136,19 @@ class LimitWatch:
     def _error(self, kind: str, limit: timedelta) -> WaitLimitReached:
         job = f"{self._subject[:1].upper()}{self._subject[1:]}"
         if kind == "queue":
-            return QueueLimitReached(f"{job} {self._queued} for more than {limit}.", handle=self._handle)
+            return QueueLimitReached(
+                f"{job} {self._queued} for more than {_in_words(limit)}.", handle=self._handle
+            )
         if kind == "run":
-            return RunLimitReached(f"{job} has been running for more than {limit}.", handle=self._handle)
-        why = self._trouble[1] if self._trouble else ""
-        return ContactLost(f"Nothing has been heard of {self._subject} for {limit}. {why}", handle=self._handle)
+            text = f"{job} has been running for more than {_in_words(limit)}."
+            return RunLimitReached(text, handle=self._handle)
+        why = f" Last error: {self._trouble[1]}" if self._trouble else ""
+        text = f"Nothing has been heard of {self._subject} for more than {_in_words(limit)}.{why}"
+        return ContactLost(text, handle=self._handle)
+
+
+def _in_words(limit: timedelta) -> str:
+    """A limit as a person reads it: 30 min, 2 days, 1 min 30 s."""
+    minutes, seconds = divmod(limit.total_seconds(), 60)
+    words = [in_hours(int(minutes)) if minutes else "", f"{seconds:g} s" if seconds else ""]
+    return " ".join(filter(None, words))

@@ -1,4 +1,4 @@
-"""What a waiter does while its submission has no place in the queue: it logs why, and compares its limits."""
+"""What a waiter does while its submission has no place in the queue: it logs why, and checks its limits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class PlaceWait:
     """The wait of one submission for a place in the queue.
 
     Args:
-        limits: `queue` and `trouble` hold; `queue` counts on when the job is in the queue.
-        clock: Monotonic seconds; a test gives its own.
+        limits: `queue` and `trouble` apply; `queue` keeps counting once the job is in the queue.
+        clock: Monotonic seconds; tests pass their own.
 
     Attributes:
-        seconds: How long it took; 0 where there was a place at once.
+        seconds: How long the wait took; 0 if there was a place at once.
     """
 
     def __init__(self, limits: WaitLimits | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,17 +35,17 @@ class PlaceWait:
 
     @property
     def notes(self) -> list[str]:
-        """What it waited for, and how long."""
+        """What the submission waited for, and how long."""
         return [f"a place in the queue of {self._why}, for {in_words(self.seconds)}"] if self._why else []
 
     def tell(self, waiting: Waiting, job: str, place: str, stamp: str) -> None:
-        """Log news: why it waits, and trouble at the last try.
+        """Log news: why the submission waits, and the error of the last try.
 
         Args:
             waiting: The news.
-            job: As a person would call it.
-            place: Where, in words.
-            stamp: psik's id of it, for the event.
+            job: The job, as a person would call it.
+            place: The job's location, in words.
+            stamp: The job's stamp, for the event.
         """
         why, logger = f"{waiting.line} ({waiting.limit})", run_logger()
         if self._watch is None:
@@ -53,12 +53,12 @@ class PlaceWait:
             queued = f"has been waiting for a place in the queue of {why}"
             self._watch = LimitWatch(self._limits, None, self._clock, subject=f"{job} on {place}", queued=queued)
         if waiting.trouble:
-            logger.warning("%s: no news, still trying: %s", job, waiting.trouble)
+            logger.warning("%s: no answer, still trying: %s", job, waiting.trouble)
         elif why != self._why:
             logger.info("%s is %s", job, waiting)
             emit_job_event("waiting", stamp, job, {"account": waiting.line.account, "limit": waiting.limit})
         elif self._trouble:
-            logger.info("%s: in touch again, still %s", job, waiting)
+            logger.info("%s: contact restored, still %s", job, waiting)
         self._why, self._trouble = why, waiting.trouble
         self._watch.note(Update(trouble=waiting.trouble))
 
@@ -67,19 +67,19 @@ class PlaceWait:
         return self._watch.left() if self._watch and not self._is_over_limit else None
 
     def reached(self) -> Leaving | None:
-        """The errors of the limit that is reached, once; None if there is none."""
+        """The errors for the limit that has been reached, once; None if there is none."""
         reached = self._watch.reached() if self._watch and not self._is_over_limit else None
         if reached is None:
             return None
         self._is_over_limit = True
-        known = "Nothing was submitted: submit it again later, elsewhere, or with a longer limit."
+        known = "Nothing was submitted. Submit the job again later, elsewhere, or with a longer limit."
         unknown = (
-            "The last try got no answer, so it may have been submitted. Submit it again with the same key, as a "
-            "retry does, to find it or to wait again; cancel it before you submit it elsewhere."
+            "The last try got no answer, so the job may have been submitted. Submit it again with the same key, "
+            "as a retry does, to find it or to wait again. Cancel it before you submit it elsewhere."
         )
         return Leaving(type(reached)(f"{reached} {known}"), type(reached)(f"{reached} {unknown}"))
 
     def end(self) -> None:
-        """The wait is over: the job is in the queue, or never will be."""
+        """Note that the wait is over: the job is in the queue, or never will be."""
         if self._why is not None:
             self.seconds = self._clock() - self._began

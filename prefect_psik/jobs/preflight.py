@@ -1,4 +1,4 @@
-"""Before a job is submitted: can it work? Facts from the facility -> checks, each with a plain verdict."""
+"""Checks before a job is submitted: could it work? Turns facts from the facility into checks with verdicts."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from prefect_psik.spec.jobspec import JobSpec
 from prefect_psik.spec.sbatch import read_arguments
 
 PSIK_OLDEST = (3, 1, 1)
-#: What psik 3.1.1 runs on.
+#: The oldest Python that psik 3.1.1 runs on.
 PYTHON_OLDEST = (3, 9)
-#: Below the first figure nothing can be submitted, below the second somebody should look.
+#: Below the first number nothing can be submitted; below the second, somebody should free some space.
 FREE_BYTES = 10_000_000, 1_000_000_000
 FREE_INODES = 100, 10_000
-#: A facility that takes longer than this to answer a preflight has trouble of its own.
+#: A facility that takes longer than this to answer a preflight has a problem itself.
 ANSWER_SECONDS = 90.0
 
 #: Commands that submit -> the scheduler they belong to.
@@ -45,11 +45,11 @@ _SCHEDULERS = {"qsub": "PBS", "bsub": "LSF", "condor_submit": "HTCondor", "flux"
 
 
 async def preflight(channel: Channel, block: PsikBackend, spec: JobSpec | None = None) -> PreflightReport:
-    """Check a backend from here to its scheduler; submits nothing and never raises for what it finds.
+    """Check a backend from here to its scheduler. Submits nothing; problems are reported, never raised.
 
     Args:
-        channel: Of the block.
-        block: Where.
+        channel: The block's channel.
+        block: The backend to check.
         spec: The job whose resources the scheduler is asked about; None: the block's defaults.
     """
     transport = channel.transport
@@ -74,12 +74,12 @@ async def preflight(channel: Channel, block: PsikBackend, spec: JobSpec | None =
 
 
 def unusable(backend: str, error: SpecError) -> PreflightReport:
-    """The report on a block that cannot be loaded: nothing else could be checked."""
+    """The report on a block that cannot be loaded, so that nothing else could be checked."""
     return PreflightReport(backend=backend, checks=[_check("block", Verdict.failed, str(error))])
 
 
 def _directives(notes: list[Note]) -> list[Check]:
-    """A row on the scheduler directives of the script, if it has any."""
+    """The check of the script's scheduler directives, if it has any."""
     verdict = Verdict.warning if any(note.warning for note in notes) else Verdict.ok
     return [_check("directives", verdict, f"Script, {'; '.join(note.text for note in notes)}.")] if notes else []
 
@@ -99,7 +99,7 @@ def preflight_payload(block: PsikBackend, spec: JobSpec) -> dict[str, Any]:
 
 
 def failure_of(report: PreflightReport) -> PreflightFailed | None:
-    """The error that stands for a report with failures, or None."""
+    """The error for a report with failures, or None."""
     if report.ok:
         return None
     found = " ".join(f"{check.name}: {check.message}" for check in report.failures)
@@ -111,16 +111,16 @@ def failure_of(report: PreflightReport) -> PreflightFailed | None:
 def judge_preflight(
     facts: PreflightAnswer, *, duration: int, nodes: int, asked: Mapping[str, str] | None = None
 ) -> list[Check]:
-    """Judge what the facility said.
+    """Judge what the facility answered.
 
     Args:
         facts: As `remote.preflight` gathers them.
         duration: Requested walltime, minutes.
         nodes: Requested number of nodes.
-        asked: Nodes that are `required` or `excluded` by the job's options.
+        asked: Nodes that the job's options name as `required` or `excluded`.
     """
     checks = [
-        _check("call", Verdict.ok, f"{facts.user} on {facts.host} answers."),
+        _check("call", Verdict.ok, f"Calls run as {facts.user} on {facts.host}."),
         _function(facts.letter),
         _versions(facts),
         _psik(facts),
@@ -143,10 +143,11 @@ def _check(name: str, verdict: Verdict, message: str) -> Check:
 def _block_is_open(block: PsikBackend) -> Check:
     if block.accept_jobs:
         if block.contradiction is not None:
-            return _check("block", Verdict.warning, f"It accepts jobs, but {block.contradiction}")
-        return _check("block", Verdict.ok, "It accepts jobs.")
+            return _check("block", Verdict.warning, f"The block accepts jobs, but {block.contradiction}")
+        return _check("block", Verdict.ok, "The block accepts jobs.")
     why = f": {block.note}" if block.note else ""
-    return _check("block", Verdict.failed, f"Its accept_jobs is off{why}. Wait, or use another backend.")
+    text = f"The block does not accept jobs (accept_jobs is off){why}. Wait, or use another backend."
+    return _check("block", Verdict.failed, text)
 
 
 def _endpoint(status: str, place: str) -> Check:
@@ -168,10 +169,10 @@ def _versions(facts: PreflightAnswer) -> Check:
         message += f", globus-compute-sdk {sdk} here and globus-compute-endpoint {endpoint} there"
     if tuple(map(int, there.split(".")[:2])) < PYTHON_OLDEST:
         oldest = ".".join(map(str, PYTHON_OLDEST))
-        text = f"{message}: that is too old for psik. Give the endpoint a Python {oldest} or newer."
+        text = f"{message}: Python {there} is too old for psik. Run the endpoint with Python {oldest} or newer."
         return _check("versions", Verdict.failed, text)
     same = here.rsplit(".", 1)[0] == there.rsplit(".", 1)[0] and endpoint in (None, sdk)
-    harmless = "" if same else "; the difference does no harm, since only text and JSON cross the wire"
+    harmless = "" if same else "; the difference does no harm, since only text and JSON are exchanged"
     return _check("versions", Verdict.ok, f"{message}{harmless}.")
 
 
@@ -195,9 +196,9 @@ def _psik(facts: PreflightAnswer) -> Check:
         return _check(
             "psik",
             Verdict.warning,
-            f"psik {version} is there; this package was tested with {oldest}. Try one job.",
+            f"psik {version} is installed, but this package was tested with {oldest}. Try one job first.",
         )
-    return _check("psik", Verdict.ok, f"psik {version} is there.")
+    return _check("psik", Verdict.ok, f"psik {version} is installed.")
 
 
 def _psik_python(facts: PythonFacts) -> Check:
@@ -206,18 +207,18 @@ def _psik_python(facts: PythonFacts) -> Check:
     return _check(
         "psik_python",
         Verdict.warning,
-        f"{facts.path} cannot be executed on the login node; jobs fail unless compute nodes have it.",
+        f"{facts.path} cannot be executed on the login node. Jobs will fail unless the compute nodes have it.",
     )
 
 
 def _function(answering: str | None) -> Check:
     if letter().endswith(f'\nLETTER = "{answering}"\n'):
-        return _check("function", Verdict.ok, "It is allowed there, and is this release's.")
+        return _check("function", Verdict.ok, "The registered function is allowed and matches this release.")
     return _check(
         "function",
         Verdict.warning,
-        "The function that answers is of another release. Register this one's with `prefect-psik functions "
-        "register`, and put its id into function_id of the block and allowed_functions of the endpoint.",
+        "The endpoint runs the function of another release. Register this release's with `prefect-psik functions "
+        "register`, and put its UUID into function_id of the block and allowed_functions of the endpoint.",
     )
 
 
@@ -225,7 +226,7 @@ def _site(facts: SiteFacts) -> Iterator[Check]:
     if facts.error is not None:
         yield _check("site", Verdict.failed, facts.error)
     elif facts.file:
-        yield _check("site", Verdict.ok, f"{facts.file} allows it.")
+        yield _check("site", Verdict.ok, f"{facts.file} allows this prefix and job.")
 
 
 def _prefix(facts: PrefixFacts) -> Iterator[Check]:
@@ -233,19 +234,19 @@ def _prefix(facts: PrefixFacts) -> Iterator[Check]:
         yield _check("prefix", Verdict.failed, facts.error)
         return
     yield _check("prefix", Verdict.ok, f"{facts.path} is writable.")
-    if facts.owners is not None:  # a function of an older release says nothing of them
+    if facts.owners is not None:  # an older release's function does not report them
         yield _owners(facts.path, facts.owners)
     yield _room("space", facts.free_bytes, FREE_BYTES, "bytes")
     if facts.free_inodes is not None:
-        yield _room("inodes", facts.free_inodes, FREE_INODES, "files")
+        yield _room("inodes", facts.free_inodes, FREE_INODES, "inodes")
     if facts.locks:
-        yield _check("locks", Verdict.ok, "They keep others out.")
+        yield _check("locks", Verdict.ok, "File locks work.")
     else:
         yield _check(
             "locks",
             Verdict.failed,
             f"flock does not work on the file system of {facts.path}, so two calls could submit a job twice. "
-            "Put the prefix on a file system with locks, or have it mounted with them (Lustre: -o flock).",
+            "Put the prefix on a file system with file locks, or have it mounted with them (Lustre: -o flock).",
         )
 
 
@@ -260,7 +261,7 @@ def _room(name: str, free: int, limits: tuple[int, int], unit: str) -> Check:
     least, comfortable = limits
     verdict = Verdict.failed if free < least else Verdict.warning if free < comfortable else Verdict.ok
     advice = "" if verdict is Verdict.ok else " Remove old job directories, or choose another prefix."
-    return _check(name, verdict, f"{free:,} {unit} are free there.{advice}")
+    return _check(name, verdict, f"{free:,} {unit} are free on the prefix's file system.{advice}")
 
 
 def _slurm(facts: SlurmFacts, duration: int, nodes: int) -> Iterator[Check]:
@@ -277,7 +278,7 @@ def _slurm(facts: SlurmFacts, duration: int, nodes: int) -> Iterator[Check]:
         yield _check(
             "accounting",
             Verdict.warning,
-            f"sacct says: {facts.accounting.text}. Ends are read from the queue and the logs instead.",
+            f"sacct does not work: {facts.accounting.text}. How jobs ended is read from the queue and the logs.",
         )
     yield _queue(facts.partition, duration, nodes)
     yield _test(facts.test)
@@ -286,30 +287,37 @@ def _slurm(facts: SlurmFacts, duration: int, nodes: int) -> Iterator[Check]:
 def _no_sbatch(commands: list[str]) -> Check:
     other = next((f"{name} ({scheduler})" for name, scheduler in _SCHEDULERS.items() if name in commands), None)
     if other:
-        text = f"There is no sbatch but {other}, which psik 3.1.1 does not speak: choose a facility with Slurm."
+        text = (
+            f"There is no sbatch, only {other}, which psik 3.1.1 does not support. Choose a facility with Slurm."
+        )
     else:
-        text = "sbatch is not on the PATH of the endpoint. Start the endpoint where Slurm's commands are."
+        text = (
+            "sbatch is not on the PATH of the endpoint. Start the endpoint where Slurm's commands are available."
+        )
     return _check("scheduler", Verdict.failed, text)
 
 
 def _queue(partition: Mapping[str, str] | None, duration: int, nodes: int) -> Check:
     if partition is None:
         return _check(
-            "queue", Verdict.failed, "Slurm shows no such partition. Correct queue_name of the block: see sinfo."
+            "queue",
+            Verdict.failed,
+            "Slurm shows no such partition. Correct queue_name of the block; sinfo lists the partitions.",
         )
     name = partition.get("PartitionName", "(without a name)")
     if partition.get("State") != "UP":
         return _check(
             "queue",
             Verdict.failed,
-            f"The partition {name} is {partition.get('State')}: jobs would wait. Use another.",
+            f"The partition {name} is {partition.get('State')}, so jobs would wait. Use another partition.",
         )
     longest = slurm_minutes(partition.get("MaxTime", ""))
     if longest is not None and duration > longest:
         return _check(
             "queue",
             Verdict.failed,
-            f"The partition {name} allows {longest} min, not {duration}: the job would never start. Ask for less.",
+            f"The partition {name} allows at most {longest} min, but the job asks for {duration}, so it would "
+            "never start. Ask for less.",
         )
     most = min(
         (int(partition[key]) for key in ("MaxNodes", "TotalNodes") if partition.get(key, "").isdecimal()),
@@ -319,16 +327,16 @@ def _queue(partition: Mapping[str, str] | None, duration: int, nodes: int) -> Ch
         return _check(
             "queue",
             Verdict.failed,
-            f"The partition {name} has or allows {most} nodes, not {nodes}. Ask for fewer.",
+            f"The partition {name} offers at most {most} nodes, but the job asks for {nodes}. Ask for fewer.",
         )
     limit = f" of at most {longest} min" if longest is not None else ""
-    return _check("queue", Verdict.ok, f"The partition {name} is up and takes jobs{limit}.")
+    return _check("queue", Verdict.ok, f"The partition {name} is up and accepts jobs{limit}.")
 
 
 def _maintenance(
     facts: SlurmFacts, duration: int, nodes: int, asked: Mapping[str, str], now: float
 ) -> Iterator[Check]:
-    """A row on a reservation for which the job would wait, if there is one."""
+    """The check for a reservation that would keep the job waiting, if there is one."""
     name = (facts.partition or {}).get("PartitionName")
     if name is None or facts.held is None:
         return
@@ -339,14 +347,14 @@ def _maintenance(
 
 def _test(test: Said | None) -> Check:
     if test is None or test.ok is None:
-        why = test.text if test else "psik is not there"
-        return _check("resources", Verdict.warning, f"sbatch was not asked about the job: {why}.")
+        why = test.text if test else "psik is not installed"
+        return _check("resources", Verdict.warning, f"The job was not tested with sbatch: {why}.")
     if test.full:
-        text = f"The queue takes no more jobs for now ({test.full}): a submission waits for a place."
+        text = f"The queue is full for now ({test.full}): a submission would wait for a place."
         return _check("resources", Verdict.warning, text)
     text = re.sub(r"start at ([0-9]{9,11})\b", _as_time, test.text.rstrip("."))
     if test.ok:
-        return _check("resources", Verdict.ok, f"sbatch would take the job: {text}.")
+        return _check("resources", Verdict.ok, f"sbatch would accept the job: {text}.")
     return _check(
         "resources",
         Verdict.failed,

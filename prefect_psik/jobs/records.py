@@ -1,4 +1,4 @@
-"""The facility's own records of jobs: listed, judged, and removed."""
+"""The facility's own records of jobs: list, judge and remove them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from prefect_psik.session.batcher import MAX_JOBS_PER_CALL
 from prefect_psik.session.poller import MAX_LOOKS_PER_CALL
 from prefect_psik.session.session import Channel
 
-#: As many as the facility lists in one answer.
+#: The most jobs that the facility lists in one answer.
 PAGE = 500
-#: As much of a log as the facility gives in one answer.
+#: The most of a log that the facility sends in one answer.
 LOG_BYTES = 16 * 1024
 
 Records = dict[str, JobRecord | PrefectPsikError]
-"""Jobs by stamp; an error stands for one whose records are damaged."""
+"""Jobs by stamp; a job whose records are damaged has an error instead."""
 
 
 async def read_records(
@@ -34,15 +34,15 @@ async def read_records(
     flow_run: str | None = None,
     limit: int | None = None,
 ) -> Records:
-    """List jobs under a prefix by stamp, newest first; an error stands for a job whose records are not usable.
+    """List jobs under a prefix by stamp, newest first; a job whose records are not usable has an error instead.
 
     Args:
-        channel: Of the backend.
-        endpoint_id: Of the backend, for the handles.
+        channel: The backend's channel.
+        endpoint_id: The backend's endpoint, for the handles.
         backend: The block's name, for the handles.
-        stamps: Only these.
-        flow_run: Only those that this flow run, or one within it, submitted.
-        limit: At most so many; None: all.
+        stamps: List only these jobs; empty: all.
+        flow_run: List only the jobs that this flow run, or one within it, submitted.
+        limit: Maximum number of jobs; None: all.
     """
     found: Records = {}
     skip, more = 0, True
@@ -67,7 +67,7 @@ def intact(records: Records) -> list[JobRecord]:
 
 
 def damaged(records: Records) -> dict[str, PrefectPsikError]:
-    """By stamp the errors that stand for the others."""
+    """The errors of the other jobs, by stamp."""
     return {stamp: err for stamp, err in records.items() if isinstance(err, PrefectPsikError)}
 
 
@@ -96,7 +96,7 @@ def _record(stamp: str, entry: Entry, endpoint_id: UUID | None, backend: str | N
 
 
 async def read_statuses(channel: Channel, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
-    """Judge several jobs in as few calls as possible; by stamp. One whose facts cannot be had is not final."""
+    """Judge several jobs in as few calls as possible; by stamp. A job whose facts cannot be read is not final."""
     found: dict[str, JobStatus] = {}
     left = {handle.stamp: handle for handle in handles}
     while left:
@@ -113,7 +113,7 @@ async def read_statuses(channel: Channel, handles: Sequence[JobHandle]) -> dict[
 async def cancel_jobs(
     channel: Channel, handles: Sequence[JobHandle], owner: dict[str, Any]
 ) -> dict[str, JobStatus | PrefectPsikError]:
-    """Cancel several jobs, together; one that cannot be canceled stops no other. By stamp."""
+    """Cancel several jobs together; one that cannot be canceled does not keep the others. By stamp."""
 
     async def one(handle: JobHandle) -> JobStatus | PrefectPsikError:
         try:
@@ -136,7 +136,7 @@ async def cancel_flow_run(
 
 
 async def remove_jobs(channel: Channel, handles: Sequence[JobHandle]) -> dict[str, str | None]:
-    """Remove the directories of jobs that have ended; by stamp: None, or why it was kept."""
+    """Remove the directories of jobs that have ended. By stamp: None, or why the directory was kept."""
     found: dict[str, str | None] = {}
     for begin in range(0, len(handles), MAX_JOBS_PER_CALL):
         part = handles[begin : begin + MAX_JOBS_PER_CALL]
@@ -152,8 +152,8 @@ async def read_logs(
     """Read some of a job's log.
 
     Args:
-        channel: Of the backend.
-        handle: Which job.
+        channel: The backend's channel.
+        handle: The job.
         stream: stdout, stderr or console.
         offset: Byte to begin at; None: near the end.
 

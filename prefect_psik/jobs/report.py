@@ -1,4 +1,4 @@
-"""What people see of a job: log lines, an artifact at the end, and events."""
+"""What people see of a job: log lines, events, and an artifact at the end."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from prefect_psik.plain_text import code_block, markdown, plain, plain_values
 from prefect_psik.session.poller import Update
 
 _LINE_LIMIT = 500
-#: Of the reasons for which a job waited, the card shows so many.
+#: The most reasons to wait that the card shows.
 MOST_WAITS = 5
 
 
 class Reporter:
-    """Tells the progress of one job where the waiter runs.
+    """Logs the progress of one job where the waiter runs.
 
     Args:
-        handle: Of the job.
-        waits: What it waited for before it was submitted, for the card.
+        handle: The job's handle.
+        waits: What the job waited for before it was submitted, for the card.
     """
 
     def __init__(self, handle: JobHandle, waits: Sequence[str] = ()) -> None:
@@ -42,12 +42,12 @@ class Reporter:
         self._partial: dict[str, str] = {}
 
     def tell(self, update: Update) -> None:
-        """Log what changed: a state, a reason to wait, trouble on the way, new lines of the job's logs."""
+        """Log what changed: the state, the reason to wait, lost contact, new lines of the job's logs."""
         if update.trouble != self._trouble:
             if update.trouble:
-                self.logger.warning("%s: no news, still trying: %s", self.handle, update.trouble)
+                self.logger.warning("%s: no answer, still trying: %s", self.handle, update.trouble)
             else:
-                self.logger.info("%s: in touch again", self.handle)
+                self.logger.info("%s: contact restored", self.handle)
             self._trouble = update.trouble
         if update.status is None:
             return
@@ -77,7 +77,7 @@ class Reporter:
         if status.reason and status.started is None and not status.state.is_final:
             self.waits.append(status.reason)
         if status.stuck:
-            self.logger.warning("%s will not start by itself%s", self.handle, why)
+            self.logger.warning("%s will not start unless something is changed%s", self.handle, why)
         elif not status.state.is_final:
             self.logger.info("%s is %s%s", self.handle, status.state.value, why)
         payload = {
@@ -109,7 +109,7 @@ class Reporter:
 
 
 def job_card(result: JobResult, waits: Sequence[str] = ()) -> str:
-    """A job at its end, as Markdown; `waits`: what it waited for before it started."""
+    """A finished job as Markdown; `waits`: what it waited for before it started."""
     handle = result.handle
     rows = {
         "state": result.state.value + (f" ({result.cause.value})" if result.cause else ""),
@@ -144,7 +144,7 @@ def _nodes(result: JobResult) -> str | None:
 
 
 def emit_job_event(event: str, stamp: str, name: str, payload: dict[str, Any]) -> None:
-    """Emit an event `psik.job.EVENT` of a job, in a flow or task run."""
+    """Emit an event `psik.job.EVENT` for a job, if this is a flow or task run."""
     if not in_run():
         return
     emit_event(
@@ -164,14 +164,14 @@ def _optional_words(seconds: float | None) -> str | None:
 
 
 def in_words(seconds: float) -> str:
-    """A time that was measured, as a person reads it."""
+    """A measured time, as a person reads it."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def tell_preflight(report: PreflightReport) -> None:
-    """Log the checks that are not fine, and leave all in a table artifact."""
+    """Log the checks that are not ok, and put all of them into a table artifact."""
     _log_checks(report)
     if in_run():
         create_table_artifact(**_preflight_table(report))

@@ -1,4 +1,4 @@
-"""One submission as a task makes it: identified where the task runs, told where it waits."""
+"""A submission made by a task: identified where the task runs, and logged where it waits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Rerun = Literal["on_retry", "never"]
 
 @dataclass(frozen=True)
 class Sending:
-    """A submission that was begun: what will come of it, and its ticket for a queue that may be full."""
+    """A submission in progress: its future result, and its ticket for a queue that may be full."""
 
     future: Future[Submitted]
     ticket: Ticket
@@ -47,9 +47,9 @@ class Sending:
 
 @dataclass(frozen=True)
 class Submission:
-    """One submission: where, what, and as which job.
+    """One submission: the backend, the spec, and the job's identity.
 
-    Made where the task runs, since the identity is read from Prefect's contexts; another run of the same job
+    Created where the task runs, since the identity is read from Prefect's contexts; another run of the same job
     keeps it.
     """
 
@@ -64,11 +64,11 @@ class Submission:
     def of(
         cls, block: PsikBackend, spec: JobSpec, *, key: str | None, rerun: Rerun, on_cancel: OnCancel
     ) -> Submission:
-        """Check that the backend is open, find out which job this is, and log what its script asks for.
+        """Check that the backend is open, work out which job this is, and log what its script asks for.
 
         Raises:
-            BackendClosed: The backend is drained.
-            SpecError: The key is not usable, or a directive of the script cannot be honoured.
+            BackendClosed: The backend does not accept jobs.
+            SpecError: The key is not usable, or a directive of the script cannot be followed.
         """
         block.check_open()
         notes = block.prepare(spec).notes
@@ -84,11 +84,11 @@ class Submission:
 
     @property
     def place(self) -> str:
-        """Where, as a person would say it."""
+        """The job's location, as a person would call it."""
         return self._handle().place
 
     def _handle(self, run: int = 1) -> JobHandle:
-        """A handle of what may have been submitted; the facility has answered nothing yet."""
+        """A handle for what may have been submitted, before the facility has answered."""
         block, identity = self.block, self.identity
         return JobHandle(
             endpoint_id=block.endpoint_id,
@@ -102,7 +102,7 @@ class Submission:
         )
 
     def begin(self, again: Again | None) -> Sending:
-        """Start it on the session's loop."""
+        """Start the submission on the session's loop."""
         ticket = Ticket()
 
         async def work(channel: Channel) -> Submitted:
@@ -143,17 +143,17 @@ class Submission:
         if self.on_cancel == "cancel":
             cancellation.note_job(channel, submitted.handle, self.flow_runs)
             ours = submitted.created or self.identity.is_own
-            if ours and isinstance(ticket.left, FlowRunCancelling):  # it got a place at the last moment
+            if ours and isinstance(ticket.left, FlowRunCancelling):  # the job got a place at the last moment
                 await channel.cancel(submitted.handle, owner)
         return submitted
 
     async def _call_off(self, channel: Channel, run: int, left: PrefectPsikError, owner: dict[str, Any]) -> None:
         """Cancel a run that the last try may have started, if the flow run is being cancelled.
 
-        A job with a key of the user's may be somebody else's: only one that this flow run created is canceled.
+        A job with the user's own key may be somebody else's: it is canceled only if this flow run created it.
 
         Raises:
-            PrefectPsikError: It could not be canceled; it may go on.
+            PrefectPsikError: It could not be canceled; it may still be running.
         """
         if self.on_cancel != "cancel":
             return
@@ -169,12 +169,14 @@ class Submission:
         await channel.cancel(handle, owner)
 
     def _wait_for_place(self, ticket: Ticket, sending: asyncio.Task[Submitted]) -> Watched:
-        """Its wait for a place in the queue, as the watcher of its flow run knows it."""
+        """The wait for a place in the queue, in the form that the flow run's watcher uses."""
         text = f"The flow run is being cancelled while {self.job} waits for a place in the queue; "
-        asked = "was asked to stop" if self.on_cancel == "cancel" else "goes on, as asked"
+        asked = "was asked to stop" if self.on_cancel == "cancel" else "keeps running, as requested"
         leaving = Leaving(
             FlowRunCancelling(f"{text}it was not submitted."),
-            FlowRunCancelling(f"{text}its last try got no answer, and if a job came of it, this {asked}."),
+            FlowRunCancelling(
+                f"{text}its last try got no answer. If that try submitted the job, the job {asked}."
+            ),
         )
 
         async def stop() -> None:
@@ -193,9 +195,9 @@ class Submission:
         )
 
     def interrupted(self, sending: Sending) -> Future[None]:
-        """A wait for a place ends. Else the submission goes on.
+        """End the wait for a place, if there is one; otherwise let the submission finish.
 
-        A job that comes of it while the flow run is cancelled is canceled, too.
+        If the flow run is being cancelled, a job that was submitted meanwhile is canceled, too.
         """
         text = f"The submission of {self.job} was interrupted; "
         leaving = Leaving(
@@ -227,7 +229,7 @@ def _tell_directives(spec: JobSpec, notes: list[Note]) -> None:
 
 
 def submit(submission: Submission, again: Again | None = None, wait: PlaceWait | None = None) -> JobHandle:
-    """Submit a job once, when the queue has a place for it, and tell so."""
+    """Submit a job once, when the queue has a place for it, and log that."""
     sending, wait = submission.begin(again), wait or PlaceWait()
     upcoming = sending.ticket.news.next()
     try:

@@ -40,7 +40,7 @@ from prefect_psik.spec.retry import Growth, RetryRule
 _NO_LIMITS = WaitLimits()
 
 
-# Every task here has an effect or looks at the world: a cached result would be wrong.
+# Every task here has an effect or reads a state that changes: a cached result would be wrong.
 
 
 def _submit_name() -> str:
@@ -62,33 +62,34 @@ def submit_job(
     """Submit a job once, and return as soon as it is in the queue.
 
     A normal return means that the job is recorded at the facility and handed to its scheduler. A task
-    retry, a flow retry or a second process with the same key gets the same job back. Where a limit on the number
-    of jobs in the queue is reached (Slurm's MaxSubmitJobs), it waits for a place.
+    retry, a flow retry or a second process with the same key gets the same job back. If the limit on the number
+    of jobs in the queue is reached (Slurm's MaxSubmitJobs), the task waits for a place.
 
     Args:
         backend: A `psik-backend` block or its name; None: the one that the spec names.
         spec: A `JobSpec`, or the path of a `job.yaml`.
-        key: Idempotency key, such as a scan number: it stands for one job under the backend's prefix,
+        key: Idempotency key, such as a scan number: it identifies one job under the backend's prefix,
             whoever submits it. Default: made from the flow run and the spec; random outside of a flow run.
         rerun: `on_retry`: a retry of the task or flow runs a failed or canceled job again, as the next
-            run of the same job. `never`: it gets that job back.
-        on_cancel: `leave`: the hook `cancel_psik_jobs` of the flow run leaves it alone.
-        limits: How long to wait for a place in a full queue (`queue`), and without an answer meanwhile
-            (`trouble`); None: for ever.
+            run of the same job. `never`: the retry gets the failed or canceled job back.
+        on_cancel: `leave`: cancelling the flow run, also through its hook `cancel_psik_jobs`, leaves the job
+            alone.
+        limits: How long to wait for a place in a full queue (`queue`), and how long without an answer while
+            waiting for it (`trouble`); None: no limits.
 
     Returns:
-        The handle by which the job is found again, from any process.
+        The handle, with which any process can find the job again.
 
     Raises:
         SpecError: The spec or the key is not usable.
-        BackendNotFound: No block of that name.
+        BackendNotFound: There is no block of that name.
         BackendClosed: The block does not accept jobs.
-        KeyConflict: The key stands for a job with another spec.
-        SubmitRejected: The facility refused the job, with its words.
-        WaitLimitReached: A limit is reached while there is no place in the queue; says whether the job may have
-            been submitted all the same.
+        KeyConflict: The key belongs to a job with a different spec.
+        SubmitRejected: The facility refused the job; quotes its reason.
+        WaitLimitReached: A limit was reached before there was a place in the queue; says whether the job may
+            have been submitted anyway.
         FlowRunCancelling: The flow run is being cancelled.
-        FacilityError: Trouble on the way or there.
+        FacilityError: Something failed at the facility or on the way there.
     """
     refuse_running_loop("asubmit_job")
     spec = resolve_spec(spec)
@@ -125,23 +126,23 @@ def wait_for_job(
     """Wait until a job is final.
 
     Args:
-        handle: From `submit_job`, from any process or day; also as its JSON.
-        backend: A block with the login, if the handle's own block is gone or has another one.
-        on_cancel: What a cancel of the flow run does to the job. A crash, a redeploy or Ctrl-C always
+        handle: From `submit_job`, in any process and at any later time; its JSON is accepted, too.
+        backend: A block with the login, if the handle's own block no longer exists or has another login.
+        on_cancel: What cancelling the flow run does to the job. A crash, a redeploy or Ctrl-C always
             leaves it running, to be found again.
-        limits: How long to wait in the queue, for the run, and without news; None: for ever.
+        limits: How long to wait in the queue, during the run, and without an answer; None: no limits.
 
     Returns:
         The result of a completed job: a normal return means that the job's script ended with 0 and that
-        all of `expect` and `outputs` is there.
+        everything that `expect` and `outputs` name exists.
 
     Raises:
-        JobFailed: It failed; `cause` and `result` say how.
-        MissingOutput: It ended well, but what it promised is not there.
-        JobCanceled: It was canceled, by us or from outside.
-        WaitLimitReached: A limit is reached.
+        JobFailed: The job failed; `cause` and `result` say how.
+        MissingOutput: The script succeeded, but some of its expected output is missing.
+        JobCanceled: The job was canceled, by us or from outside.
+        WaitLimitReached: A limit was reached.
         FlowRunCancelling: The flow run is being cancelled.
-        FacilityError: Trouble that will not pass by itself; says nothing about the job.
+        FacilityError: A fault that waiting will not fix; says nothing about the job.
     """
     refuse_running_loop("await_for_job")
     handle = resolve_handle(handle)
@@ -169,9 +170,9 @@ def wait_for_start(
     on_cancel: OnCancel = "cancel",
     limits: WaitLimits | None = None,
 ) -> JobStatus:
-    """Wait until a job runs: for a service that is used while it runs, or to see which of several starts first.
+    """Wait until a job starts: for a service that is used while it runs, or to see which of several starts first.
 
-    Once it returns, nobody waits for the job: give the flow the hook `cancel_psik_jobs`, or wait for its end.
+    After this returns, nothing waits for the job: give the flow the hook `cancel_psik_jobs`, or wait for its end.
 
     Args:
         handle: See `wait_for_job`.
@@ -180,12 +181,12 @@ def wait_for_start(
         limits: See `wait_for_job`; `run` has no effect.
 
     Returns:
-        Its status: active, or final if it has ended already, however it ended.
+        The job's status: active, or final if it has already ended, in whatever way.
 
     Raises:
-        WaitLimitReached: A limit is reached.
+        WaitLimitReached: A limit was reached.
         FlowRunCancelling: The flow run is being cancelled.
-        FacilityError: Trouble that will not pass by itself; says nothing about the job.
+        FacilityError: A fault that waiting will not fix; says nothing about the job.
     """
     refuse_running_loop("await_for_start")
     handle = resolve_handle(handle)
@@ -208,14 +209,14 @@ async def await_for_start(
 
 @task(name="poll psik job", cache_policy=NO_CACHE)
 def poll_job(handle: HandleLike, *, backend: BackendLike | None = None) -> JobStatus:
-    """Look at a job once.
+    """Poll a job once.
 
     Args:
-        handle: From `submit_job`; also as its JSON.
-        backend: A block with the login, if the handle's own block is gone or has another one.
+        handle: From `submit_job`; its JSON is accepted, too.
+        backend: A block with the login, if the handle's own block no longer exists or has another login.
 
     Raises:
-        FacilityError: Trouble on the way or there.
+        FacilityError: Something failed at the facility or on the way there.
     """
     refuse_running_loop("apoll_job")
     handle = resolve_handle(handle)
@@ -231,11 +232,11 @@ async def apoll_job(handle: HandleLike, *, backend: BackendLike | None = None) -
 
 @task(name="cancel psik job", cache_policy=NO_CACHE)
 def cancel_job(handle: HandleLike, *, backend: BackendLike | None = None) -> JobStatus:
-    """Cancel a job, and return when it has ended; a job that had already ended keeps its end.
+    """Cancel a job, and return when it has ended; a job that had already ended keeps its final state.
 
     Args:
-        handle: From `submit_job`; also as its JSON.
-        backend: A block with the login, if the handle's own block is gone or has another one.
+        handle: From `submit_job`; its JSON is accepted, too.
+        backend: A block with the login, if the handle's own block no longer exists or has another login.
 
     Raises:
         FacilityError: It could not be canceled; it may still be running.
@@ -275,18 +276,18 @@ def run_job(
         rerun: See `submit_job`.
         on_cancel: See `wait_for_job`.
         limits: See `wait_for_job`.
-        retry_on: Causes of failure that are answered with another run of the same job, at once and within
-            this task, such as `{FailureCause.node_failure}`. The logs of earlier runs are kept.
-        growth: How much more walltime or memory that run gets after `walltime` or `out_of_memory`.
-        max_runs: Runs in all, within one attempt of this task.
-        preflight: Make `run_preflight` first, and submit nothing if a check fails.
+        retry_on: Failure causes to retry, such as `{FailureCause.node_failure}`: the job is run again at once,
+            within this task. The logs of earlier runs are kept.
+        growth: How much more walltime or memory the next run gets after `walltime` or `out_of_memory`.
+        max_runs: Maximum number of runs within one attempt of this task.
+        preflight: Do the checks of `run_preflight` first, and submit nothing if one fails.
 
     Returns:
         The result of a completed job.
 
     Raises:
         PreflightFailed: A check failed.
-        PrefectPsikError: All that `submit_job` and `wait_for_job` raise.
+        PrefectPsikError: Anything that `submit_job` and `wait_for_job` raise.
     """
     refuse_running_loop("arun_job")
     spec = resolve_spec(spec)
@@ -324,9 +325,9 @@ async def arun_job(
 
 @task(name="preflight of psik backend", cache_policy=NO_CACHE)
 def run_preflight(backend: BackendLike, spec: SpecLike | None = None) -> PreflightReport:
-    """Tell before a job is submitted whether it can work: endpoint, versions, prefix, scheduler, resources.
+    """Check before submitting whether a job could work: endpoint, versions, prefix, scheduler, resources.
 
-    Submits nothing. The checks are in a table artifact of the run.
+    Submits nothing. The run gets a table artifact with all checks.
 
     Args:
         backend: A `psik-backend` block or its name.
@@ -337,8 +338,8 @@ def run_preflight(backend: BackendLike, spec: SpecLike | None = None) -> Preflig
         All checks; none of them failed.
 
     Raises:
-        PreflightFailed: Some failed; its `report` has all.
-        BackendNotFound: No block of that name.
+        PreflightFailed: A check failed; its `report` has all checks.
+        BackendNotFound: There is no block of that name.
     """
     refuse_running_loop("arun_preflight")
     resolved = None if spec is None else resolve_spec(spec)

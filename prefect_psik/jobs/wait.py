@@ -1,4 +1,4 @@
-"""A job's steps as tasks take them: wait, run, cancel; each for a sync task and for its async twin."""
+"""What tasks do with a job: wait, run, cancel; each for a sync task and for its async twin."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _started(update: Update) -> JobStatus:
 def _follow(
     waiting: Wait, reporter: Reporter, limits: WaitLimits, enough: Callable[[Update], bool], ahead: float = 0.0
 ) -> Update:
-    """Take the updates of a job, and tell them, until one is enough; `ahead`: seconds that count as queued."""
+    """Read and log the updates of a job until one is enough; `ahead`: seconds that count as queued."""
     watch, update = LimitWatch(limits, waiting.handle, ahead=ahead), Update()
     upcoming = waiting.subscription.next()
     while not enough(update):
@@ -169,8 +169,8 @@ def _begin_wait(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCance
 
 
 async def _over_limit(waiting: Wait, reached: WaitLimitReached, limits: WaitLimits) -> WaitLimitReached:
-    """Do with the job what was asked for, and say so in the error."""
-    goes_on = "It goes on: wait for it again with its handle, or cancel it."
+    """Leave or cancel the job, as `limits.on_limit` says, and report that in the error."""
+    goes_on = "The job was not canceled: wait for it again with its handle, or cancel it."
     if limits.on_limit == "leave":
         return type(reached)(f"{reached} {goes_on}", handle=reached.handle)
     try:
@@ -179,7 +179,7 @@ async def _over_limit(waiting: Wait, reached: WaitLimitReached, limits: WaitLimi
         return type(reached)(
             f"{reached} It was asked to stop, which failed: {err} {goes_on}", handle=reached.handle
         )
-    became = f"It was asked to stop and is {status.state.value} now."
+    became = f"It was asked to stop and is now {status.state.value}."
     return type(reached)(f"{reached} {became}", handle=reached.handle)
 
 
@@ -194,7 +194,7 @@ def _completed(found: JobResult) -> JobResult:
 
 
 def run(submission: Submission, limits: WaitLimits, retry: RetryRule) -> JobResult:
-    """Submit a job and wait for it, again where the rule says so."""
+    """Submit a job and wait for it; run it again if the rule says so."""
     again: Again | None = None
     while True:
         place = PlaceWait(limits)
@@ -228,11 +228,11 @@ def _another_run(error: JobFailed, again: Again | None, retry: RetryRule) -> Aga
         return None
     handle = error.result.handle
     run_logger().warning(
-        "%s ended with %s; another run is submitted, with %s min and %s of memory",
+        "%s ended with %s; submitting another run, with %s and %s",
         handle,
         error.cause,
-        asked.duration or "the same",
-        asked.memory or "the same amount",
+        f"{asked.duration} min of walltime" if asked.duration else "the same walltime",
+        f"{asked.memory} of memory" if asked.memory else "the same memory",
     )
     return Again(after=handle.jobndx, number=runs, asked=asked)
 
@@ -241,7 +241,7 @@ def _another_run(error: JobFailed, again: Again | None, retry: RetryRule) -> Aga
 
 
 def look(handle: JobHandle, block: PsikBackend | None) -> Future[JobStatus]:
-    """Look once."""
+    """Poll a job once."""
     return on_handle(handle, block, lambda channel: channel.look(handle))
 
 
@@ -252,15 +252,15 @@ def cancel(handle: JobHandle, block: PsikBackend | None) -> Future[JobStatus]:
 
 
 def check(block: PsikBackend, spec: JobSpec | None) -> Future[PreflightReport]:
-    """Make a preflight."""
+    """Run a preflight."""
     return on_block(block, lambda channel: preflight(channel, block, spec))
 
 
 def passed(report: PreflightReport) -> PreflightReport:
-    """Return a report without failures.
+    """Return the report if it has no failures.
 
     Raises:
-        PreflightFailed: It has some.
+        PreflightFailed: It has failures.
     """
     error = failure_of(report)
     if error is not None:

@@ -1,7 +1,8 @@
-"""Submissions that wait for a place in a full queue: one tries for all of its account, the others follow.
+"""Submissions that wait for a place in a full queue: one tries for its whole account, the others follow.
 
-A limit on the number of jobs in the queue passes once others end. Whoever waits for that has its own news and can
-leave at any time; nothing of it is kept at the facility, so a later attempt under the same key begins again.
+A limit on the number of jobs in the queue no longer applies once other jobs end. Each waiter gets its own news and
+can leave at any time. The facility keeps nothing about the wait, so a later attempt under the same key starts from
+scratch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from prefect_psik.session.batcher import MAX_JOBS_PER_CALL, is_transient
 from prefect_psik.session.poller import Subscription
 from prefect_psik.spec.sbatch import read_arguments
 
-#: Between two tries of one line: the first pause, and the longest one.
+#: The first and the longest pause between two tries of one line.
 FIRST_PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 60.0
 PAUSE_GROWTH = 1.5
@@ -40,7 +41,7 @@ class Line(NamedTuple):
 
 
 def line_of(job: dict[str, Any]) -> dict[str, Line]:
-    """The line that a job stands in, by what sbatch is given, as a part of its submission; none without Slurm."""
+    """The line in which a job waits, from its sbatch arguments, as part of its submission; none without Slurm."""
     backend = job["backend"]
     if backend["type"] != "slurm":
         return {}
@@ -54,8 +55,8 @@ class Waiting:
     """News of a submission that waits for a place.
 
     Args:
-        line: Where.
-        limit: The limit that is reached, as Slurm calls it.
+        line: The line in which it waits.
+        limit: The limit that has been reached, as Slurm calls it.
         trouble: What went wrong at the last try of the line, if it got no answer.
     """
 
@@ -68,19 +69,19 @@ class Waiting:
 
 
 class Leaving(NamedTuple):
-    """The errors of a submission that leaves its line: it was not submitted, or that is not known."""
+    """The errors of a submission that leaves its line: it was not submitted, or this is not known."""
 
     known: PrefectPsikError
     unknown: PrefectPsikError
 
 
 class Ticket:
-    """One submission, as its waiter holds it. The news can be read anywhere, the rest is the session's loop's.
+    """One submission, as its waiter holds it. Use it on the session's loop only, except for `news`.
 
     Attributes:
-        news: Of its wait; the one who made the ticket ends them with None.
-        unconfirmed: The run that its last try may have started, since the try got no clear answer; else None.
-        begins: Called once, when it has to wait.
+        news: News of the wait; the creator of the ticket ends it with None.
+        unconfirmed: The run that the last try may have started, since the try got no clear answer; else None.
+        begins: Called once, when the submission has to wait.
     """
 
     def __init__(self) -> None:
@@ -93,22 +94,22 @@ class Ticket:
 
     @property
     def left(self) -> PrefectPsikError | None:
-        """The error with which it leaves its line; None: it does not."""
+        """The error with which it leaves its line; None: it stays."""
         if self._leaving is None:
             return None
         return self._leaving.known if self.unconfirmed is None else self._leaving.unknown
 
     def withdraw(self, leaving: Leaving) -> None:
-        """Leave the line. A try that is under way ends first: the job may come of it."""
+        """Leave the line. A try that is under way finishes first, since it may submit the job."""
         self._leaving = leaving
         self._leave()
 
     def enters(self, leave: Callable[[], None]) -> None:
-        """Stand in a line, which is left in this way."""
+        """Join a line; `leave` is called to leave it."""
         self._leave = leave
 
     def tell(self, waiting: Waiting) -> None:
-        """Hand news to the waiter, if they are new."""
+        """Hand news to the waiter, if it differs from the last."""
         if self._last is None:
             self.begins()
         if waiting != self._last:
@@ -131,7 +132,7 @@ class _Place:
             self.end(self.ticket.left)
 
     def end(self, outcome: SubmitAnswer | BaseException) -> None:
-        """Hand an answer or an error to who waits for it."""
+        """Hand an answer or an error to the waiter."""
         if self.future.done():
             return
         if isinstance(outcome, BaseException):
@@ -144,7 +145,7 @@ class _Queue:
     """The submissions of one line that wait, first come first served."""
 
     def __init__(self, line: Line, send: Send) -> None:
-        self.limit: str | None = None  # that is reached, while any wait
+        self.limit: str | None = None  # the limit that has been reached, while any submission waits
         self._line = line
         self._send = send
         self._places: list[_Place] = []
@@ -168,7 +169,7 @@ class _Queue:
             self._places.remove(place)
 
     def _tell_all(self, trouble: str | None = None) -> None:
-        """Tell every waiter what the last answer was, or why there was none: one tries for all."""
+        """Report the last answer, or why there was none, to every waiter, since one tries for all."""
         for place in self._places:
             if not place.future.done():
                 place.ticket.tell(Waiting(self._line, self.limit or "", trouble))
@@ -176,7 +177,7 @@ class _Queue:
     async def _serve(self) -> None:
         try:
             await self._tries()
-        except BaseException as err:  # a wait that nobody serves any more must end
+        except BaseException as err:  # nothing serves these waits any more, so they must end
             for place in self._places:
                 place.end(RemoteCodeError(f"Waiting for a place in the queue of {self._line} failed: {err!r}."))
             raise
@@ -184,7 +185,7 @@ class _Queue:
             self.limit = None
 
     async def _tries(self) -> None:
-        """Try one; while all get through, twice as many at a time."""
+        """Try one submission at a time; while all tries succeed, double the number."""
         pause, group = FIRST_PAUSE_SECONDS, 1
         while self._places:
             await asyncio.sleep(pause)
@@ -204,7 +205,7 @@ class _Queue:
             place.ticket.unconfirmed = None
             self._tell_all()
         except QueueFull as full:
-            place.ticket.unconfirmed = None  # the facility looks for the job before it says so
+            place.ticket.unconfirmed = None  # the facility searches for the job before it answers this
             self.limit = full.limit
             self._tell_all()
         except PrefectPsikError as err:
@@ -230,10 +231,10 @@ class Admission:
     async def submit(self, job: dict[str, Any], ticket: Ticket) -> SubmitAnswer:
         """Create or get one job, as soon as there is a place for it.
 
-        Where others wait already, the job is only looked for, and waits behind them if it was not submitted.
+        If others are waiting, the facility only searches for the job. If it was not submitted, it joins the line.
 
         Args:
-            job: See `remote.submit`; with a `Line` as its `line` where there is a limit to wait for.
+            job: See `remote.submit`; has a `Line` as its `line` if there can be a limit to wait for.
             ticket: The waiter's.
         """
         if "line" not in job:

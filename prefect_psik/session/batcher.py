@@ -1,4 +1,4 @@
-"""Items of jobs that arrive together travel together, in one call."""
+"""Sends items of several jobs that arrive together in one call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefect_psik.exceptions import PrefectPsikError, RemoteCodeError
 from prefect_psik.outcome.arrival import Answer
 from prefect_psik.transport.base import MAX_CALL_BYTES, Transport
 
-#: How long a call is repeated while its errors are transient.
+#: How long a call is retried while its errors are transient.
 REPEAT_SECONDS = 120.0
 MAX_JOBS_PER_CALL = 200
 
@@ -25,13 +25,13 @@ def is_transient(error: BaseException) -> bool:
 A = TypeVar("A", bound=Answer)
 
 Call = Callable[[list[dict[str, Any]]], Awaitable[dict[str, A | PrefectPsikError]]]
-"""Sends the items of several jobs; returns by stamp their answers, or the errors that stand for them."""
+"""Sends the items of several jobs; returns their answers, or errors in place of answers, by stamp."""
 
 _Entry = tuple[dict[str, Any], asyncio.Future[A], float]
 
 
 class Batcher(Generic[A]):
-    """Collects items and sends them together; one call at a time, so that a busy one fills the next."""
+    """Collects items and sends them together; one call at a time, so that items gather while a call is running."""
 
     def __init__(self, transport: Transport, call: Call[A]) -> None:
         self._transport = transport
@@ -67,15 +67,18 @@ class Batcher(Generic[A]):
                 self._items.remove(entry)
             try:
                 await self._send(batch)
-            except Exception as err:  # noqa: BLE001 - whoever waits must learn of a defect; the others go on
+            except Exception as err:  # noqa: BLE001 - waiters must get a defect as an error; the others continue
                 self._fail(batch, err)
-            except BaseException as err:  # nobody serves the others any more
+            except BaseException as err:  # nothing serves the others any more
                 self._fail(batch + self._items, err)
                 self._items.clear()
                 raise
 
     def _fail(self, entries: list[_Entry[A]], err: BaseException) -> None:
-        text = f"The work on {len(entries)} jobs failed on {self._transport.place}: {err!r}. This is a defect."
+        text = (
+            f"A call for {len(entries)} jobs failed on {self._transport.place}: {err!r}. This is a defect of "
+            "prefect-psik."
+        )
         for _, future, _ in entries:
             if not future.done():
                 future.set_exception(RemoteCodeError(text))

@@ -1,4 +1,4 @@
-"""Who waits for which job, and the poll cycle that serves all waits on a backend with one call."""
+"""Keeps track of who waits for which job, and serves all waits on a backend with one call per poll cycle."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 MAX_LOOKS_PER_CALL = 500
-#: The pause between two looks is this part of the time since anything changed, between floor and interval.
+#: The pause between two polls is this fraction of the time since the last change, between floor and interval.
 PAUSE_PART = 0.05
-#: A log that runs ahead of us by more is skipped to its end.
+#: If a log is ahead of us by more than this, we skip to its end.
 LOG_BACKLOG_BYTES = 64 * 1024
-#: Between two looks at the results of a job whose facility does not answer.
+#: Pause between two checks of a job's results while the facility does not answer.
 CHECK_PAUSE_SECONDS = 10.0
 
 
 @dataclass
 class Update:
-    """What changed between two looks."""
+    """What changed between two polls."""
 
     status: JobStatus | None = None
     logs: dict[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Update:
 
     @property
     def is_final(self) -> bool:
-        """Whether it tells the end of the job."""
+        """Whether it reports the end of the job."""
         return self.status is not None and self.status.state.is_final
 
 
@@ -91,12 +91,12 @@ class _Watch:
     offsets: dict[str, int] = field(default_factory=dict)
     status: JobStatus | None = None
     trouble: str | None = None  # the scheduler's
-    silent: bool = False  # the last look got no answer at all
-    checking: asyncio.Task[None] | None = None  # it ended, and its results are looked at
+    silent: bool = False  # the last poll got no answer at all
+    checking: asyncio.Task[None] | None = None  # the job has ended, and its results are being checked
 
 
 class Poller:
-    """Looks at all watched jobs of a backend with one call a poll cycle. On the session's loop only."""
+    """Polls all watched jobs of a backend with one call per poll cycle. On the session's loop only."""
 
     def __init__(
         self,
@@ -114,11 +114,11 @@ class Poller:
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
-        """Look again soon: something has changed, or is about to."""
+        """Poll again soon: something has changed, or is about to."""
         self._wake.set()
 
     def subscribe(self, handle: JobHandle) -> Subscription[Update]:
-        """Watch a job; the first update comes with the next look."""
+        """Watch a job; the first update comes with the next poll."""
         subscription: Subscription[Update] = Subscription()
         watch = self._watches.setdefault((handle.stamp, handle.jobndx), _Watch(handle))
         watch.subscriptions.append(subscription)
@@ -129,7 +129,7 @@ class Poller:
         return subscription
 
     def unsubscribe(self, handle: JobHandle, subscription: Subscription[Update]) -> None:
-        """Stop watching."""
+        """Stop watching a job."""
         watch = self._watches.get((handle.stamp, handle.jobndx))
         if watch and subscription in watch.subscriptions:
             watch.subscriptions.remove(subscription)
@@ -139,8 +139,8 @@ class Poller:
     async def _poll(self) -> None:
         try:
             await self._cycles()
-        except BaseException as err:  # a wait that nobody serves any more must end
-            defect = RemoteCodeError(f"Looking at jobs failed on {self._transport.place}: {err!r}.")
+        except BaseException as err:  # nothing serves these waits any more, so they must end
+            defect = RemoteCodeError(f"Polling the jobs failed on {self._transport.place}: {err!r}.")
             self._tell(list(self._watches.values()), defect)
             raise
 
@@ -172,7 +172,7 @@ class Poller:
         self._tell(list(self._watches.values()), Update(trouble=str(error)) if error.transient else error)
 
     def _tell(self, watches: list[_Watch], trouble: Update | PrefectPsikError) -> None:
-        """Tell those who watch these jobs of trouble; an error ends their waits."""
+        """Report trouble to the waiters of these jobs; an error ends their waits."""
         for watch in watches:
             watch.silent = True
             for subscription in watch.subscriptions:
@@ -182,7 +182,7 @@ class Poller:
 
     def _forget(self, watch: _Watch) -> None:
         key = (watch.handle.stamp, watch.handle.jobndx)
-        # While an answer was under way, somebody else may have begun to watch the same job anew.
+        # While an answer was under way, somebody else may have started to watch the same job again.
         if self._watches.get(key) is watch:
             del self._watches[key]
 
@@ -227,7 +227,7 @@ class Poller:
         watch.seen = None if behind else facts.token
         changed = status != watch.status or bool(logs)
         watch.status = status
-        # A scheduler that does not answer is trouble on the way, as an endpoint that does not.
+        # A scheduler that does not answer is transient trouble, like an endpoint that does not.
         silent = facts.sacct_error if facts.accounting == "silent" else None
         watch.trouble = None if status.state.is_final else facts.squeue_error or silent
         watch.silent = False
@@ -252,18 +252,18 @@ class Poller:
             self._forget(watch)
 
     async def _check(self, watch: _Watch, facts: Facts, update: Update) -> None:
-        """Tell the end of a job once its results were looked at, which may take long; other jobs do not wait."""
+        """Report the end of a job after checking its results. That may take long; other jobs are not delayed."""
         while watch.subscriptions:
             try:
                 update.status = await self._judged(facts, watch.handle)
             except PrefectPsikError as err:
-                # As for a status: what its owner or the site can repair ends no wait.
+                # As for a status: trouble that the owner or the site can fix does not end the wait.
                 if not err.transient and (not isinstance(err, FacilitySetupError) or isinstance(err, NotOurs)):
                     self._tell([watch], err)
                     return
                 self._tell([watch], Update(trouble=str(err)))
                 await asyncio.sleep(CHECK_PAUSE_SECONDS)
-            except BaseException as err:  # a wait that nobody serves any more must end
+            except BaseException as err:  # nothing serves this wait any more, so it must end
                 defect = RemoteCodeError(f"Checking the results of {watch.handle} failed: {err!r}.")
                 self._tell([watch], defect)
                 raise

@@ -1,8 +1,8 @@
-"""One session a process: an event-loop thread that batches submits, polls and cancels for each backend.
+"""One session per process: an event-loop thread that batches submits, polls and cancels for each backend.
 
-A thousand waiting jobs cost hardly more than one: submits that arrive together travel together, and all
-waits on a backend share one status call a poll cycle. The thread never logs and writes no artifacts; it
-hands out futures and updates, and whoever waits speaks in its own Prefect context.
+A thousand waiting jobs cost hardly more than one: submits that arrive together are sent in one call, and all waits
+on a backend share one status call per poll cycle. The thread never logs and writes no artifacts; it hands out
+futures and updates, and the waiters report them in their own Prefect contexts.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
 L = TypeVar("L", CheckAnswer, FetchAnswer)
 
-#: How long a result waits for accounting, which runs behind, and when that is asked first.
+#: How long a result waits for accounting data, which arrives late, and the pause before the first request.
 USAGE_SECONDS = 8.0
 USAGE_PAUSE_SECONDS = 1.0
 
 
 class Channel:
-    """All work on one backend: its transport and prefix. Coroutines run on the session's loop."""
+    """All work on one backend, through its transport and under its prefix. Runs on the session's loop."""
 
     def __init__(self, session: Session, transport: Transport, prefix: str, poll_interval: float) -> None:
         self.session = session
@@ -73,7 +73,7 @@ class Channel:
         return await self.judged(facts, handle)
 
     async def judged(self, facts: Facts, handle: JobHandle) -> JobStatus:
-        """Decide the state of a job; where its end depends on its results, these are looked at."""
+        """Decide the state of a job; if its outcome depends on its results, these are checked."""
         status = judge(facts, handle)
         if not may_lack(status, facts):
             return status
@@ -81,18 +81,18 @@ class Channel:
         return judge(facts.model_copy(update={"missing": answer.missing, "found": answer.found}), handle)
 
     async def fetch(self, handle: JobHandle) -> FetchAnswer:
-        """Bring the job's small output files; see `remote.fetch`."""
+        """Fetch the job's small output files; see `remote.fetch`."""
         return await self._later(self._fetches, handle)
 
     async def _later(self, batcher: Batcher[L], handle: JobHandle) -> L:
-        """Ask for one job until an answer has time or room for it."""
+        """Ask about one job until the facility has the time or space to answer."""
         while True:
             answer = await batcher.add({"stamp": handle.stamp, "jobndx": handle.jobndx})
             if not answer.later:
                 return answer
 
     async def usage(self, handle: JobHandle) -> list[list[str]]:
-        """What an ended job used, as lines of accounting; none where the site keeps none, or is late."""
+        """What an ended job used, as lines of accounting; none if the site keeps none, or is late."""
         item = {"stamp": handle.stamp, "jobndx": handle.jobndx}
         pause: float | None = USAGE_PAUSE_SECONDS
         rows: list[list[str]] = []
@@ -105,7 +105,7 @@ class Channel:
         return rows
 
     async def look(self, handle: JobHandle) -> JobStatus:
-        """Look once.
+        """Poll a job once.
 
         Raises:
             FacilityTimeout: The facility does not answer, or not for this job.
@@ -120,7 +120,7 @@ class Channel:
                         return update.status
                     trouble = update.trouble or trouble
         except TimeoutError:
-            text = f"Nothing was learned of {handle} on {handle.place} within {REPEAT_SECONDS:.0f} s: {trouble}"
+            text = f"No status of {handle} on {handle.place} within {REPEAT_SECONDS:.0f} s: {trouble}"
             raise FacilityTimeout(text) from None
         finally:
             self.poller.unsubscribe(handle, subscription)
@@ -128,10 +128,10 @@ class Channel:
     async def call(
         self, operation: str, model: type[A], jobs: list[dict[str, Any]], *, repeat: bool = True
     ) -> dict[str, A | PrefectPsikError]:
-        """Call an operation for several jobs, again while the trouble is transient.
+        """Call an operation for several jobs, with retries while errors are transient.
 
         Returns:
-            By stamp the answer for each job, or the error that stands for it.
+            By stamp, the answer for each job, or an error in its place.
 
         Raises:
             PrefectPsikError: There is no answer for any of them.
@@ -140,11 +140,11 @@ class Channel:
         return read_jobs(model, answer.jobs, [job["stamp"] for job in jobs], place=self.transport.place)
 
     async def ask(self, operation: str, model: type[A], payload: dict[str, Any], *, repeat: bool = True) -> A:
-        """Call an operation under this prefix, again while the trouble is transient.
+        """Call an operation under this prefix, with retries while errors are transient.
 
         Raises:
             RemoteCodeError: The answer is not what the operation promises.
-            PrefectPsikError: The facility refuses, or there is trouble on the way.
+            PrefectPsikError: The facility refuses, or cannot be reached.
         """
         what, place = f"the call {operation!r}", self.transport.place
         retrying = AsyncRetrying(
@@ -174,12 +174,12 @@ class Session:
         self._thread.start()
 
     def _serve(self) -> None:
-        """Run the loop while the process lives: what ends one coroutine must not end the waits of others."""
+        """Run the loop while the process lives: an exit in one coroutine must not end the waits of others."""
         while True:
             try:
                 self.loop.run_forever()
                 return
-            except (KeyboardInterrupt, SystemExit):  # its own future has it
+            except (KeyboardInterrupt, SystemExit):  # the coroutine's own future has it, too
                 continue
 
     @classmethod

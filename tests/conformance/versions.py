@@ -132,6 +132,6 @@ case("psik is of the patch version before")(_refusing("3.1.0", "psik 3.1.0", "to
 async def _(place: Place) -> None:
     block = PsikBackend(prefix=place.prefix)
     async with _place_with(place, NEXT_PATCH) as transport:
-        assert await _verdict(transport, block) == (Verdict.ok, f"psik {NEXT_PATCH} is there.")
+        assert await _verdict(transport, block) == (Verdict.ok, f"psik {NEXT_PATCH} is installed.")
         answer = await place.submit(transport, block, JobSpec(script="true\n"))
         assert answer.get("created") is True, answer

@@ -273,7 +273,7 @@ def test_a_key_conflict_leaves_the_first_job_alone(prefix: Path) -> None:
     first = submit_job(backend, bash("sleep 300", "first"), key="scan 42")
     with pytest.raises(KeyConflict) as conflict:
         submit_job(backend, bash("sleep 400", "second"), key="scan 42")
-    assert_says(conflict.value, "'scan 42'", "another spec", "Choose another key", "sleep 300", "sleep 400")
+    assert_says(conflict.value, "'scan 42'", "a different spec", "Choose another key", "sleep 300", "sleep 400")
     assert not poll_job(first).state.is_final
     assert runs(prefix) == [[1]]
     assert submit_job(backend, bash("sleep 300", "first"), key="scan 42") == first

@@ -78,7 +78,7 @@ def test_a_cancel_that_fails_is_not_told_as_done(
     assert globus.transfers()[-1]["status"] == "ACTIVE"
     for state in (here, known):
         assert state.is_failed()
-        assert "may go on, since it could not be asked to stop" in str(state.message)
+        assert "may still be running, since it could not be asked to stop" in str(state.message)
         assert "NotYours" in str(state.message)
         assert "was asked to stop" not in str(state.message)
 

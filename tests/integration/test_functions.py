@@ -139,8 +139,8 @@ def test_the_login_is_the_blocks(
     [
         (["--group", "beamline"], "--group takes a UUID, not 'beamline'."),
         (["--ha-endpoint", "1"], "--ha-endpoint takes a UUID, not '1'."),
-        (["--group", str(uuid4()), "--ha-endpoint", str(uuid4())], "not both: give --group or --ha-endpoint."),
-        (["--backend", "this-machine"], "The backend this-machine is this machine, which needs no function"),
+        (["--group", str(uuid4()), "--ha-endpoint", str(uuid4())], "not both. Give only one of --group and"),
+        (["--backend", "this-machine"], "The backend this-machine has no endpoint_id, so it runs jobs on"),
         (["--backend", "no-such"], "There is no backend 'no-such'"),
     ],
 )

@@ -307,7 +307,7 @@ async def test_a_sync_flow_in_a_notebook_says_how_to_write_it(prefix: Path) -> N
     def cell() -> JobResult:
         return run_job(backend_at(prefix), bash("true"))
 
-    with pytest.raises(SyncCallError, match=r"await arun_job.*async def.*call the flow with `await`.*notebook"):
+    with pytest.raises(SyncCallError, match=r"await arun_job.*async def.*call it with `await`.*notebook"):
         cell()
     assert not job_directories(prefix)
 

@@ -211,7 +211,7 @@ def test_a_job_with_damaged_records_does_not_count_as_asked_to_stop(
         record.write_text("{}")
         assert command("cancel", "--flow-run", run, "--backend", saved) == 1
         said = " ".join(capsys.readouterr().err.split())
-        assert f"1 job was asked to stop, of flow run {run}; 1 may still run, see above." in said
+        assert f"Flow run {run}: 1 job was asked to stop; 1 may still be running, see above." in said
         assert poll_job.fn(handle).state is JobState.canceled
     finally:
         record.write_bytes(whole)
@@ -222,8 +222,8 @@ def test_a_job_with_damaged_records_does_not_count_as_asked_to_stop(
     ("arguments", "words"),
     [
         (["status", "123"], "There is no job 123"),
-        (["cancel"], "Give a job or --flow-run"),
-        (["cancel", "x", "--flow-run", "y"], "Give a job or --flow-run"),
+        (["cancel"], "Give either a job or --flow-run"),
+        (["cancel", "x", "--flow-run", "y"], "Give either a job or --flow-run"),
         (["clean", "--older-than", "soon"], "not 'soon'"),
         (["logs", "no-such-file"], "Cannot read the handle"),
     ],

@@ -138,7 +138,8 @@ def test_polaris_is_refused_in_one_sentence(tmp_path: Path) -> None:
     assert done.returncode != 0
     (line,) = [line for line in done.stdout.splitlines() if "failed" in line]
     assert (
-        "There is no sbatch but qsub (PBS), which psik 3.1.1 does not speak: choose a facility with Slurm." in line
+        "There is no sbatch, only qsub (PBS), which psik 3.1.1 does not support. Choose a facility with Slurm."
+        in line
     )
 
 
@@ -227,7 +228,7 @@ def test_text_of_a_file_keeps_its_spelling(tmp_path: Path, register_here: Run) -
         ("backend: {}\n", ["name", "bad.yaml"]),
         ("name: Bad_Name\nbackend: {}\n", ["Bad_Name", "lower-case"]),
         ("- a list\n", ["bad.yaml", "list", "mapping"]),
-        ("name: [", ["bad.yaml", "not YAML"]),
+        ("name: [", ["bad.yaml", "not valid YAML"]),
         ("", ["bad.yaml", "mapping"]),
         ("name: bad\nbackend: {credentials: {client_secret: oh}}\n", ["credentials", "no secret", "name"]),
         ("name: bad\nbackend: {credentials: nobody}\n", ["globus-credentials/nobody", "bad.yaml"]),

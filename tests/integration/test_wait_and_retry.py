@@ -69,7 +69,7 @@ def test_a_facility_that_works_passes(facility: Facility, backend: PsikBackend) 
     key = f"preflight-endpoint-{facility.endpoint_id}"
     with get_client(sync_client=True) as api:
         found = api.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
-    assert "sbatch would take the job" in str(found[0].data)
+    assert "sbatch would accept the job" in str(found[0].data)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_more_time_than_the_partition_allows(backend: PsikBackend) -> None:
     spec = script("true", resources=ResourceSpec(duration=61, exclusive_node_use=False))
     with pytest.raises(PreflightFailed) as failed:
         run_preflight.fn(backend, spec)
-    assert "allows 60 min, not 61" in failures(failed.value)["queue"]
+    assert "at most 60 min, but the job asks for 61," in failures(failed.value)["queue"]
 
 
 def test_a_prefix_that_cannot_be_written(backend: PsikBackend) -> None:
@@ -129,7 +129,7 @@ def test_an_endpoint_that_is_offline_is_not_waited_for(facility: Facility, backe
 
 def test_a_job_that_stays_in_the_queue_is_given_up(facility: Facility, backend: PsikBackend) -> None:
     limits = WaitLimits(queue=timedelta(seconds=3), on_limit="cancel")
-    with pytest.raises(QueueLimitReached, match="is canceled now") as reached:
+    with pytest.raises(QueueLimitReached, match="is now canceled") as reached:
         run_job(with_attributes(backend, options={"--hold": "--hold"}), script("true"), limits=limits)
     assert reached.value.handle is not None
     assert account_of(facility, reached.value.handle.native_id, "State").startswith("CANCELLED")
@@ -137,7 +137,7 @@ def test_a_job_that_stays_in_the_queue_is_given_up(facility: Facility, backend: 
 
 async def test_a_job_that_runs_too_long_may_go_on(backend: PsikBackend) -> None:
     limits = WaitLimits(run=timedelta(seconds=2))
-    with pytest.raises(RunLimitReached, match="goes on: wait for it again") as reached:
+    with pytest.raises(RunLimitReached, match="was not canceled: wait for it again") as reached:
         await arun_job(backend, script("sleep 300"), limits=limits)
     assert reached.value.handle is not None
     status = poll_job.fn

@@ -162,7 +162,7 @@ async def test_a_key_that_stands_for_another_job_shows_the_difference() -> None:
     with pytest.raises(KeyConflict) as caught:
         await _submit(facility, SECOND, spec=SPEC.model_copy(update={"script": "fälse"}))
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("The key 'k' already stands for a job with another spec.")
+    assert lines[0].startswith("The key 'k' already belongs to a job with a different spec.")
     assert "Its directory is /psik/123." in lines[0]
     changed = [line.strip(" ,") for line in lines[1:] if line[0] in "+-"]
     assert len(changed) == 4, "only what differs"

@@ -93,7 +93,7 @@ async def test_mark_that_fails_is_reported_and_written_by_the_next_submission(
 ) -> None:
     server.down = error
     (trouble,) = await mark([flow_run], PLACE)
-    assert trouble == f"flow run {flow_run} could not be marked as having jobs below /psik: {error}"
+    assert trouble == f"flow run {flow_run} could not be labeled as having jobs under /psik: {error}"
     server.down = None
     assert await mark([flow_run], PLACE) == []
     assert places_of(server.labels[UUID(flow_run)]) == [PLACE]

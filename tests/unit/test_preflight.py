@@ -79,7 +79,7 @@ def test_a_partition_without_a_name_hides_no_other_check() -> None:
 def test_a_full_queue_is_a_warning_since_a_submission_waits() -> None:
     test = {"ok": False, "text": "AssocMaxSubmitJobLimit Job violates", "full": "AssocMaxSubmitJobLimit"}
     verdict, message = verdicts(changed("slurm.test", test))["resources"]
-    assert (verdict, message.startswith("The queue takes no more jobs for now (")) == (Verdict.warning, True)
+    assert (verdict, message.startswith("The queue is full for now (")) == (Verdict.warning, True)
     assert verdicts(changed("slurm.test", {**test, "full": None}))["resources"][0] is Verdict.failed
 
 
@@ -101,7 +101,7 @@ def test_all_is_well() -> None:
         ("prefix", {"error": "The prefix /x is not writable."}, "prefix", "failed", "not writable"),
         ("prefix.free_bytes", 10, "space", "failed", "Remove old job directories"),
         ("prefix.free_bytes", 10**8, "space", "warning", "100,000,000 bytes"),
-        ("prefix.free_inodes", 3, "inodes", "failed", "3 files"),
+        ("prefix.free_inodes", 3, "inodes", "failed", "3 inodes"),
         ("prefix.locks", False, "locks", "failed", "submit a job twice"),
         ("slurm.commands", ["qsub"], "scheduler", "failed", "qsub .PBS"),
         ("slurm.commands", [], "scheduler", "failed", "not on the PATH"),
@@ -109,10 +109,10 @@ def test_all_is_well() -> None:
         ("slurm.accounting", {"ok": False, "text": "disabled"}, "accounting", "warning", "disabled"),
         ("slurm.partition", None, "queue", "failed", "no such partition"),
         ("slurm.partition.State", "DOWN", "queue", "failed", "is DOWN"),
-        ("slurm.partition.MaxTime", "00:05:00", "queue", "failed", "allows 5 min, not 10"),
+        ("slurm.partition.MaxTime", "00:05:00", "queue", "failed", "at most 5 min, but the job asks for 10,"),
         ("slurm.partition.MaxTime", "UNLIMITED", "queue", "ok", "is up"),
         ("slurm.test", {"ok": False, "text": "Invalid account"}, "resources", "failed", "Invalid account"),
-        ("slurm.test", None, "resources", "warning", "was not asked"),
+        ("slurm.test", None, "resources", "warning", "was not tested"),
     ],
 )
 def test_one_thing_is_wrong(path: str, value: Any, check: str, verdict: str, words: str) -> None:

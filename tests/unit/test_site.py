@@ -374,7 +374,7 @@ def test_a_preflight_tells_what_the_site_rules_out_and_touches_nothing(site: Pat
     assert not (tmp_path / "other").exists()
     write(site, backends={"here": {"type": "local"}})
     checks = judge_preflight(remote.call("preflight", payload), **ONE)
-    assert [check.message for check in checks if check.name == "site"] == [f"{site} allows it."]
+    assert [check.message for check in checks if check.name == "site"] == [f"{site} allows this prefix and job."]
     assert all(check.verdict is Verdict.ok for check in checks)
 
 

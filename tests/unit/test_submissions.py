@@ -231,7 +231,7 @@ def test_the_limit_of_the_queue_ends_the_wait_for_a_place(full: Facility) -> Non
     assert reached.value.handle is None
     assert str(reached.value).startswith(
         "Job 'recon' on this machine has been waiting for a place in the queue of account proj "
-        "(AssocMaxSubmitJobLimit) for more than 0:00:00.300000. Nothing was submitted: "
+        "(AssocMaxSubmitJobLimit) for more than 0.3 s. Nothing was submitted. "
     )
     assert full.runs == {}
 
@@ -328,9 +328,11 @@ def test_a_limit_after_a_try_without_an_answer_does_not_say_that_nothing_was_sub
     monkeypatch.setattr(wait, "tell", tell)
     with pytest.raises(ContactLost) as reached:
         submit(WAITING, wait=wait)
-    assert "it may have been submitted. Submit it again with the same key" in str(reached.value)
+    assert "the job may have been submitted. Submit it again with the same key" in str(reached.value)
     assert "Nothing was submitted" not in str(reached.value)
-    assert str(reached.value).startswith("Nothing has been heard of job 'recon' on this machine for 0:00:00.3")
+    assert str(reached.value).startswith(
+        "Nothing has been heard of job 'recon' on this machine for more than 0.3 s. Last error: "
+    )
 
 
 async def _stop(wait: cancellation.Watched) -> None:
