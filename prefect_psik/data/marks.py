@@ -143,7 +143,7 @@ class Mark:
         )
         flow = "" if self.flow_run == "none" else f" of flow run {self.flow_run}"
         who = f"process {self.pid}{flow} on {self.host}" if self.pid else "an unknown process"
-        return f"{who}, since {since}, at most until {until}"
+        return f"{who}, since {since}, until {until} at the latest"
 
 
 def is_marked(path: str) -> bool:

@@ -161,7 +161,13 @@ async def keep_arrival(carrier: Carrier, task_id: str, flow_runs: Sequence[str])
                 text = kept.model_copy(update={"arrival": arrival}).model_dump_json()
                 await set_label(flow_runs[0], LABEL + key, text)
     except (PrefectException, httpx.HTTPError, OSError) as err:
-        _logger.warning("The end of transfer %s is not kept at flow run %s: %s", task_id, flow_runs[0], err)
+        _logger.warning(
+            "The result of transfer %s could not be stored at flow run %s, so a retry in another process copies "
+            "again: %s",
+            task_id,
+            flow_runs[0],
+            err,
+        )
 
 
 async def _read(keeping: Keeping) -> Kept | None:
@@ -191,7 +197,7 @@ async def _write(keeping: Keeping, kept: Kept) -> None:
 
 def _not_kept(err: Exception) -> TransferError:
     return TransferError(
-        f"Prefect's API did not take the note of a transfer, so it was not submitted: {err}. Retry.",
+        f"The transfer was not submitted, since Prefect's API could not read or store its record: {err}. Retry.",
         transient=True,
     )
 

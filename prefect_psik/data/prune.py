@@ -204,11 +204,11 @@ async def _alet_go(what: str, work: Prune, within: float) -> None:
 
 def _tell_left(what: str, err: TransferError | TimeoutError) -> None:
     run_logger().warning(
-        "The %s left its marks, directories named %s…, which keep prunes in the other direction away for two days "
-        "or until you delete them: %s",
+        "The %s left its marks behind (directories named %s…); they block prunes in the other direction for two "
+        "days, or until you delete them: %s",
         what,
         PREFIX,
-        err or "their removal takes long, and may still succeed",
+        err or "removing them takes long, and may still succeed",
     )
 
 
@@ -243,8 +243,8 @@ def _finished(report: PruneReport) -> PruneReport:
     named = "".join(f"\n- {file.shown}: it {file.reason}" for file in report.unproven[:MOST_NAMES])
     more = len(report.unproven) - MOST_NAMES
     raise PruneIncomplete(
-        f"{len(report.unproven)} files of {report.source}:{report.path} stay: {report.check} is not proven to "
-        "hold them as they are now, or they could not be deleted. See to the reasons, then prune again."
+        f"{len(report.unproven)} files of {report.source}:{report.path} were not deleted: {report.check} is not "
+        "proven to hold them as they are now, or deleting them failed. Fix the reasons below, then prune again."
         + named
         + (f"\n- and {more} more" if more > 0 else ""),
         report=report,

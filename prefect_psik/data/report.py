@@ -82,7 +82,7 @@ def describe(status: TransferStatus) -> str:
         if status.nice_status in (None, "OK")
         else plain(f" ({status.nice_status}: {status.detail or 'no details'})")
     )
-    skipped = f", {status.files_skipped} were there" if status.files_skipped else ""
+    skipped = f", {status.files_skipped} already there" if status.files_skipped else ""
     faults = f", {status.faults} faults" if status.faults else ""
     left_out = f", left out: {', '.join(map(str, status.left_out))}" if status.left_out else ""
     return (

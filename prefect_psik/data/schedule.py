@@ -80,8 +80,8 @@ def _parameters(source: Any, check: Any, path: str) -> dict[str, str]:
     for block in (source, check):
         if block.document_name is None:
             raise SpecError(
-                f"The collection {block.collection_id or block.base_path} is not saved: a later run finds it by "
-                "its name only. Save the block, then schedule the prune."
+                f"The collection {block.collection_id or block.base_path} is not saved, and a later run can find "
+                "it only by the name of its block. Save the block, then schedule the prune."
             )
     return {"source": source.document_name, "path": path, "check": check.document_name}
 
@@ -104,8 +104,8 @@ async def _schedule(
             found = await client.read_deployment_by_name(deployment)
         except (ObjectNotFound, ValueError) as err:
             raise ScheduleError(
-                f"There is no deployment {deployment!r}, so nothing was scheduled. Deploy flows/prune.py, or give "
-                "deployment='FLOW/DEPLOYMENT'."
+                f"There is no deployment {deployment!r}, so nothing was scheduled. Deploy flows/prune.py, or name "
+                "another one with deployment='FLOW/DEPLOYMENT'."
             ) from err
         made = await client.create_flow_run_from_deployment(
             found.id, parameters=parameters, state=Scheduled(scheduled_time=at), idempotency_key=key
@@ -113,17 +113,20 @@ async def _schedule(
         try:
             run = await client.read_flow_run(made.id)
         except ObjectNotFound as err:
-            raise ScheduleError(f"Prefect took the prune {made.id}, and does not know of it.") from err
+            raise ScheduleError(
+                f"Prefect accepted the prune as flow run {made.id}, but cannot find that flow run. Check it in "
+                "Prefect's UI, then schedule the prune again."
+            ) from err
     known = all(run.parameters.get(name) == value for name, value in parameters.items())
     if run.deployment_id != found.id or run.expected_start_time is None or not known:
         raise ScheduleError(
-            f"Prefect has the flow run {run.id} ({run.state_name}, {run.parameters}), which is not the prune that "
-            "was to be scheduled. Look at it in Prefect's UI."
+            f"Prefect returned flow run {run.id} ({run.state_name}, {run.parameters}), which does not match the "
+            "prune to schedule. Check it in Prefect's UI."
         )
     # A retry finds the run of the first try, which may have begun.
     if run.state is None or run.state.type not in (_BEGUN if key is not None else {StateType.SCHEDULED}):
         raise ScheduleError(
-            f"The prune was scheduled as the flow run {run.id}, which is {run.state_name} and prunes nothing "
-            "more. Retry that run in Prefect's UI, or prune by hand."
+            f"The prune was scheduled as flow run {run.id}, which is {run.state_name} and will not prune anything "
+            "more. Retry that flow run in Prefect's UI, or prune by hand."
         )
     return ScheduledPrune(flow_run_id=run.id, at=run.expected_start_time, deployment=deployment)

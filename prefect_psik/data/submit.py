@@ -69,8 +69,9 @@ class Shipment:
         """
         if (source.collection_id is None) != (destination.collection_id is None):
             raise SpecError(
-                f"{name_of(source)} and {name_of(destination)}: one is a Globus collection and one a directory of "
-                "this machine. Give the collection_id of this machine's own collection, or two directories."
+                f"{name_of(source)} and {name_of(destination)} cannot be combined: one is a Globus collection, "
+                "the other a directory on this machine. Set the collection_id of this machine's own collection, "
+                "or use two directories."
             )
         pairs = [(items, items)] if isinstance(items, str) else items
         paths = [(source.path(one), destination.path(other)) for one, other in pairs]
@@ -94,7 +95,7 @@ class Shipment:
         wanted = [paths] if isinstance(paths, str) else list(paths)
         for path in wanted:
             if posixpath.normpath(path or ".") == ".":
-                raise SpecError(f"{path!r} is all of {name_of(collection)}: name what is to be deleted in it.")
+                raise SpecError(f"{path!r} means all of {name_of(collection)}: name what to delete in it.")
         items = [(collection.path(path), "") for path in wanted]
         return cls._of(collection, None, items, recursive=recursive, deadline=deadline)
 
@@ -111,9 +112,12 @@ class Shipment:
         on_cancel: OnCancel = "cancel",
     ) -> Shipment:
         if not items:
-            raise SpecError("There is nothing to transfer or delete: give at least one path.")
+            raise SpecError("There is nothing to transfer or delete: name at least one path.")
         if deadline is not None and deadline <= timedelta(0):
-            raise SpecError(f"The deadline is {deadline}: give a time from now, such as timedelta(hours=2).")
+            raise SpecError(
+                f"The deadline is {deadline}, which is not in the future: use a time from now, such as "
+                "timedelta(hours=2)."
+            )
         login = destination if destination and not _has_login(source) and _has_login(destination) else source
         flow_runs = enclosing_flow_runs()
         order = Order(
@@ -212,8 +216,8 @@ def cancel(carrier: Carrier, handle: TransferHandle) -> Future[TransferStatus]:
             return await asyncio.wait_for(ended(), CANCEL_SECONDS)
         except TimeoutError:
             raise TransferError(
-                f"The {handle} was asked to stop {CANCEL_SECONDS:.0f} s ago and has not ended; it may go on. "
-                "Look at it in Globus's web app, then cancel it again."
+                f"The {handle} was asked to stop {CANCEL_SECONDS:.0f} s ago and has not ended; it may still be "
+                "running. Check it in Globus's web app, then cancel it again."
             ) from None
 
     return Session.current().run(work())

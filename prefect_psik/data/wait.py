@@ -41,11 +41,11 @@ GRACE_SECONDS = 120.0
 _NEXT_STEPS = {
     TransferCause.permission_denied: "Ask the collection's administrator for access, then retry.",
     TransferCause.not_found: "Check the path, then retry.",
-    TransferCause.quota: "Make room at the destination, then retry.",
-    TransferCause.away: "Retry when it is there again.",
-    TransferCause.checksum: "Look at the storage of both ends, then retry.",
-    TransferCause.changed: "Retry when nothing writes to it any more.",
-    TransferCause.deadline: "Give it a longer deadline, or look at what held it up, then retry.",
+    TransferCause.quota: "Free space at the destination, then retry.",
+    TransferCause.away: "Retry when it can be reached again.",
+    TransferCause.checksum: "Check the storage at both ends, then retry.",
+    TransferCause.changed: "Retry when nothing is writing to the file.",
+    TransferCause.deadline: "Set a longer deadline, or fix what held it up, then retry.",
     TransferCause.canceled: "If you did not cancel it, ask who did.",
 }
 
@@ -134,7 +134,7 @@ async def follow(
     except TransferError as err:
         subscription.put(err)
     except BaseException as err:  # a wait that nobody serves any more must end
-        subscription.put(TransferError(f"Looking at the {handle} failed: {err!r}."))
+        subscription.put(TransferError(f"Polling the {handle} failed: {err!r}."))
         raise
 
 
@@ -165,7 +165,8 @@ async def _follow(
             subscription.put(TransferUpdate(trouble=str(err)))
         if over > GRACE_SECONDS:
             raise TransferError(
-                f"The {handle} is past its deadline, and its end is not known. Look at it in Globus's web app.",
+                f"The {handle} is past its deadline, and whether it has ended is unknown. Check it in "
+                "Globus's web app.",
                 cause=TransferCause.deadline,
             )
         await asyncio.sleep(min(max((time.monotonic() - began) * PAUSE_PART, floor), ceiling))
@@ -196,10 +197,10 @@ def error_of(handle: TransferHandle, status: TransferStatus | None) -> TransferE
     cause = (status.cause if status else None) or TransferCause.other
     words = f"{status.nice_status or ''} {status.detail or ''}".strip() if status else ""
     faults = f", after {status.faults} faults" if status and status.faults else ""
-    done = f"{status.files_transferred} of {status.files} files were moved" if status else "nothing is known of it"
-    otherwise = "Correct that, then retry." if handle.is_local else "Read its events in the web app of Globus."
+    done = f"{status.files_transferred} of {status.files} files were moved" if status else "its status is unknown"
+    otherwise = "Correct that, then retry." if handle.is_local else "Read its events in Globus's web app."
     return TransferError(
-        f"The {handle} failed ({cause.value}{faults}): {words or 'no reason is given'}; {done}. "
+        f"The {handle} failed ({cause.value}{faults}): {words or 'no reason given'}; {done}. "
         f"{_NEXT_STEPS.get(cause, otherwise)}",
         transient=cause in PASSING,
         cause=cause,

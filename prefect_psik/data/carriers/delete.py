@@ -37,4 +37,4 @@ def delete_tree(path: str) -> list[OSError]:
         left.append(err)
     if not os.path.lexists(path):
         return []
-    return left or [OSError(errno.ENOTEMPTY, "somebody else writes there", path)]
+    return left or [OSError(errno.ENOTEMPTY, "another process is writing there", path)]

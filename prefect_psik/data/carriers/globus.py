@@ -173,7 +173,7 @@ class GlobusCarrier:
         )
         if not isinstance(page, dict):
             raise TransferError(
-                f"Globus's listing of {path!r} cannot be read; a name in it may not be UTF-8. Look for one there, "
+                f"Globus's listing of {path!r} cannot be read; a file name in it may not be UTF-8. Find that file "
                 "and rename it."
             )
         return page
@@ -285,26 +285,26 @@ def error_of(err: GlobusError, client_id: UUID | None) -> TransferError:
     """
     if isinstance(err, NetworkError):
         return TransferError(
-            f"Globus Transfer cannot be reached: {err}. It is tried again; look at the network of this machine.",
+            f"Globus Transfer cannot be reached: {err}. Calls are retried; check the network of this machine.",
             transient=True,
             cause=TransferCause.away,
         )
     if not isinstance(err, GlobusAPIError):
-        return TransferError(f"Globus Transfer was not asked: {err}.")
+        return TransferError(f"The request to Globus Transfer could not be made: {err}.")
     consent = err.info.consent_required
     if consent:
         scopes = tuple(consent.required_scopes)
         if client_id is None:
             command = "globus session consent " + " ".join(f"'{scope}'" for scope in scopes)
-            next_step = f"As the person whose login it is, run: {command}"
+            next_step = f"The person who owns this login can give it: {command}"
         else:
             next_step = (
-                f"The client {client_id} asked for it and was refused; nobody can consent for a client. Ask who "
-                f"manages the collection to give a role or permission to {client_id}@clients.auth.globus.org, or "
+                f"The client {client_id} asked for it and was refused; nobody can consent for a client. Ask the "
+                f"collection's manager to give a role or permission to {client_id}@clients.auth.globus.org, or "
                 "use another login."
             )
         return ConsentRequired(
-            f"Globus Transfer wants a consent that this login does not have: {err.message} {next_step}",
+            f"Globus Transfer requires a consent that this login does not have: {err.message} {next_step}",
             scopes=scopes,
         )
     said = f"Globus Transfer said {err.http_status} {err.code}: {err.message}"

@@ -112,9 +112,9 @@ def _inside(path: str, base: str, done: str) -> Path:
     if found is None:
         end = printable(os.path.realpath(path))
         raise SpecError(
-            f"{printable(path)} leads by a link to {end}, out of the base path {printable(base)}, so it is not "
-            f"{done}. Nothing was changed. Name what is below the base path, or use a collection whose base path "
-            "holds it."
+            f"{printable(path)} leads through a link to {end}, out of the base path {printable(base)}, so it was "
+            f"not {done}. Nothing was changed. Choose a path below the base path, or use a collection whose base "
+            "path contains it."
         )
     return found
 

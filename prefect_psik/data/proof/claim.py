@@ -68,7 +68,7 @@ class Claim:
     def why_unmarked(self, directory: str) -> str:
         """Why the files of a directory must stay; empty where it carries both marks."""
         if directory not in self._directories:
-            return "is new since the prune began; prune again"
+            return "appeared after the prune began; prune again"
         return self._unmarked.get(directory, "")
 
     async def refuse_others(self, there: Look, held: Look) -> None:
@@ -94,9 +94,9 @@ class Claim:
                     raise _in_the_way(end, path, other)
             if lacking := {at for at in marked if posixpath.join(at, mark.name) not in look.marks}:
                 raise TransferError(
-                    f"The mark {mark.name} was written in {name_of(end)}:{min(lacking)} and is not listed there, "
-                    "so the mark of another prune could be missed, too. Nothing was deleted. Prune again; if this "
-                    "stays, the collection shows its directories too late for a prune."
+                    f"The mark {mark.name} was written in {name_of(end)}:{min(lacking)} but is not listed there, "
+                    "so the mark of another prune could be missed too. Nothing was deleted. Prune again; if this "
+                    "persists, the collection lists new directories too late for a safe prune."
                 )
 
     async def remove(self) -> None:
@@ -128,7 +128,7 @@ class Claim:
             except TransferError as err:
                 if err.transient:
                     raise
-                self._unmarked[directory] = f"is in a directory where no mark can be made: {err}"
+                self._unmarked[directory] = f"is in a directory where no mark can be created: {err}"
 
     async def _look_across(self, directory: str) -> None:
         """Look for the mark of each end at the other one."""
@@ -180,9 +180,9 @@ def _in_the_way(end: GlobusCollection, path: str, other: Mark) -> TransferError:
         if other.kind is MarkKind.check
         else f"Another prune deletes files in {where}"
     )
-    left = " and Globus has no delete task of it any more" if other.machine == GLOBUS else ""
+    left = " and Globus no longer has a delete task of it" if other.machine == GLOBUS else ""
     return TransferError(
-        f"{doing} ({other}), so nothing was deleted: the two could delete each other's copies. Prune again when "
+        f"{doing} ({other}), so nothing was deleted: the two could delete each other's copies. Prune again after "
         f"it has ended. If its process was killed{left}, delete {end.path(path)} and all other directories with "
         f"{other.id} in their names, at both ends of that prune.",
         transient=True,

@@ -59,9 +59,9 @@ class GlobusPrune:
         reasons: dict[str, str] = {}
         for part in _parts([file.path for file in files], FILES_PER_TASK):
             copies = [(check.path(file), check.path(f"{self._room}/{file}")) for file in part]
-            await self._make_equal(check, copies, f"{name_of(check)}:{self._path}", "its room")
+            await self._make_equal(check, copies, f"{name_of(check)}:{self._path}", "a temporary copy")
             onto = [(source.path(file), check.path(f"{self._room}/{file}")) for file in part]
-            moved = await self._make_equal(source, onto, f"{name_of(source)}:{self._path}", "the room")
+            moved = await self._make_equal(source, onto, f"{name_of(source)}:{self._path}", "the temporary copy")
             reasons |= {file: DIFFERENT for file in part if source.path(file) in moved}
         return reasons
 
@@ -122,15 +122,15 @@ class GlobusPrune:
         moved = await repeated(lambda: carrier.moved(task_id))
         if found.files != len(items) or len(moved) != found.files - found.files_skipped:
             raise TransferError(
-                f"Transfer {task_id} looked at {found.files} of {len(items)} files, skipped "
-                f"{found.files_skipped} and names {len(moved)} as moved, which proves nothing. Nothing was "
-                "deleted; look at it in Globus's web app."
+                f"Transfer {task_id} compared {found.files} of {len(items)} files, skipped "
+                f"{found.files_skipped} and lists {len(moved)} as moved. These numbers do not agree, so they "
+                "prove nothing, and nothing was deleted. Check the transfer in Globus's web app."
             )
         if strange := moved - {path for path, _ in items}:
             raise TransferError(
-                f"Transfer {task_id} names {min(strange)!r} as moved, which was not submitted under that name, so "
-                "it cannot be told which files differ. Nothing was deleted. Give the collection's base_path as "
-                "Transfer writes it, without '~' and links."
+                f"Transfer {task_id} lists {min(strange)!r} as moved, but no file was submitted under that name, "
+                "so it is unknown which files differ. Nothing was deleted. Set the collection's base_path to the "
+                "path that Transfer shows, without '~' or links."
             )
         return moved
 

@@ -104,7 +104,7 @@ class LocalPrune:
             if stop.is_set():
                 break
             if time.time() > self._until:
-                reasons[path] = "was not deleted in time; prune again"
+                reasons[path] = "was not deleted before the prune's time limit; prune again"
             elif reason := self._delete(path):
                 reasons[path] = reason
         return reasons

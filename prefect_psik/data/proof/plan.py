@@ -22,7 +22,7 @@ from prefect_psik.models.transfers import FileEntry
 
 #: Another change so soon after the last may leave size and time as they are: Transfer tells whole seconds.
 SETTLED_SECONDS = 3.0
-UNSETTLED = f"was changed less than {SETTLED_SECONDS:.0f} s ago, there or at the check"
+UNSETTLED = f"was changed less than {SETTLED_SECONDS:.0f} s ago, at the source or at the check"
 
 
 class PruneWork(Protocol):
@@ -46,16 +46,16 @@ def refuse(source: GlobusCollection, check: GlobusCollection | None, path: str) 
     """
     source.path(path)
     if posixpath.normpath(path or ".") == ".":
-        raise SpecError(f"{path!r} is all of {name_of(source)}: name the file or directory to prune.")
+        raise SpecError(f"{path!r} means all of {name_of(source)}: name the file or directory to prune.")
     if check is None:
         raise SpecError(
-            f"A prune of {name_of(source)}:{path} needs a check collection, which holds a copy: give check=. "
+            f"A prune of {name_of(source)}:{path} needs a check collection that holds a copy: pass one as check=. "
             "Nothing was deleted."
         )
     if (source.collection_id is None) != (check.collection_id is None):
         raise SpecError(
-            f"{name_of(source)} and {name_of(check)} cannot be compared: one is a Globus collection and one a "
-            "directory of this machine. Nothing was deleted."
+            f"{name_of(source)} and {name_of(check)} cannot be compared: one is a Globus collection, the other a "
+            "directory on this machine. Nothing was deleted. Use two Globus collections or two directories."
         )
     if id_of(source) == id_of(check) and _base(source) == _base(check):
         raise same_place(source, check, "")
@@ -192,7 +192,7 @@ def _judge(entry: FileEntry, other: FileEntry | None, min_age: timedelta, now: f
         return PruneVerdict.unproven, reason
     times = [entry.modified, other.modified if other else None]
     if None in times:
-        return PruneVerdict.unproven, "has no time of its last change, so that a change would not be noticed"
+        return PruneVerdict.unproven, "has no modification time, so a change would go unnoticed"
     if any(moment is not None and moment > now - SETTLED_SECONDS for moment in times):
         return PruneVerdict.unproven, UNSETTLED
     return PruneVerdict.delete, ""
@@ -201,17 +201,17 @@ def _judge(entry: FileEntry, other: FileEntry | None, min_age: timedelta, now: f
 def _difference(entry: FileEntry, other: FileEntry | None) -> str:
     """Why names and sizes alone tell that a file is not held; empty if they do not."""
     if not entry.is_exact:
-        return "has a name that is not UTF-8, shown with escapes; rename it to have it compared"
+        return "has a name that is not UTF-8 (shown with escapes); rename it to have it compared"
     if re.search(r"[\x00-\x1f]", entry.path):
         return "has a control character in its name; rename it to have it compared"
     if entry.kind != "file":
         return f"is a {entry.kind}, and only files are compared"
     if other is None:
-        return "is not there at the check"
+        return "is missing at the check"
     if other.kind != "file":
         return f"is a {other.kind} at the check"
     if other.size != entry.size:
-        return f"has {entry.size:,} bytes, and {other.size:,} at the check"
+        return f"has {entry.size:,} bytes, but {other.size:,} at the check"
     return ""
 
 
