@@ -1,4 +1,4 @@
-"""A transfer's steps as tasks take them: what to move, submit, cancel, list; and what moves it."""
+"""The steps behind the transfer tasks: check what to move, submit, cancel, list; and choose what moves it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from prefect_psik.models.transfers import (
 )
 from prefect_psik.session.session import Session
 
-#: A transfer that was asked to stop has so long to end.
+#: How long a transfer may take to end after it was asked to stop.
 CANCEL_SECONDS = 120.0
 
 Items = str | Iterable[tuple[str, str]]
@@ -42,7 +42,7 @@ Items = str | Iterable[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Shipment:
-    """One transfer or deletion to submit, made where the task runs: the identity is read from its contexts."""
+    """One transfer or deletion to submit, made where the task runs, since its contexts give the identity."""
 
     carrier: Carrier
     order: Order
@@ -61,10 +61,10 @@ class Shipment:
         deadline: timedelta | None,
         on_cancel: OnCancel = "cancel",
     ) -> Shipment:
-        """Check what is to be moved.
+        """Check what to move.
 
         Raises:
-            SpecError: A path leaves its collection, there are no items, two have one destination, or the two
+            SpecError: A path leaves its collection, there are no items, two have the same destination, or the two
                 collections cannot be combined.
         """
         if (source.collection_id is None) != (destination.collection_id is None):
@@ -87,10 +87,10 @@ class Shipment:
         recursive: bool,
         deadline: timedelta | None,
     ) -> Shipment:
-        """Check what is to be deleted.
+        """Check what to delete.
 
         Raises:
-            SpecError: A path leaves its collection or is all of it, or there are none.
+            SpecError: A path leaves its collection or means all of it, or there are no paths.
         """
         wanted = [paths] if isinstance(paths, str) else list(paths)
         for path in wanted:
@@ -167,7 +167,7 @@ class Shipment:
         return handle
 
     def interrupted(self, submission: Future[tuple[str, bool]]) -> Future[None]:
-        """The submission goes on; what comes of it while the flow run is cancelled is canceled, too."""
+        """Let the submission finish; if the flow run is being cancelled, cancel the resulting transfer too."""
 
         async def work() -> None:
             task_id, _ = await asyncio.wrap_future(submission)
@@ -178,7 +178,7 @@ class Shipment:
 
 
 def submit(shipment: Shipment) -> TransferHandle:
-    """Submit once, and tell so."""
+    """Submit once, and log it."""
     future = shipment.begin()
     try:
         return shipment.told(result(future))
@@ -201,7 +201,7 @@ async def asubmit(shipment: Shipment) -> TransferHandle:
 
 
 def cancel(carrier: Carrier, handle: TransferHandle) -> Future[TransferStatus]:
-    """Cancel, and look until it has ended."""
+    """Cancel, and poll until it has ended."""
 
     async def ended() -> TransferStatus:
         while True:
@@ -232,18 +232,18 @@ def entries(collection: GlobusCollection, path: str, *, recursive: bool) -> Futu
 async def list_below(
     carrier: Carrier, collection: GlobusCollection, path: str, *, recursive: bool
 ) -> list[FileEntry]:
-    """List what is below a path of the collection's own, with paths below its base path."""
+    """List what is below a full path of the collection; the entries' paths are below its base path."""
     found, top = [], posixpath.normpath(path)
     relative = posixpath.relpath(top, collection.path(""))
     above = "" if relative == "." else f"{relative}/"
     async for entry in carrier.list(id_of(collection), top, recursive=recursive):
-        # Thousands of them: what is above the names is the same for all.
+        # There may be thousands, so compute the part above the names only once.
         entry.path = relative if entry.path == top else above + entry.path.removeprefix(top).lstrip("/")
         found.append(entry)
     return sorted(found, key=attrgetter("path"))
 
 
-# ------------------------------------------------------------------------------------------ ways to a place
+# ------------------------------------------------------------------------------------------ carriers
 
 
 def carrier_of(collection: GlobusCollection) -> Carrier:
@@ -276,7 +276,7 @@ def name_of(collection: GlobusCollection) -> str:
 
 
 def _has_login(collection: GlobusCollection) -> bool:
-    # Prefect's forms store a login with empty fields where nobody filled any in.
+    # Prefect's forms store a login with empty fields when none were filled in.
     return collection.credentials is not None and not collection.credentials.is_empty
 
 

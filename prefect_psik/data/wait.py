@@ -1,4 +1,4 @@
-"""Waiting for a transfer: looks until it is final, gives up what no wait mends, and says how it ended."""
+"""Waiting for a transfer: polls it until it is final, cancels hopeless ones, and reports how it ended."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from prefect_psik.models.transfers import (
 from prefect_psik.session.poller import Subscription
 from prefect_psik.session.session import Session
 
-#: What no wait mends: a transfer that shows it at two looks is given up.
+#: Faults that waiting will not fix: after two polls in a row with one of these, the transfer is canceled.
 HOPELESS = frozenset({TransferCause.permission_denied, TransferCause.not_found, TransferCause.quota})
-#: Causes that may be over when a task is retried.
+#: Causes that may have passed by the time a task is retried.
 PASSING = frozenset({TransferCause.away, TransferCause.changed})
-#: The pause between two looks is this part of the time waited, between these seconds.
+#: The pause between two polls is this fraction of the time waited so far, within the bounds below in seconds.
 PAUSE_PART = 0.05
 PAUSES_SECONDS = (0.5, 10.0)
 LOCAL_PAUSES_SECONDS = (0.1, 1.0)
-#: How long after its deadline the end of a transfer is awaited.
+#: How long to wait, after its deadline, for a transfer to end.
 GRACE_SECONDS = 120.0
 
 _NEXT_STEPS = {
@@ -121,19 +121,19 @@ async def follow(
     subscription: Subscription[TransferUpdate],
     flow_runs: Sequence[str] = (),
 ) -> None:
-    """Look at a transfer until it is final; what no wait mends, and what is too late, is canceled.
+    """Poll a transfer until it is final; cancel it after its deadline, or if waiting will not help.
 
     Args:
         carrier: What moves the data.
         handle: Of the transfer.
         subscription: Gets the news.
-        flow_runs: Those that wait, root first: what must be kept of a transfer that succeeded is kept there.
+        flow_runs: Those that wait, root first: a transfer that succeeded is recorded there if it has to be.
     """
     try:
         await _follow(carrier, handle, subscription, flow_runs)
     except TransferError as err:
         subscription.put(err)
-    except BaseException as err:  # a wait that nobody serves any more must end
+    except BaseException as err:  # nothing polls any more, so the wait must end
         subscription.put(TransferError(f"Polling the {handle} failed: {err!r}."))
         raise
 
@@ -176,7 +176,7 @@ def succeeded(handle: TransferHandle, status: TransferStatus | None) -> Transfer
     """Make the result of a transfer that succeeded.
 
     Raises:
-        TransferError: It did not; says the cause.
+        TransferError: It did not succeed; says why.
     """
     if status is None or status.state is not TransferState.succeeded:
         raise error_of(handle, status)
@@ -193,7 +193,7 @@ def succeeded(handle: TransferHandle, status: TransferStatus | None) -> Transfer
 
 
 def error_of(handle: TransferHandle, status: TransferStatus | None) -> TransferError:
-    """The error that stands for a transfer's end."""
+    """Make the error for a transfer that did not succeed."""
     cause = (status.cause if status else None) or TransferCause.other
     words = f"{status.nice_status or ''} {status.detail or ''}".strip() if status else ""
     faults = f", after {status.faults} faults" if status and status.faults else ""
@@ -208,7 +208,7 @@ def error_of(handle: TransferHandle, status: TransferStatus | None) -> TransferE
 
 
 async def begin(carrier: Carrier, order: Order) -> str:
-    """Begin an order that is kept nowhere; returns the task's id."""
+    """Begin an order that is not recorded anywhere; returns the id of its task."""
     submission_id = await repeated(carrier.reserve)
     task_id, _ = await repeated(lambda: carrier.submit(order, submission_id))
     return task_id
@@ -217,16 +217,16 @@ async def begin(carrier: Carrier, order: Order) -> str:
 async def carry_out(
     carrier: Carrier, order: Order, source: str, destination: str, *, begun: asyncio.Future[str] | None = None
 ) -> tuple[str, TransferResult]:
-    """Do an order and wait for it, on the session's loop; for steps of something larger.
+    """Carry out an order and wait for it, on the session's loop; for steps of a larger operation.
 
-    Who cancels the coroutine cancels the carrier's task.
+    Cancelling the coroutine cancels the carrier's task.
 
     Args:
-        carrier: What does it.
-        order: What is to be done.
-        source: What it is done to, as a person would say it.
-        destination: Likewise.
-        begun: The order's task, for a caller that began it so as to know it whatever happens here.
+        carrier: What carries it out.
+        order: What to do.
+        source: What messages call the source.
+        destination: What messages call the destination.
+        begun: The order's task, if the caller began it in order to know its id in any case.
 
     Returns:
         The task's id, and its result.
