@@ -1,4 +1,4 @@
-"""The carrier of this machine: directories are copied by a thread, compared by checksum, and taken up again."""
+"""The carrier of this machine: a thread copies directories, comparing by checksum; a retry skips what is done."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from prefect_psik.plain_text import printable
 from prefect_psik.transport.daemon_thread import in_daemon_thread
 
 LOCAL = "local"
-#: Of what is left out so many paths are named, for each reason.
+#: The most left-out paths that are named, for each reason.
 MOST_PATHS = 5
-#: A copy of more files is not known again by its names.
+#: The most files whose names are remembered, so that a retry can find the copy complete.
 MOST_NAMES = 10_000
-#: Entries that an error names.
+#: The most entries that an error names.
 MOST_TOLD = 20
 _NAME_BYTES = 6
 _CAUSES = {
@@ -47,14 +47,14 @@ _CAUSES = {
     errno.EROFS: TransferCause.permission_denied,
     errno.ENOSPC: TransferCause.quota,
     errno.EDQUOT: TransferCause.quota,
-    # A network file system that is away.
+    # A network file system that cannot be reached.
     errno.ESTALE: TransferCause.away,
     errno.ETIMEDOUT: TransferCause.away,
     errno.EHOSTDOWN: TransferCause.away,
     errno.ENOTCONN: TransferCause.away,
 }
 
-#: Tasks that this process has begun, or knows again.
+#: Tasks that this process began, or recalled from a record.
 _tasks: dict[str, _Task] = {}
 
 
@@ -67,7 +67,7 @@ class _Stopped(Exception):
 
 
 class _Task:
-    """A task: how it stands, and in the end the names of what it has brought; None: there are too many."""
+    """A task: its status, and at its end hashes of the files that it copied; None: there are too many."""
 
     def __init__(self, status: TransferStatus, names: bytes | None = None) -> None:
         self.status = status
@@ -76,7 +76,7 @@ class _Task:
 
 
 class _Copy(_Task):
-    """A task that is done in a thread, which does not keep the interpreter from ending."""
+    """A task done by a thread that does not keep the interpreter alive."""
 
     def __init__(self, order: Order) -> None:
         super().__init__(TransferStatus(state=TransferState.active, nice_status="OK"))
@@ -153,7 +153,7 @@ class _Copy(_Task):
                 self._leave_out(entry.source, err.kind)
 
     def _make_directory(self, target: Path) -> None:
-        # What is above was looked at before: the item's own path at the beginning, then one level after the other.
+        # The levels above were checked before: the item's own path at the beginning, then each level in turn.
         if target.is_symlink() and resolved(target, self.order.destination_base) is None:
             raise _Stopped(TransferCause.other, f"{printable(target)} leads out of the base path through a link")
         target.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ class _Copy(_Task):
             raise _Stopped(TransferCause.other, f"{printable(source)} and {printable(target)} are the same file")
         if level == "exists":
             return True
-        if target.is_symlink() or one.st_size != other.st_size:  # a link is no copy
+        if target.is_symlink() or one.st_size != other.st_size:  # a link is not a copy
             return False
         if level == "mtime":
             return one.st_mtime_ns <= other.st_mtime_ns
@@ -197,7 +197,7 @@ class _Copy(_Task):
         self._check()
 
     def _copy(self, source: Path, target: Path) -> int:
-        """Copy a file, once more if it changed meanwhile."""
+        """Copy a file, and copy it once more if it changed meanwhile."""
         before = self.status
         try:
             with contextlib.suppress(Changed):
