@@ -216,7 +216,7 @@ def _log_plan(report: PruneReport) -> None:
     logger = run_logger()
     logger.info("%s%s", report, " (dry run)" if report.dry_run else "")
     for file in report.unproven[:MOST_NAMES]:
-        logger.warning("%s:%s stays: it %s", report.source, file.shown, plain(file.reason))
+        logger.warning("%s:%s is kept: it %s", report.source, file.shown, plain(file.reason))
 
 
 def _table(report: PruneReport) -> dict[str, Any]:

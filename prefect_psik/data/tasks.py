@@ -40,9 +40,9 @@ def submit_transfer(
         source: A `globus-collection` block or its name.
         destination: Likewise.
         items: Pairs of paths below the base paths, each a file or a whole directory; or one path, the same at
-            both ends. Which of the two it is, is looked up at the source.
+            both ends. Whether a path is a file or a directory is determined at the source.
         sync: How to compare files that are already at the destination; equal files are not moved again.
-        deadline: Time from now after which the transfer is canceled; None: no deadline.
+        deadline: Time from now after which the transfer is canceled; None: we set no deadline.
         on_cancel: What a cancel of the flow run does to the transfer: `cancel` it, or `leave` it running.
 
     Raises:

@@ -296,7 +296,7 @@ def error_of(err: GlobusError, client_id: UUID | None) -> TransferError:
         scopes = tuple(consent.required_scopes)
         if client_id is None:
             command = "globus session consent " + " ".join(f"'{scope}'" for scope in scopes)
-            next_step = f"The person who owns this login can give it: {command}"
+            next_step = f"The person who owns this login can give it by running: {command}"
         else:
             next_step = (
                 f"The client {client_id} asked for it and was refused; nobody can consent for a client. Ask the "

@@ -168,7 +168,7 @@ def same_place(source: GlobusCollection, check: GlobusCollection, directory: str
     """The error for a check that is not a second copy."""
     return SpecError(
         f"{name_of(source)} and its check {name_of(check)} are the same directory: one copy proves nothing. "
-        f"{f'What was written in one shows in the other, at {directory}. ' if directory else ''}"
+        f"{f'A mark written in one shows in the other, at {directory}. ' if directory else ''}"
         "Nothing was deleted. Check against a collection that holds a second copy."
     )
 
