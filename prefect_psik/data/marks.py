@@ -1,12 +1,12 @@
 """Marks of prunes: empty directories beside the files in question, whose names say who prunes, and since when.
 
-A prune writes two kinds. `check` says: somebody relies on the copies here, so delete none of them. `source` says:
-files here are being deleted, so rely on none of them. A prune writes its marks at both ends before it looks for
-those of others. Of two prunes that would be in each other's way at least one therefore sees the other, and a prune
-that sees one deletes nothing. Two prunes of the same source with the same check are not in each other's way, so a
-retry is never held up by what its own earlier try left.
+A prune writes two kinds. `check` says: a prune relies on the copies here, so do not delete them. `source` says:
+files here are being deleted, so do not rely on them. A prune writes its marks at both ends before it looks for
+those of others. So of two conflicting prunes at least one sees the other, and a prune that sees a conflicting mark
+deletes nothing. Two prunes of the same source with the same check do not conflict, so a retry is never blocked by
+the marks of its own earlier attempt.
 
-A mark is a lease: its prune deletes nothing later than `LEASE_SECONDS` after it was written.
+A mark is a lease: its prune deletes nothing more once `LEASE_SECONDS` have passed since it was written.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-#: Every name that a prune makes begins with this.
+#: Every name that a prune creates begins with this.
 PREFIX = ".prefect-psik-prune-"
-#: A prune deletes nothing later than this after its marks were written.
+#: A prune deletes nothing more once its marks are this old.
 LEASE_SECONDS = 2 * 24 * 3600.0
-#: Clocks of two machines may differ by this much.
+#: How far the clocks of two machines may differ.
 SKEW_SECONDS = 3600.0
 _NAME = re.compile(
     re.escape(PREFIX) + r"(?P<kind>check|source)-(?P<since>\d{9,11})-(?P<id>[0-9a-f]{12})-"
     r"(?P<flow_run>none|[0-9a-f-]{36})-(?P<machine>[a-z0-9]+)-(?P<pid>\d+)-(?P<start>\d+)-(?P<host>.+)"
 )
-#: A mark whose prune is carried out by Globus, where a deletion outlives the process that asked for it.
+#: The `machine` of a prune that Globus carries out, where a deletion outlives the process that requested it.
 GLOBUS = "globus"
 
-#: Stands for the start of a process that was killed and that nobody has waited for yet.
+#: Stands for the start time of a process that has ended and has not been waited for yet.
 _ENDED = "ended"
 
-#: Prunes of this process that have not removed their marks yet.
+#: Ids of prunes in this process that have not removed their marks yet.
 _active: set[str] = set()
 
 
 class MarkKind(StrEnum):
-    """What a mark says of the files beside it."""
+    """What a mark says about the files beside it."""
 
     check = "check"
     """Copies that a prune relies on."""
@@ -53,12 +53,12 @@ class MarkKind(StrEnum):
 
 @dataclass(frozen=True)
 class Mark:
-    """A mark of one prune; `name` and `read` are each other's opposite.
+    """A mark of one prune; `read` is the inverse of `name`.
 
     Args:
-        kind: What it says of the files beside it.
+        kind: What it says about the files beside it.
         since: Unix time at which it was written, whole seconds.
-        id: The prune's own, the same in all its marks.
+        id: Of the prune, the same in all its marks.
         flow_run: The root flow run of the prune, or `none`.
         machine: Which process table `pid` is in, or `globus`.
         pid: Process of the prune.
@@ -77,11 +77,11 @@ class Mark:
 
     @classmethod
     def of(cls, flow_run: str | None, *, by_globus: bool) -> Mark:
-        """The mark of a new prune, at its check.
+        """The mark that a new prune writes at its check.
 
         Args:
             flow_run: The root flow run.
-            by_globus: Globus deletes, not this process.
+            by_globus: Whether Globus deletes, not this process.
         """
         return cls(
             kind=MarkKind.check,
@@ -102,12 +102,12 @@ class Mark:
 
     @classmethod
     def read(cls, name: str, modified: float | None) -> Mark | None:
-        """Read the name of an entry; None where it is not a mark.
+        """Read the name of an entry; None if it is not a mark.
 
         Args:
             name: Of the entry.
-            modified: When it was changed last: the age of a name in another release's form, which counts as the
-                mark of a check.
+            modified: When it was last changed; used as the start time of a mark in another release's form, which
+                counts as the mark of a check.
         """
         if not name.startswith(PREFIX):
             return None
@@ -127,7 +127,7 @@ class Mark:
         )
 
     def is_abandoned(self) -> bool:
-        """Whether its prune cannot delete anything any more: its lease is over, or its process has ended."""
+        """Whether its prune can no longer delete anything: its lease has expired, or its process has ended."""
         if time.time() > self.since + LEASE_SECONDS + SKEW_SECONDS:
             return True
         if self.machine == GLOBUS or self.machine != _machine():
@@ -143,11 +143,11 @@ class Mark:
         )
         flow = "" if self.flow_run == "none" else f" of flow run {self.flow_run}"
         who = f"process {self.pid}{flow} on {self.host}" if self.pid else "an unknown process"
-        return f"{who}, since {since}, at most until {until}"
+        return f"{who}, since {since}, until {until} at the latest"
 
 
 def is_marked(path: str) -> bool:
-    """Whether a path is a mark, or leads into one: it belongs to a prune, and is no data."""
+    """Whether a path is a mark or inside one: then it belongs to a prune, and is not data."""
     return f"/{PREFIX}" in f"/{path}"
 
 
@@ -157,22 +157,22 @@ def activate(prune_id: str) -> None:
 
 
 def deactivate(prune_id: str) -> None:
-    """Note that a prune of this process deletes nothing any more."""
+    """Note that a prune of this process no longer deletes anything."""
     _active.discard(prune_id)
 
 
 def _machine() -> str:
-    """A word for the process table of this process: the boot of the kernel, and the name space of pids."""
+    """An id of this process's process table: from the kernel's boot id and the PID namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         space = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - the link leads to no path
     except OSError:
-        return f"x{uuid.getnode():x}"  # without a process table nothing is known to have ended
+        return f"x{uuid.getnode():x}"  # without /proc, no process is known to have ended
     return hashlib.sha256(f"{boot}{space}".encode()).hexdigest()[:12]
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process started, in ticks since the boot; None where that cannot be read."""
+    """When a process started, in clock ticks since boot; None if that cannot be read."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -187,5 +187,5 @@ def _has_ended(pid: int, start: str) -> bool:
     except ProcessLookupError:
         return True
     except (PermissionError, OverflowError):
-        pass  # another user's: it lives
-    return _start_of(pid) not in (None, start)  # else another process has got its number
+        pass  # it belongs to another user, so it exists
+    return _start_of(pid) not in (None, start)  # with another start time, the pid has been reused

@@ -1,4 +1,4 @@
-"""One transfer for one submission: its id is kept at the flow run before it is used, and found there again."""
+"""One transfer per submission: its id is stored at the flow run before it is used, so that a retry finds it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
-#: Destinations that are listed before a transfer that succeeded is believed to stand; with more it is begun anew.
+#: A succeeded transfer of up to so many items is checked by listing its destinations; a larger one is repeated.
 MOST_LOOKS = 20
-#: Labels of ours begin with this; the key of the submission follows.
+#: Our labels begin with this; the key of the submission follows.
 LABEL = "psik.transfer."
 
 
 class Kept(BaseModel):
-    """What a flow run's label says of a transfer."""
+    """What a flow run's label says about a transfer."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -43,20 +43,20 @@ class Kept(BaseModel):
     task_id: str | None = None
     collection: str | None = None
     cancel: bool = True
-    #: Of a copy on this machine that succeeded: nobody else remembers it.
+    #: Of a copy on this machine that succeeded; it is recorded nowhere else.
     arrival: Arrival | None = None
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """Where the submission is kept.
+    """Where the submission is recorded.
 
     Args:
-        key: Of the submission; None: it is kept nowhere, as outside of a flow.
-        flow_runs: Those that it stands in, root first: the root's label decides, the others are for cancels.
-        attempt: Which try of it this is.
+        key: Of the submission; None: it is not recorded, as outside of a flow.
+        flow_runs: Those that enclose it, root first: the root's label decides, the others are for cancels.
+        attempt: The attempt at this submission.
         collection: Name of the block that holds the login.
-        cancel: Whether a cancel of the flow run is one of the transfer.
+        cancel: Whether a cancel of the flow run cancels the transfer.
     """
 
     key: str | None = None
@@ -67,13 +67,14 @@ class Keeping:
 
 
 async def submit_once(carrier: Carrier, order: Order, keeping: Keeping) -> tuple[str, bool]:
-    """Begin a transfer, or find the one that an earlier try of this submission began.
+    """Begin a transfer, or find the one that an earlier attempt at this submission began.
 
-    A newer attempt begins one from scratch that failed, or whose files are not all at the destination any more, by
-    names and sizes. One that succeeded and is still there stands: its source may have been pruned.
+    A newer attempt starts from scratch if the earlier transfer failed, or if its files are no longer all at the
+    destination, by names and sizes. One that succeeded and still has its files is not repeated, since its source
+    may have been pruned.
 
     Returns:
-        The id of the task, and whether it is a new one.
+        The id of the task, and whether the task is new.
     """
     kept = await _read(keeping)
     if kept is not None:
@@ -98,7 +99,7 @@ async def submit_once(carrier: Carrier, order: Order, keeping: Keeping) -> tuple
 
 
 async def _is_still_there(carrier: Carrier, order: Order, task_id: str, files: int) -> bool:
-    """Whether the destination holds what was moved there, by names and sizes, and what is at the source now."""
+    """Whether the destination holds, by names and sizes, what was moved there and what is at the source now."""
     if order.destination is None or not 0 < len(order.items) <= MOST_LOOKS:
         return False
     there: dict[str, int] = {}
@@ -108,7 +109,7 @@ async def _is_still_there(carrier: Carrier, order: Order, task_id: str, files: i
         except TransferError as err:
             if err.cause is not TransferCause.not_found:
                 raise
-        # What cannot be seen at the source any more says nothing about the destination.
+        # A source that can no longer be listed says nothing about the destination.
         with contextlib.suppress(TransferError):
             here = await _files_below(carrier, order.source, source, destination)
             if any(there.get(path) != size for path, size in here.items()):
@@ -117,7 +118,7 @@ async def _is_still_there(carrier: Carrier, order: Order, task_id: str, files: i
 
 
 async def _files_below(carrier: Carrier, collection: str, path: str, stands_for: str) -> dict[str, int]:
-    """The sizes of the files below a path, by what their paths are below another; no copies that a prune made."""
+    """The sizes of the files below `path`, by their paths below `stands_for`; without copies that a prune made."""
     return {
         posixpath.normpath(posixpath.join(stands_for, posixpath.relpath(entry.path, path))): entry.size
         async for entry in carrier.list(collection, path, recursive=True)
@@ -128,14 +129,14 @@ async def _files_below(carrier: Carrier, collection: str, path: str, stands_for:
 async def _submit(carrier: Carrier, order: Order, keeping: Keeping, kept: Kept) -> tuple[str, bool]:
     task_id, created = await repeated(lambda: carrier.submit(order, kept.submission_id))
     if kept.task_id is None and task_id != kept.submission_id:
-        # Only for cancels from outside; the submission id alone finds the task again.
+        # Only cancels from outside need the task id; the submission id is enough to find the task again.
         with contextlib.suppress(TransferError):
             await _write(keeping, kept.model_copy(update={"task_id": task_id}))
     return task_id, created
 
 
 async def repeated(call: Callable[[], Awaitable[T]]) -> T:
-    """Make a call again while its errors are transient, for a while."""
+    """Make a call, and repeat it for a while if its errors are transient."""
     retrying = AsyncRetrying(
         retry=retry_if_exception(is_transient),
         wait=wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5),
@@ -149,9 +150,9 @@ async def repeated(call: Callable[[], Awaitable[T]]) -> T:
 
 
 async def keep_arrival(carrier: Carrier, task_id: str, flow_runs: Sequence[str]) -> None:
-    """Keep at the flow run how a transfer ended that nobody else remembers: it is found again after a crash.
+    """Store at the flow run how a copy on this machine ended, so that it is found again after a crash.
 
-    Where it cannot be kept, the transfer has succeeded all the same; a retry in another process copies again.
+    If that fails, the transfer has still succeeded; a retry in another process copies again.
     """
     if not flow_runs or (arrival := await carrier.arrival(task_id)) is None:
         return
@@ -161,7 +162,13 @@ async def keep_arrival(carrier: Carrier, task_id: str, flow_runs: Sequence[str])
                 text = kept.model_copy(update={"arrival": arrival}).model_dump_json()
                 await set_label(flow_runs[0], LABEL + key, text)
     except (PrefectException, httpx.HTTPError, OSError) as err:
-        _logger.warning("The end of transfer %s is not kept at flow run %s: %s", task_id, flow_runs[0], err)
+        _logger.warning(
+            "The result of transfer %s could not be stored at flow run %s, so a retry in another process copies "
+            "again: %s",
+            task_id,
+            flow_runs[0],
+            err,
+        )
 
 
 async def _read(keeping: Keeping) -> Kept | None:
@@ -191,13 +198,13 @@ async def _write(keeping: Keeping, kept: Kept) -> None:
 
 def _not_kept(err: Exception) -> TransferError:
     return TransferError(
-        f"Prefect's API did not take the note of a transfer, so it was not submitted: {err}. Retry.",
+        f"The transfer was not submitted, since Prefect's API could not read or store its record: {err}. Retry.",
         transient=True,
     )
 
 
 def transfers_of(labels: Mapping[str, Any]) -> dict[str, Kept]:
-    """Read the transfers from a flow run's labels, by key; what somebody else wrote there is left out."""
+    """Read the transfers from a flow run's labels, by key; labels that are not ours are left out."""
     found = {}
     for name, value in labels.items():
         if name.startswith(LABEL):

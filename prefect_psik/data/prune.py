@@ -1,4 +1,4 @@
-"""TASKS: delete data of which a proven copy exists elsewhere."""
+"""TASKS: delete data that is proven to exist elsewhere."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from prefect_psik.session.session import Session
 
 T = TypeVar("T")
 
-#: Rows of the table artifact, and files that an error names.
+#: The most rows in the table artifact, and the most files that an error names.
 MOST_ROWS = 1000
 MOST_NAMES = 20
 
@@ -48,30 +48,30 @@ def prune(
 ) -> PruneReport:
     """Delete the files below a path that a check collection is proven to hold under the same path.
 
-    Proven means: same name, same size, same contents. For Globus collections the check's files
-    are copied beside themselves for that, so the check needs free space for them while it lasts. The plan is shown
-    in a table artifact before anything is deleted. Directories stay. An interrupt, or a cancel of the flow run,
-    ends it; it may be run again at any time, also after a crash.
+    Proven means: same name, same size, same contents. To compare Globus collections, the check's files are copied
+    to a directory beside them, so the check temporarily needs free space for a second copy. The plan is shown in a
+    table artifact before anything is deleted. Directories are not deleted. An interrupt, or a cancel of the flow
+    run, stops the prune; it is safe to run it again at any time, also after a crash.
 
-    While it runs, both ends carry marks: directories named `.prefect-psik-prune-…` beside the files. They show
-    whether source and check are the same directory by two ways, and they keep a prune in the other direction away.
+    While a prune runs, both ends carry marks: directories named `.prefect-psik-prune-…` beside the files. They
+    reveal when source and check are the same directory, and they block a prune in the other direction.
 
     Args:
         source: A `globus-collection` block or its name: where files are deleted.
         path: A file or directory below its base path.
         check: The collection that holds a copy, under the same path below its own base path.
-        min_age: Only files that were not changed for this long.
-        dry_run: Delete nothing, only tell.
+        min_age: Only delete files that have not changed for this long.
+        dry_run: Only report; delete nothing.
 
     Returns:
-        The report; nothing unproven is in it, but for a dry run.
+        The report; except for a dry run, it has no unproven files.
 
     Raises:
-        SpecError: There is no check, or it is the source itself, also where only a mark shows that.
-        PruneIncomplete: Some files stay, since they are not proven, have changed since, or could not be deleted;
-            its `report` names each. The others are deleted.
-        TransferError: The two could not be compared, or the deletion failed. It is `transient` where another prune
-            is in the way, which deletes here what this one relies on, or relies on what this one deletes.
+        SpecError: There is no check, or it is the source itself, even if only a mark reveals that.
+        PruneIncomplete: Some files were kept, because they are not proven, have changed since, or could not be
+            deleted; its `report` names each. The others are deleted.
+        TransferError: The two could not be compared, or the deletion failed. It is `transient` if another prune
+            is in the way: one that deletes what this prune relies on, or relies on what this prune deletes.
     """
     refuse_running_loop("aprune")
     one = load_collection(source)
@@ -127,13 +127,13 @@ def _prune_of(
 
 @dataclass(frozen=True, eq=False)
 class _Step(Watched, Generic[T]):
-    """A step of a prune, which ends with its wait: whatever interrupts that, nothing is deleted afterwards."""
+    """A step of a prune, which ends with its wait: after an interrupt of any kind, nothing more is deleted."""
 
     subscription: Subscription[T]
 
 
 def _run(what: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Do a step on the session's loop, and wait for it."""
+    """Run a step on the session's loop, and wait for it."""
     session = Session.current()
     begun = session.run(_begin(what, work, enclosing_flow_runs()))
     try:
@@ -166,7 +166,7 @@ async def _begin(what: str, work: Callable[[], Coroutine[Any, Any, T]], flow_run
         return await work()
 
     def ended(doing: asyncio.Task[T]) -> None:
-        if not doing.cancelled():  # who cancels it tells so
+        if not doing.cancelled():  # the canceler puts its own error
             subscription.put(doing.exception() or doing.result())
 
     async def stop() -> None:
@@ -187,7 +187,7 @@ async def _stop(begun: Future[_Step[T]]) -> None:
 
 
 def _let_go(what: str, work: Prune, within: float) -> None:
-    """Have the marks of a prune removed, also when it was interrupted; what was deleted is deleted either way."""
+    """Remove the marks of a prune, also after an interrupt; a failure does not change what was deleted."""
     try:
         result(Session.current().run(work.let_go()), within)
     except (TransferError, TimeoutError) as err:
@@ -204,11 +204,11 @@ async def _alet_go(what: str, work: Prune, within: float) -> None:
 
 def _tell_left(what: str, err: TransferError | TimeoutError) -> None:
     run_logger().warning(
-        "The %s left its marks, directories named %s…, which keep prunes in the other direction away for two days "
-        "or until you delete them: %s",
+        "The %s left its marks behind (directories named %s…); they block prunes in the other direction for two "
+        "days, or until you delete them: %s",
         what,
         PREFIX,
-        err or "their removal takes long, and may still succeed",
+        err or "removing them takes long, and may still succeed",
     )
 
 
@@ -216,11 +216,11 @@ def _log_plan(report: PruneReport) -> None:
     logger = run_logger()
     logger.info("%s%s", report, " (dry run)" if report.dry_run else "")
     for file in report.unproven[:MOST_NAMES]:
-        logger.warning("%s:%s stays: it %s", report.source, file.shown, plain(file.reason))
+        logger.warning("%s:%s is kept: it %s", report.source, file.shown, plain(file.reason))
 
 
 def _table(report: PruneReport) -> dict[str, Any]:
-    # What stays comes first: a table of thousands of rows is cut.
+    # Files that are kept come first, since a table of thousands of rows is cut.
     rows = sorted(report.files, key=lambda file: (not file.reason, file.path))
     return {
         "table": [
@@ -243,8 +243,8 @@ def _finished(report: PruneReport) -> PruneReport:
     named = "".join(f"\n- {file.shown}: it {file.reason}" for file in report.unproven[:MOST_NAMES])
     more = len(report.unproven) - MOST_NAMES
     raise PruneIncomplete(
-        f"{len(report.unproven)} files of {report.source}:{report.path} stay: {report.check} is not proven to "
-        "hold them as they are now, or they could not be deleted. See to the reasons, then prune again."
+        f"{len(report.unproven)} files of {report.source}:{report.path} were not deleted: {report.check} is not "
+        "proven to hold them as they are now, or deleting them failed. Fix the reasons below, then prune again."
         + named
         + (f"\n- and {more} more" if more > 0 else ""),
         report=report,

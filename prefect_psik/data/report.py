@@ -17,12 +17,12 @@ from prefect_psik.flow_run.report import artifact_key, in_run, run_logger
 from prefect_psik.models.transfers import TransferHandle, TransferStatus, TransferUpdate
 from prefect_psik.plain_text import plain
 
-#: A transfer without news of another kind says so often how far it is.
+#: Log the progress this often while nothing else changes.
 LINE_SECONDS = 30.0
 
 
 class TransferReporter:
-    """Tells the progress of one transfer where the waiter runs."""
+    """Reports the progress of one transfer where the waiter runs."""
 
     def __init__(self, handle: TransferHandle) -> None:
         self.handle = handle
@@ -33,7 +33,7 @@ class TransferReporter:
         self._at = 0.0
 
     def tell(self, update: TransferUpdate) -> None:
-        """Log what changed, and bring the artifact up to date."""
+        """Log what changed, and update the artifact."""
         if not self._is_news(update) or update.status is None or not in_run():
             return
         if self._artifact is None:
@@ -76,13 +76,13 @@ class TransferReporter:
 
 
 def describe(status: TransferStatus) -> str:
-    """A status in one line: state, what holds it up, files, bytes, rate, faults, what was left out."""
+    """A status in one line: state, what holds it up, files, bytes, rate, faults, and what was left out."""
     held = (
         ""
         if status.nice_status in (None, "OK")
         else plain(f" ({status.nice_status}: {status.detail or 'no details'})")
     )
-    skipped = f", {status.files_skipped} were there" if status.files_skipped else ""
+    skipped = f", {status.files_skipped} already there" if status.files_skipped else ""
     faults = f", {status.faults} faults" if status.faults else ""
     left_out = f", left out: {', '.join(map(str, status.left_out))}" if status.left_out else ""
     return (

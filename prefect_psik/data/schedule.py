@@ -1,4 +1,4 @@
-"""TASKS: schedule a prune as a flow run of its own, and look whether Prefect knows of it."""
+"""TASKS: schedule a prune as a separate flow run, and confirm that Prefect has it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prefect_psik.flow_run.load import CollectionLike, aload_collection, load_co
 from prefect_psik.models.prunes import ScheduledPrune
 from prefect_psik.session.session import Session
 
-#: States of a scheduled prune that is still to come, or came.
+#: States of a scheduled prune that will run, is running, or has completed.
 _BEGUN = {StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.COMPLETED}
 
 
@@ -35,25 +35,25 @@ def schedule_prune(
     after: timedelta,
     deployment: str = "prune/prune",
 ) -> ScheduledPrune:
-    """Schedule a prune, and look whether Prefect knows of it.
+    """Schedule a prune, and confirm that Prefect has it.
 
-    A retry of the task or flow schedules no second one.
+    A retry of the task or flow does not schedule a second one.
 
     Args:
-        source: A saved `globus-collection` block or its name; the run gets the name.
+        source: A saved `globus-collection` block or its name; the flow run gets the name.
         path: See `prune`.
         check: A saved block or its name.
-        after: When, from now.
+        after: Time from now until the prune starts.
         deployment: `FLOW/DEPLOYMENT` of a flow with the parameters `source`, `path` and `check`, as in
             `flows/prune.py`.
 
     Returns:
-        The run that will prune, as Prefect told of it when asked again.
+        The flow run that will prune, as read back from Prefect.
 
     Raises:
         SpecError: A block is not saved, there is no check, or it is the source itself.
-        ScheduleError: There is no such deployment, Prefect does not know of the run, or the run that a retry finds
-            was cancelled or failed.
+        ScheduleError: The deployment does not exist, Prefect cannot find the flow run, or a retry found that the
+            flow run was cancelled or failed.
     """
     refuse_running_loop("aschedule_prune")
     one, other = load_collection(source), load_collection(check) if check is not None else None
@@ -80,14 +80,14 @@ def _parameters(source: Any, check: Any, path: str) -> dict[str, str]:
     for block in (source, check):
         if block.document_name is None:
             raise SpecError(
-                f"The collection {block.collection_id or block.base_path} is not saved: a later run finds it by "
-                "its name only. Save the block, then schedule the prune."
+                f"The collection {block.collection_id or block.base_path} is not saved, and a later run can find "
+                "it only by the name of its block. Save the block, then schedule the prune."
             )
     return {"source": source.document_name, "path": path, "check": check.document_name}
 
 
 def _key(parameters: dict[str, str], deployment: str) -> str | None:
-    """What makes two schedulings the same one: the root run, the parameters, and which of its twins."""
+    """What makes two schedulings the same: the root flow run, the parameters, and its ordinal among equal ones."""
     caller = current_caller()
     if caller.scope is None or caller.detached:
         return None
@@ -104,8 +104,8 @@ async def _schedule(
             found = await client.read_deployment_by_name(deployment)
         except (ObjectNotFound, ValueError) as err:
             raise ScheduleError(
-                f"There is no deployment {deployment!r}, so nothing was scheduled. Deploy flows/prune.py, or give "
-                "deployment='FLOW/DEPLOYMENT'."
+                f"There is no deployment {deployment!r}, so nothing was scheduled. Deploy flows/prune.py, or name "
+                "another one with deployment='FLOW/DEPLOYMENT'."
             ) from err
         made = await client.create_flow_run_from_deployment(
             found.id, parameters=parameters, state=Scheduled(scheduled_time=at), idempotency_key=key
@@ -113,17 +113,20 @@ async def _schedule(
         try:
             run = await client.read_flow_run(made.id)
         except ObjectNotFound as err:
-            raise ScheduleError(f"Prefect took the prune {made.id}, and does not know of it.") from err
+            raise ScheduleError(
+                f"Prefect accepted the prune as flow run {made.id}, but cannot find that flow run. Check it in "
+                "Prefect's UI, then schedule the prune again."
+            ) from err
     known = all(run.parameters.get(name) == value for name, value in parameters.items())
     if run.deployment_id != found.id or run.expected_start_time is None or not known:
         raise ScheduleError(
-            f"Prefect has the flow run {run.id} ({run.state_name}, {run.parameters}), which is not the prune that "
-            "was to be scheduled. Look at it in Prefect's UI."
+            f"Prefect returned flow run {run.id} ({run.state_name}, {run.parameters}), which does not match the "
+            "prune to schedule. Check it in Prefect's UI."
         )
-    # A retry finds the run of the first try, which may have begun.
+    # A retry gets the flow run of the first attempt, which may have started.
     if run.state is None or run.state.type not in (_BEGUN if key is not None else {StateType.SCHEDULED}):
         raise ScheduleError(
-            f"The prune was scheduled as the flow run {run.id}, which is {run.state_name} and prunes nothing "
-            "more. Retry that run in Prefect's UI, or prune by hand."
+            f"The prune was scheduled as flow run {run.id}, which is {run.state_name} and will not prune anything "
+            "more. Retry that flow run in Prefect's UI, or prune by hand."
         )
     return ScheduledPrune(flow_run_id=run.id, at=run.expected_start_time, deployment=deployment)

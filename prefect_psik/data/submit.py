@@ -1,4 +1,4 @@
-"""A transfer's steps as tasks take them: what to move, submit, cancel, list; and what moves it."""
+"""The steps behind the transfer tasks: check what to move, submit, cancel, list; and choose what moves it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from prefect_psik.models.transfers import (
 )
 from prefect_psik.session.session import Session
 
-#: A transfer that was asked to stop has so long to end.
+#: How long a transfer may take to end after it was asked to stop.
 CANCEL_SECONDS = 120.0
 
 Items = str | Iterable[tuple[str, str]]
@@ -42,7 +42,7 @@ Items = str | Iterable[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Shipment:
-    """One transfer or deletion to submit, made where the task runs: the identity is read from its contexts."""
+    """One transfer or deletion to submit, made where the task runs, since its contexts give the identity."""
 
     carrier: Carrier
     order: Order
@@ -61,16 +61,17 @@ class Shipment:
         deadline: timedelta | None,
         on_cancel: OnCancel = "cancel",
     ) -> Shipment:
-        """Check what is to be moved.
+        """Check what to move.
 
         Raises:
-            SpecError: A path leaves its collection, there are no items, two have one destination, or the two
+            SpecError: A path leaves its collection, there are no items, two have the same destination, or the two
                 collections cannot be combined.
         """
         if (source.collection_id is None) != (destination.collection_id is None):
             raise SpecError(
-                f"{name_of(source)} and {name_of(destination)}: one is a Globus collection and one a directory of "
-                "this machine. Give the collection_id of this machine's own collection, or two directories."
+                f"{name_of(source)} and {name_of(destination)} cannot be combined: one is a Globus collection, "
+                "the other a directory on this machine. Set the collection_id of this machine's own collection, "
+                "or use two directories."
             )
         pairs = [(items, items)] if isinstance(items, str) else items
         paths = [(source.path(one), destination.path(other)) for one, other in pairs]
@@ -86,15 +87,15 @@ class Shipment:
         recursive: bool,
         deadline: timedelta | None,
     ) -> Shipment:
-        """Check what is to be deleted.
+        """Check what to delete.
 
         Raises:
-            SpecError: A path leaves its collection or is all of it, or there are none.
+            SpecError: A path leaves its collection or means all of it, or there are no paths.
         """
         wanted = [paths] if isinstance(paths, str) else list(paths)
         for path in wanted:
             if posixpath.normpath(path or ".") == ".":
-                raise SpecError(f"{path!r} is all of {name_of(collection)}: name what is to be deleted in it.")
+                raise SpecError(f"{path!r} means all of {name_of(collection)}: name what to delete in it.")
         items = [(collection.path(path), "") for path in wanted]
         return cls._of(collection, None, items, recursive=recursive, deadline=deadline)
 
@@ -111,9 +112,12 @@ class Shipment:
         on_cancel: OnCancel = "cancel",
     ) -> Shipment:
         if not items:
-            raise SpecError("There is nothing to transfer or delete: give at least one path.")
+            raise SpecError("There is nothing to transfer or delete: name at least one path.")
         if deadline is not None and deadline <= timedelta(0):
-            raise SpecError(f"The deadline is {deadline}: give a time from now, such as timedelta(hours=2).")
+            raise SpecError(
+                f"The deadline is {deadline}, which is not in the future: use a time from now, such as "
+                "timedelta(hours=2)."
+            )
         login = destination if destination and not _has_login(source) and _has_login(destination) else source
         flow_runs = enclosing_flow_runs()
         order = Order(
@@ -163,7 +167,7 @@ class Shipment:
         return handle
 
     def interrupted(self, submission: Future[tuple[str, bool]]) -> Future[None]:
-        """The submission goes on; what comes of it while the flow run is cancelled is canceled, too."""
+        """Let the submission finish; if the flow run is being cancelled, cancel the resulting transfer too."""
 
         async def work() -> None:
             task_id, _ = await asyncio.wrap_future(submission)
@@ -174,7 +178,7 @@ class Shipment:
 
 
 def submit(shipment: Shipment) -> TransferHandle:
-    """Submit once, and tell so."""
+    """Submit once, and log it."""
     future = shipment.begin()
     try:
         return shipment.told(result(future))
@@ -197,7 +201,7 @@ async def asubmit(shipment: Shipment) -> TransferHandle:
 
 
 def cancel(carrier: Carrier, handle: TransferHandle) -> Future[TransferStatus]:
-    """Cancel, and look until it has ended."""
+    """Cancel, and poll until it has ended."""
 
     async def ended() -> TransferStatus:
         while True:
@@ -212,8 +216,8 @@ def cancel(carrier: Carrier, handle: TransferHandle) -> Future[TransferStatus]:
             return await asyncio.wait_for(ended(), CANCEL_SECONDS)
         except TimeoutError:
             raise TransferError(
-                f"The {handle} was asked to stop {CANCEL_SECONDS:.0f} s ago and has not ended; it may go on. "
-                "Look at it in Globus's web app, then cancel it again."
+                f"The {handle} was asked to stop {CANCEL_SECONDS:.0f} s ago and has not ended; it may still be "
+                "running. Check it in Globus's web app, then cancel it again."
             ) from None
 
     return Session.current().run(work())
@@ -228,18 +232,18 @@ def entries(collection: GlobusCollection, path: str, *, recursive: bool) -> Futu
 async def list_below(
     carrier: Carrier, collection: GlobusCollection, path: str, *, recursive: bool
 ) -> list[FileEntry]:
-    """List what is below a path of the collection's own, with paths below its base path."""
+    """List what is below a full path of the collection; the entries' paths are below its base path."""
     found, top = [], posixpath.normpath(path)
     relative = posixpath.relpath(top, collection.path(""))
     above = "" if relative == "." else f"{relative}/"
     async for entry in carrier.list(id_of(collection), top, recursive=recursive):
-        # Thousands of them: what is above the names is the same for all.
+        # There may be thousands, so compute the part above the names only once.
         entry.path = relative if entry.path == top else above + entry.path.removeprefix(top).lstrip("/")
         found.append(entry)
     return sorted(found, key=attrgetter("path"))
 
 
-# ------------------------------------------------------------------------------------------ ways to a place
+# ------------------------------------------------------------------------------------------ carriers
 
 
 def carrier_of(collection: GlobusCollection) -> Carrier:
@@ -272,7 +276,7 @@ def name_of(collection: GlobusCollection) -> str:
 
 
 def _has_login(collection: GlobusCollection) -> bool:
-    # Prefect's forms store a login with empty fields where nobody filled any in.
+    # Prefect's forms store a login with empty fields when none were filled in.
     return collection.credentials is not None and not collection.credentials.is_empty
 
 

@@ -17,7 +17,7 @@ from prefect_psik.models.transfers import FileEntry, SyncLevel, TransferHandle, 
 
 DAY = timedelta(days=1)
 
-# Every task here has an effect or looks at the world: a cached result would be wrong.
+# Every task here changes or reads something outside of Prefect: a cached result would be wrong.
 
 
 @task(name="submit transfer", cache_policy=NO_CACHE)
@@ -32,25 +32,25 @@ def submit_transfer(
 ) -> TransferHandle:
     """Submit a transfer once, and return at once.
 
-    A retry of the task or flow, also after a crash, gets the same transfer back while it is under way, or when it
-    succeeded and the destination still has its files, by names and sizes. Otherwise it begins one from scratch:
-    what is there already is not moved again. Two directories of this machine are copied by this process.
+    A retry of the task or flow, also after a crash, gets the same transfer back if it is still running, or if it
+    succeeded and the destination still has its files, by names and sizes. Otherwise it starts a new one, which
+    does not move files again that are already there. Two directories on this machine are copied by this process.
 
     Args:
         source: A `globus-collection` block or its name.
         destination: Likewise.
         items: Pairs of paths below the base paths, each a file or a whole directory; or one path, the same at
-            both ends. Whether it is a directory is looked up at the source.
-        sync: How files that are there already are compared; the same are not moved again.
-        deadline: When it is given up, from now; None: never by us.
-        on_cancel: `leave`: a cancel of the flow run leaves it alone.
+            both ends. Whether a path is a file or a directory is determined at the source.
+        sync: How to compare files that are already at the destination; equal files are not moved again.
+        deadline: Time from now after which the transfer is canceled; None: we set no deadline.
+        on_cancel: What a cancel of the flow run does to the transfer: `cancel` it, or `leave` it running.
 
     Raises:
-        SpecError: A path leaves its collection, two items have one destination, or the two cannot be combined. On
-            this machine, also: a directory would go into itself, an item is no file or directory, or a link leads
-            out of the base path. Nothing was changed.
+        SpecError: A path leaves its collection, two items have the same destination, or the two collections cannot
+            be combined. On this machine, also: a directory would be copied into itself, an item is not a file or
+            directory, or a link leads out of the base path. Nothing was changed.
         ConsentRequired: A consent is missing; says who can give it.
-        TransferError: Globus refused it, or cannot be reached.
+        TransferError: Globus refused the transfer, or cannot be reached.
     """
     refuse_running_loop("asubmit_transfer")
     one, other = load_collection(source), load_collection(destination)
@@ -77,19 +77,19 @@ async def asubmit_transfer(
 def wait_for_transfer(
     handle: TransferHandle, *, collection: CollectionLike | None = None, on_cancel: OnCancel = "cancel"
 ) -> TransferResult:
-    """Wait until a transfer is final. An endpoint that is away is waited for, until the deadline.
+    """Wait until a transfer is final. If a collection cannot be reached, keep waiting until the deadline.
 
     Args:
         handle: From `submit_transfer`.
-        collection: A block with the login, if the handle's own is gone.
-        on_cancel: What a cancel of the flow run does to it.
+        collection: A block with the login, if the handle's own block no longer exists.
+        on_cancel: What a cancel of the flow run does to the transfer: `cancel` it, or `leave` it running.
 
     Returns:
         The result of a transfer that succeeded, with verified checksums.
 
     Raises:
-        TransferError: It failed, it cannot work (no permission, no such file, no room), a file of this machine
-            changed each time it was read, or it is too late.
+        TransferError: The transfer failed, cannot succeed (no permission, no such file, no free space), or passed
+            its deadline, or a file on this machine changed each time it was read.
         FlowRunCancelling: The flow run is being cancelled.
     """
     refuse_running_loop("await_for_transfer")
@@ -110,14 +110,14 @@ async def await_for_transfer(
 
 @task(name="cancel transfer", cache_policy=NO_CACHE)
 def cancel_transfer(handle: TransferHandle, *, collection: CollectionLike | None = None) -> TransferStatus:
-    """Cancel a transfer, and return when it has ended; one that had ended keeps its end.
+    """Cancel a transfer, and return when it has ended; one that had already ended keeps its state.
 
     Args:
         handle: From `submit_transfer`.
-        collection: A block with the login, if the handle's own is gone.
+        collection: A block with the login, if the handle's own block no longer exists.
 
     Raises:
-        TransferError: It could not be canceled; it may go on.
+        TransferError: The transfer could not be canceled; it may still be running.
     """
     refuse_running_loop("acancel_transfer")
     login = collection or handle.collection
@@ -142,11 +142,11 @@ def run_transfer(
     deadline: timedelta | None = DAY,
     on_cancel: OnCancel = "cancel",
 ) -> TransferResult:
-    """Move data, and return when it is there: `submit_transfer` and `wait_for_transfer` in one task.
+    """Move data, and return when it has arrived: `submit_transfer` and `wait_for_transfer` in one task.
 
-    While it is under way Globus itself tries again what faults, until the deadline. One that failed is begun anew
-    by a retry of the task, which is worth it where the error is `transient`: an endpoint was away, or timed out.
-    Ask for it with `run_transfer.with_options(retries=2, retry_delay_seconds=600)`.
+    During a transfer, Globus itself retries faults until the deadline. If a transfer fails, a retry of the task
+    starts a new one, which can help if the error is `transient`: a collection could not be reached, or timed out.
+    To have retries, call `run_transfer.with_options(retries=2, retry_delay_seconds=600)`.
 
     Args:
         source: See `submit_transfer`.
@@ -160,7 +160,7 @@ def run_transfer(
         The result of a transfer that succeeded, with verified checksums.
 
     Raises:
-        PrefectPsikError: All that `submit_transfer` and `wait_for_transfer` raise.
+        PrefectPsikError: Everything that `submit_transfer` and `wait_for_transfer` raise.
     """
     refuse_running_loop("arun_transfer")
     one, other = load_collection(source), load_collection(destination)
@@ -186,15 +186,15 @@ async def arun_transfer(
 
 @task(name="list files", cache_policy=NO_CACHE)
 def list_files(collection: CollectionLike, path: str = "", *, recursive: bool = False) -> list[FileEntry]:
-    """List a directory of a collection, or look at one file of it.
+    """List a directory of a collection, or show one file of it.
 
     Args:
         collection: A `globus-collection` block or its name.
         path: Below its base path; empty: the base path itself.
-        recursive: Go into directories, too. Links are listed and not followed.
+        recursive: Include the contents of subdirectories. Links are listed but not followed.
 
     Raises:
-        TransferError: There is no such path, it may not be read, or Globus cannot be reached.
+        TransferError: The path does not exist or may not be read, or Globus cannot be reached.
     """
     refuse_running_loop("alist_files")
     return result(submit.entries(load_collection(collection), path, recursive=recursive))
@@ -214,17 +214,17 @@ def delete_files(
     recursive: bool = False,
     deadline: timedelta | None = DAY,
 ) -> TransferResult:
-    """Delete files without asking whether a copy exists; `prune` asks. What is not there is no error.
+    """Delete files without checking for a copy, which `prune` does. Files that do not exist are no error.
 
     Args:
         collection: A `globus-collection` block or its name.
         paths: Below its base path.
-        recursive: Delete directories with all that is in them, too.
+        recursive: Also delete directories, with everything in them.
         deadline: See `submit_transfer`.
 
     Raises:
-        SpecError: A path leaves the collection, or is all of it.
-        TransferError: Not all could be deleted.
+        SpecError: A path leaves the collection, or means all of it.
+        TransferError: Not everything could be deleted.
     """
     refuse_running_loop("adelete_files")
     shipment = Shipment.deletion(load_collection(collection), paths, recursive=recursive, deadline=deadline)

@@ -1,4 +1,4 @@
-"""Waiting for a transfer: looks until it is final, gives up what no wait mends, and says how it ended."""
+"""Waiting for a transfer: polls it until it is final, cancels hopeless ones, and reports how it ended."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from prefect_psik.models.transfers import (
 from prefect_psik.session.poller import Subscription
 from prefect_psik.session.session import Session
 
-#: What no wait mends: a transfer that shows it at two looks is given up.
+#: Faults that waiting will not fix: after two polls in a row with one of these, the transfer is canceled.
 HOPELESS = frozenset({TransferCause.permission_denied, TransferCause.not_found, TransferCause.quota})
-#: Causes that may be over when a task is retried.
+#: Causes that may have passed by the time a task is retried.
 PASSING = frozenset({TransferCause.away, TransferCause.changed})
-#: The pause between two looks is this part of the time waited, between these seconds.
+#: The pause between two polls is this fraction of the time waited so far, within the bounds below in seconds.
 PAUSE_PART = 0.05
 PAUSES_SECONDS = (0.5, 10.0)
 LOCAL_PAUSES_SECONDS = (0.1, 1.0)
-#: How long after its deadline the end of a transfer is awaited.
+#: How long to wait, after its deadline, for a transfer to end.
 GRACE_SECONDS = 120.0
 
 _NEXT_STEPS = {
     TransferCause.permission_denied: "Ask the collection's administrator for access, then retry.",
     TransferCause.not_found: "Check the path, then retry.",
-    TransferCause.quota: "Make room at the destination, then retry.",
-    TransferCause.away: "Retry when it is there again.",
-    TransferCause.checksum: "Look at the storage of both ends, then retry.",
-    TransferCause.changed: "Retry when nothing writes to it any more.",
-    TransferCause.deadline: "Give it a longer deadline, or look at what held it up, then retry.",
+    TransferCause.quota: "Free space at the destination, then retry.",
+    TransferCause.away: "Retry when it can be reached again.",
+    TransferCause.checksum: "Check the storage at both ends, then retry.",
+    TransferCause.changed: "Retry when nothing is writing to the file.",
+    TransferCause.deadline: "Set a longer deadline, or fix what held it up, then retry.",
     TransferCause.canceled: "If you did not cancel it, ask who did.",
 }
 
@@ -121,20 +121,20 @@ async def follow(
     subscription: Subscription[TransferUpdate],
     flow_runs: Sequence[str] = (),
 ) -> None:
-    """Look at a transfer until it is final; what no wait mends, and what is too late, is canceled.
+    """Poll a transfer until it is final; cancel it after its deadline, or if waiting will not help.
 
     Args:
         carrier: What moves the data.
         handle: Of the transfer.
         subscription: Gets the news.
-        flow_runs: Those that wait, root first: what must be kept of a transfer that succeeded is kept there.
+        flow_runs: Those that wait, root first: a transfer that succeeded is recorded there if it has to be.
     """
     try:
         await _follow(carrier, handle, subscription, flow_runs)
     except TransferError as err:
         subscription.put(err)
-    except BaseException as err:  # a wait that nobody serves any more must end
-        subscription.put(TransferError(f"Looking at the {handle} failed: {err!r}."))
+    except BaseException as err:  # nothing polls any more, so the wait must end
+        subscription.put(TransferError(f"Polling the {handle} failed: {err!r}."))
         raise
 
 
@@ -165,7 +165,8 @@ async def _follow(
             subscription.put(TransferUpdate(trouble=str(err)))
         if over > GRACE_SECONDS:
             raise TransferError(
-                f"The {handle} is past its deadline, and its end is not known. Look at it in Globus's web app.",
+                f"The {handle} is past its deadline, and whether it has ended is unknown. Check it in "
+                "Globus's web app.",
                 cause=TransferCause.deadline,
             )
         await asyncio.sleep(min(max((time.monotonic() - began) * PAUSE_PART, floor), ceiling))
@@ -175,7 +176,7 @@ def succeeded(handle: TransferHandle, status: TransferStatus | None) -> Transfer
     """Make the result of a transfer that succeeded.
 
     Raises:
-        TransferError: It did not; says the cause.
+        TransferError: It did not succeed; says why.
     """
     if status is None or status.state is not TransferState.succeeded:
         raise error_of(handle, status)
@@ -192,14 +193,14 @@ def succeeded(handle: TransferHandle, status: TransferStatus | None) -> Transfer
 
 
 def error_of(handle: TransferHandle, status: TransferStatus | None) -> TransferError:
-    """The error that stands for a transfer's end."""
+    """Make the error for a transfer that did not succeed."""
     cause = (status.cause if status else None) or TransferCause.other
     words = f"{status.nice_status or ''} {status.detail or ''}".strip() if status else ""
     faults = f", after {status.faults} faults" if status and status.faults else ""
-    done = f"{status.files_transferred} of {status.files} files were moved" if status else "nothing is known of it"
-    otherwise = "Correct that, then retry." if handle.is_local else "Read its events in the web app of Globus."
+    done = f"{status.files_transferred} of {status.files} files were moved" if status else "its status is unknown"
+    otherwise = "Correct that, then retry." if handle.is_local else "Read its events in Globus's web app."
     return TransferError(
-        f"The {handle} failed ({cause.value}{faults}): {words or 'no reason is given'}; {done}. "
+        f"The {handle} failed ({cause.value}{faults}): {words or 'no reason given'}; {done}. "
         f"{_NEXT_STEPS.get(cause, otherwise)}",
         transient=cause in PASSING,
         cause=cause,
@@ -207,7 +208,7 @@ def error_of(handle: TransferHandle, status: TransferStatus | None) -> TransferE
 
 
 async def begin(carrier: Carrier, order: Order) -> str:
-    """Begin an order that is kept nowhere; returns the task's id."""
+    """Begin an order that is not recorded anywhere; returns the id of its task."""
     submission_id = await repeated(carrier.reserve)
     task_id, _ = await repeated(lambda: carrier.submit(order, submission_id))
     return task_id
@@ -216,16 +217,16 @@ async def begin(carrier: Carrier, order: Order) -> str:
 async def carry_out(
     carrier: Carrier, order: Order, source: str, destination: str, *, begun: asyncio.Future[str] | None = None
 ) -> tuple[str, TransferResult]:
-    """Do an order and wait for it, on the session's loop; for steps of something larger.
+    """Carry out an order and wait for it, on the session's loop; for steps of a larger operation.
 
-    Who cancels the coroutine cancels the carrier's task.
+    Cancelling the coroutine cancels the carrier's task.
 
     Args:
-        carrier: What does it.
-        order: What is to be done.
-        source: What it is done to, as a person would say it.
-        destination: Likewise.
-        begun: The order's task, for a caller that began it so as to know it whatever happens here.
+        carrier: What carries it out.
+        order: What to do.
+        source: What messages call the source.
+        destination: What messages call the destination.
+        begun: The order's task, if the caller began it in order to know its id in any case.
 
     Returns:
         The task's id, and its result.

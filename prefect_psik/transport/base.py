@@ -14,25 +14,25 @@ class Transport(Protocol):
 
     A normal return is the answer of exactly one execution of this very call, but the call may have been
     executed more than once: every operation of `prefect_psik.remote` is safe to repeat. After an error the
-    call may or may not have been executed. Implementations are used from one event loop and are picklable by
-    nobody: a block makes them.
+    call may or may not have been executed. Implementations are used from one event loop and are not picklable;
+    create them from a block.
     """
 
     @property
     def key(self) -> str:
-        """Two transports of equal keys reach the same place as the same user."""
+        """Two transports with equal keys reach the same facility as the same user."""
 
     @property
     def place(self) -> str:
-        """The place as a person would say it, for messages."""
+        """What messages call the facility."""
 
     @property
     def poll_floor_seconds(self) -> float:
-        """The shortest allowed time between two looks."""
+        """The shortest allowed polling interval."""
 
     @property
     def gather_seconds(self) -> float:
-        """How long submits and cancels wait for others, to travel in one call."""
+        """How long to collect submits and cancels, so that they travel in one call."""
 
     async def call(self, name: str, payload: dict[str, Any], *, timeout: float = CALL_SECONDS) -> dict[str, Any]:
         """Execute one operation at the facility.
@@ -40,21 +40,21 @@ class Transport(Protocol):
         Args:
             name: Operation of `prefect_psik.remote`.
             payload: JSON.
-            timeout: Seconds after which nobody waits for the answer any more.
+            timeout: Seconds to wait for the answer.
 
         Raises:
             FacilityTimeout: No answer in time.
-            PayloadTooLarge: The call is too large, and was not sent; or its answer is, and did not come.
-            FacilityError: Any other trouble on the way or there; `transient` says whether to try again.
+            PayloadTooLarge: The call was too large to send, or its answer was too large to return.
+            FacilityError: Any other problem on the way or at the facility; `transient` says whether to try again.
             RemoteCodeError: The remote code failed; carries its traceback.
         """
 
     async def endpoint_status(self) -> str:
-        """What is known of the place without going there: `online`, `offline`, or the service's own word.
+        """The endpoint's status, without a call to it: `online`, `offline`, or the service's own word.
 
         Raises:
-            FacilityError: Nobody knows it, or the service does not answer.
+            FacilityError: The status is unknown, or the service does not answer.
         """
 
     async def aclose(self) -> None:
-        """Let go of connections; a later call opens them again."""
+        """Close the connections; a later call reopens them."""

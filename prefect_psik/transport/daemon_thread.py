@@ -16,7 +16,7 @@ T = TypeVar("T")
 async def in_daemon_thread(
     work: Callable[[], T], afterwards: Callable[[BaseException | None], None] | None = None
 ) -> T:
-    """Run blocking work without keeping the interpreter from ending; `afterwards` is told how it went."""
+    """Run blocking work without keeping the interpreter alive; `afterwards` gets the exception, or None."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # a waiter that goes away does not end the work
 
@@ -24,9 +24,9 @@ async def in_daemon_thread(
         failure: BaseException | None = None
         try:
             result = work()
-        except SystemExit as err:  # rich, where a library logs and nobody reads the output: the worker was killed
-            failure = FacilityError(f"A request was cut off by {err!r}; its outcome is not known.", transient=True)
-        except BaseException as err:  # noqa: BLE001 - handed to whoever waits
+        except SystemExit as err:  # rich exits when a library logs to a closed pipe: the worker was killed
+            failure = FacilityError(f"A request was cut off by {err!r}; its outcome is unknown.", transient=True)
+        except BaseException as err:  # noqa: BLE001 - handed to the waiter
             failure = err
         if failure is None:
             future.set_result(result)

@@ -1,7 +1,7 @@
-"""The transport to this machine: the same text and JSON in a fresh interpreter, no Globus.
+"""The transport to this machine: the same source text and JSON in a fresh interpreter, without Globus.
 
-Answers come through a file: psik's local backend forks, and its jobs keep the descriptors of their
-parent open, so a pipe would not end before the job does.
+Answers come through a file: psik's local backend forks, and its jobs inherit open file descriptors, so
+a pipe would stay open until the job ends.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from prefect_psik.exceptions import (
 from prefect_psik.remote import letter
 from prefect_psik.transport.base import CALL_SECONDS, MAX_CALL_BYTES
 
-#: What a job sees of this process's environment, as from a login: a job that leans on more would fail at a
-#: facility, and this process holds secrets (PREFECT_API_KEY, GLOBUS_COMPUTE_CLIENT_SECRET).
+#: Variables that jobs inherit from this process, as from a login shell: a job that relied on others would fail
+#: at a facility, and this process holds secrets (PREFECT_API_KEY, GLOBUS_COMPUTE_CLIENT_SECRET).
 _PASSED_ON = re.compile(
     r"HOME|USER|LOGNAME|SHELL|PATH|LANG|LANGUAGE|LC_[A-Z]+|TZ|TMPDIR|LD_LIBRARY_PATH|SLURM_CONF"
     r"|VIRTUAL_ENV|CONDA_[A-Z_]+|MODULEPATH|SCRATCH|PSCRATCH"
@@ -50,7 +50,7 @@ os.replace(answer + ".part", answer)
 
 
 class LocalTransport:
-    """Calls into a fresh interpreter of this machine; see `Transport` for what it guarantees."""
+    """Runs calls in a fresh interpreter on this machine; see `Transport` for what it guarantees."""
 
     key = "local"
     place = "this machine"
@@ -58,20 +58,20 @@ class LocalTransport:
     gather_seconds = 0.02
 
     async def call(self, name: str, payload: dict[str, Any], *, timeout: float = CALL_SECONDS) -> dict[str, Any]:
-        """Execute one operation in a new process of this machine."""
+        """Execute one operation in a new process on this machine."""
         request = json.dumps({"source": letter(), "name": name, "payload": payload})
         if len(request) > MAX_CALL_BYTES:
             raise PayloadTooLarge(
-                f"The call {name!r} has {len(request):,} bytes, over the limit of {MAX_CALL_BYTES:,}. Use Globus "
-                "Transfer for large inputs."
+                f"The call {name!r} is too large: {len(request):,} bytes, and the limit is {MAX_CALL_BYTES:,}. "
+                "Use Globus Transfer for large inputs."
             )
         try:
             with tempfile.TemporaryDirectory(prefix="prefect-psik-") as directory:
                 return await self._run(Path(directory), name, request, timeout)
         except OSError as err:
             raise FacilityError(
-                f"The call {name!r} cannot be made on this machine: {err}. Make room for temporary files, or "
-                "set TMPDIR to a directory that can be written.",
+                f"The call {name!r} could not be made on this machine: {err}. Free space for temporary files, or "
+                "set TMPDIR to a writable directory.",
                 transient=err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE),
             ) from err
 
@@ -103,16 +103,16 @@ class LocalTransport:
             text = errors.read_text(encoding="utf-8", errors="replace").strip()
             last = text.splitlines()[-1] if text else f"exit code {code}"
             raise RemoteCodeError(
-                f"The call {name!r} failed on this machine: {last}. This is a defect, or an interpreter that "
-                "cannot start; the traceback is in `remote_traceback`.",
+                f"The call {name!r} failed on this machine: {last}. Either the Python interpreter could not start "
+                "or this is a defect in prefect-psik; the traceback is in `remote_traceback`.",
                 remote_traceback=text,
             )
         try:
             result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as err:
             raise RemoteCodeError(
-                f"The answer to {name!r} of this machine is no JSON: {err}. Something changed records of jobs: "
-                "look at their directories below the prefix."
+                f"The answer to {name!r} from this machine is not valid JSON: {err}. Something has changed the "
+                "records of jobs: check the job directories below the prefix."
             ) from None
         return result
 
@@ -122,12 +122,12 @@ class LocalTransport:
             return await asyncio.create_subprocess_exec(*command, **options)
         except OSError as err:
             raise FacilitySetupError(
-                f"The Python interpreter {command[0]} of this machine cannot be started: {err.strerror}. Its "
-                "environment may have been removed or rebuilt; start this process anew."
+                f"The Python interpreter {command[0]} on this machine cannot be started: {err.strerror}. Its "
+                "environment may have been removed or rebuilt; restart this process."
             ) from None
 
     async def endpoint_status(self) -> str:
-        """This machine is there."""
+        """This machine is always online."""
         return "online"
 
     async def aclose(self) -> None:

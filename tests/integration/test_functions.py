@@ -216,7 +216,7 @@ def test_an_endpoint_that_allows_only_our_function(
         # another function: one that a block without function_id registers anew
         globus._functions.clear()
         before = sorted(os.listdir(facility.prefix))
-        with pytest.raises(FacilitySetupError, match=r"put the id of an allowed one into function_id") as err:
+        with pytest.raises(FacilitySetupError, match=r"set function_id of the block to the id of one") as err:
             submit_job(pinned.model_copy(update={"function_id": None}), JOB)
         assert "prefect-psik functions register" in str(err.value)
         assert sorted(os.listdir(facility.prefix)) == before

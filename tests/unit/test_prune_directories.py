@@ -392,7 +392,7 @@ async def test_nothing_is_deleted_when_the_time_of_the_marks_is_over(
         patched.setattr(time, "time", lambda: now + LEASE_SECONDS + 60)
         report = await prune.carry_out()
     await prune.let_go()
-    assert set(reasons(report).values()) == {"was not deleted in time; prune again"}
+    assert set(reasons(report).values()) == {"was not deleted before the prune's time limit; prune again"}
     assert set(places[0].files()) == set(FILES)
 
 

@@ -123,11 +123,11 @@ async def test_on_this_machine_only_equal_files_go(places: tuple[Place, Place]) 
     assert found == {
         "rec/held": (PruneVerdict.delete, ""),
         "rec/sub/held": (PruneVerdict.delete, ""),
-        "rec/lacking": (unproven, "is not there at the check"),
-        "rec/short": (unproven, "has 10 bytes, and 5 at the check"),
+        "rec/lacking": (unproven, "is missing at the check"),
+        "rec/short": (unproven, "has 10 bytes, but 5 at the check"),
         "rec/other": (unproven, "has different contents at the check"),
         "rec/one inode": (unproven, "is the same file as at the check, not a copy"),
-        "rec/hidden": (unproven, "is not there at the check"),
+        "rec/hidden": (unproven, "is missing at the check"),
         "rec/link": (unproven, "is a link, and only files are compared"),
     }
     before = home.files()
@@ -297,7 +297,7 @@ async def test_a_file_without_a_time_proves_nothing(transfer: Transfer) -> None:
     transfer.write(SOURCE, "rec/2", b"content")
     transfer.write(CHECK, "rec/2", b"content", None)
     report = await planned(SOURCE, CHECK, "rec", timedelta(seconds=1), dry_run=True)
-    words = "has no time of its last change, so that a change would not be noticed"
+    words = "has no modification time, so a change would go unnoticed"
     assert verdicts(report.files) == dict.fromkeys(("rec/1", "rec/2"), (PruneVerdict.unproven, words))
     assert transfer.orders == [], "nothing is left to compare"
 
@@ -312,7 +312,7 @@ async def test_numbers_of_transfer_that_do_not_agree_prove_nothing(
         return set()
 
     monkeypatch.setattr(transfer, "moved", forgets)
-    with pytest.raises(TransferError, match="looked at 1 of 1 files, skipped 0 and names 0 as moved"):
+    with pytest.raises(TransferError, match="compared 1 of 1 files, skipped 0 and lists 0 as moved"):
         await done(SOURCE, CHECK, "rec")
     assert transfer.names(CHECK) == {"/2/rec/1"}, "the room is deleted all the same"
 

@@ -115,9 +115,11 @@ def test_a_file_that_changes_again_fails_and_leaves_the_destination_as_it_was(
     _while_it_is_read(monkeypatch, _grown, 2)
     with pytest.raises(TransferError) as caught:
         _move(ends)
-    words = f"failed (changed, after 1 faults): {ends[0]}/d/file changed while it was read, twice; 0 of 0 files"
+    words = (
+        f"failed (changed, after 1 faults): {ends[0]}/d/file changed twice while it was being read; 0 of 0 files"
+    )
     assert words in str(caught.value)
-    assert str(caught.value).endswith("Retry when nothing writes to it any more.")
+    assert str(caught.value).endswith("Retry when nothing is writing to the file.")
     assert (caught.value.cause, caught.value.transient) == (TransferCause.changed, True)
     assert _below(away) == ["d", "d/file"]
     assert (away / "d" / "file").read_bytes() == b"the copy before"

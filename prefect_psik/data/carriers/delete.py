@@ -1,4 +1,4 @@
-"""Deletion on this machine: all that can be deleted goes, and what stays is named with why."""
+"""Deletion on this machine: delete everything that can be deleted, and report what is left, and why."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 
 def delete_tree(path: str) -> list[OSError]:
-    """Delete a file, a link, or a directory with all in it; one that does not exist is no error.
+    """Delete a file, a link, or a directory with everything in it; a missing path is no error.
 
     Returns:
-        Why some of it stays, each with its path as `filename`; empty only where nothing is left.
+        Why entries are left, each with its path as `filename`; empty only if nothing is left.
     """
     left: list[OSError] = []
 
     def note(_function: Any, name: str, failure: Any) -> None:
         err = failure[1]
-        if not isinstance(err, FileNotFoundError):  # somebody else deleted it
-            # Its own file name may be the last part of the path alone.
+        if not isinstance(err, FileNotFoundError):  # another process deleted it
+            # The error's own `filename` may be only the last part of the path.
             left.append(
                 OSError(getattr(err, "errno", None) or errno.EIO, getattr(err, "strerror", None) or str(err), name)
             )
@@ -37,4 +37,4 @@ def delete_tree(path: str) -> list[OSError]:
         left.append(err)
     if not os.path.lexists(path):
         return []
-    return left or [OSError(errno.ENOTEMPTY, "somebody else writes there", path)]
+    return left or [OSError(errno.ENOTEMPTY, "another process is writing there", path)]

@@ -1,4 +1,4 @@
-"""One file of this machine: opened without waiting, copied in one state, verified."""
+"""One file on this machine: opened without blocking, copied in a single state, and verified."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typing import BinaryIO
 
 from prefect_psik.plain_text import printable
 
-#: A file is written under a name of this end, in its directory, until it is whole and verified.
+#: Suffix of the name under which a file is written, in its directory, until it is complete and verified.
 PART = ".prefect-psik-part"
 _PART_NAME = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(PART)}")
 #: An unlocked part file was left by a killed copy, unless it is too new to have been locked.
 PART_SECONDS = 60.0
-#: Of the mode only this is copied: a copy of a setuid program must not run as whoever copied it.
+#: Only these mode bits are copied: a copy of a setuid program must not run as the user who copied it.
 PERMISSIONS = 0o777
-#: Two writes within one tick of the kernel's clock leave the same times.
+#: Two writes within one tick of the kernel's clock leave the same timestamps.
 TICK_SECONDS = 0.02
 _CHUNK_BYTES = 8 * 1024**2
 _KINDS = {
@@ -36,7 +36,7 @@ _KINDS = {
     stat.S_IFLNK: "link",
 }
 
-#: Called with the bytes done since the last call; raises what ends the work.
+#: Called with the number of bytes done since the last call; raises an exception to end the work.
 Step = Callable[[int], None]
 
 
@@ -57,26 +57,26 @@ class Changed(Exception):
 
 
 class ChecksumMismatch(Exception):
-    """What was written is not what was read."""
+    """The copy does not match what was read from the source."""
 
 
 def kind_of(mode: int) -> str | None:
-    """What a file mode stands for; None: a regular file."""
+    """The kind of file that a mode describes; None: a regular file."""
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "special file")
 
 
 def open_file(path: Path, access: int = os.O_RDONLY) -> BinaryIO:
-    """Open a regular file for reading. It never waits, as for a FIFO that nobody writes to, and follows no link.
+    """Open a regular file for reading. It never blocks, as on a FIFO without a writer, and follows no link.
 
     Args:
         path: Of the file.
-        access: `os.O_RDWR` where a lock is wanted: network file systems ask for it.
+        access: `os.O_RDWR` to lock the file, which network file systems require.
 
     Raises:
         IrregularFile: It is something else.
         OSError: It cannot be opened.
     """
-    # Opening a device can have an effect already, so look first; what is opened is what counts.
+    # Opening a device can already have an effect, so check the path first, then what was really opened.
     _refuse_irregular(path, path.lstat().st_mode)
     descriptor = os.open(path, access | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
     try:
@@ -99,7 +99,7 @@ def digest(path: Path, step: Step | None = None) -> str:
 
 
 def state_digest(path: Path, step: Step) -> str | None:
-    """The SHA-256 of one state of a file; None: it changed while it was read."""
+    """The SHA-256 of a single state of a file; None: it changed while it was being read."""
     with open_file(path) as file:
         state = _settled(file, step)
         found = _digest(file, step)
@@ -107,9 +107,9 @@ def state_digest(path: Path, step: Step) -> str | None:
 
 
 def copy_file(source: Path, target: Path, step: Step) -> int:
-    """Copy one state of a file: its bytes, the time of its last change, and its permissions.
+    """Copy a single state of a file: its bytes, modification time, and permissions.
 
-    The target is replaced at once, when the copy is whole and verified; until then it is as it was.
+    The target is replaced in one step when the copy is complete and verified; until then it is unchanged.
 
     Args:
         source: A regular file.
@@ -120,8 +120,8 @@ def copy_file(source: Path, target: Path, step: Step) -> int:
         The size of the copy.
 
     Raises:
-        Changed: The source changed while it was read.
-        ChecksumMismatch: What was written cannot be read back.
+        Changed: The source changed while it was being read.
+        ChecksumMismatch: The copy, read back, does not match the source.
         IrregularFile: The source is not a regular file.
         OSError: Either cannot be opened, read or written.
     """
@@ -152,13 +152,13 @@ def step_of_reading(step: Step) -> Step:
 
 @contextmanager
 def _part_of(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A locked file beside the target that nobody else reads; what is not renamed is removed."""
-    # A name of its own: another process may copy the same file at the same time.
+    """A locked file beside the target that no other process reads; it is removed unless it is renamed."""
+    # A unique name: another process may be copying the same file.
     path = target.with_name(f".{uuid.uuid4().hex}{PART}")
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as part:
-            with contextlib.suppress(OSError):  # where files cannot be locked, left parts stay
+            with contextlib.suppress(OSError):  # where files cannot be locked, abandoned parts are not removed
                 fcntl.flock(part, fcntl.LOCK_EX)
             yield path, part
     finally:
@@ -175,7 +175,7 @@ def _digest(file: BinaryIO, step: Step | None) -> str:
 
 
 def _settled(file: BinaryIO, step: Step) -> os.stat_result:
-    """The state of a file; one that changed within the last tick is looked at again, when a change would show."""
+    """The state of a file; if it changed within the last tick, check again later, when a new change would show."""
     state = os.fstat(file.fileno())
     if 0 <= time.time() - state.st_ctime < TICK_SECONDS:
         step(0)
@@ -195,7 +195,7 @@ def is_part(name: str) -> bool:
 
 
 def remove_left_parts(directory: Path) -> None:
-    """Delete what killed copies left in a directory: parts that no process holds."""
+    """Delete what killed copies left in a directory: parts that no process has locked."""
     for part in directory.glob(f".*{PART}"):
         if not is_part(part.name):
             continue

@@ -1,4 +1,4 @@
-"""The carrier Globus Transfer; the only user of its client."""
+"""The carrier through Globus Transfer; the only user of its client."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from prefect_psik.transport.daemon_thread import in_daemon_thread
 
 T = TypeVar("T")
 
-#: Entries of a directory that are asked for at once.
+#: Directory entries to request at once.
 PAGE = 10_000
-#: Globus's word for a fault or an end -> what it means. What is not here is `other`, and worth waiting for.
+#: Globus's code for a fault or an end -> its cause. Any other code is `other`, which may pass, so keep waiting.
 CAUSES = {
     "PERMISSION_DENIED": TransferCause.permission_denied,
     "FILE_NOT_FOUND": TransferCause.not_found,
@@ -47,7 +47,7 @@ _carriers: dict[str, GlobusCarrier] = {}
 
 
 def globus_carrier(login: GlobusCredentials) -> GlobusCarrier:
-    """The carrier of a login; one a process."""
+    """The carrier of a login; one per process."""
     return _carriers.setdefault(login.fingerprint, GlobusCarrier(login))
 
 
@@ -76,10 +76,10 @@ class GlobusCarrier:
             data = TransferData(
                 order.source, str(order.destination), sync_level=order.sync, verify_checksum=True, **common
             )
-            # Marks of prunes belong to where they are; a rule counts below an item that is a directory.
+            # Marks of prunes must stay where they are; the rule applies below items that are directories.
             data.add_filter_rule(f"{PRUNE_MARK}*", method="exclude", type="dir")
             for source, destination in order.items:
-                # Whether it is a directory is found out by the service, at the source.
+                # The service finds out whether the source is a directory.
                 data.add_item(source, destination)
             return client.submit_transfer(data)
 
@@ -101,7 +101,7 @@ class GlobusCarrier:
         await self._call(lambda client: client.cancel_task(task_id))
 
     async def moved(self, task_id: str) -> set[str]:
-        """The source paths of the files that a succeeded transfer had to move: those that were not the same."""
+        """The source paths of the files that a succeeded transfer had to move: those that differed."""
         return await self._call(
             lambda client: {
                 str(row["source_path"]) for row in client.paginated.task_successful_transfers(task_id).items()
@@ -109,7 +109,7 @@ class GlobusCarrier:
         )
 
     async def holds(self, task_id: str, files: Mapping[str, int]) -> bool:
-        """See `Carrier`. Globus tells the names of the files that it moved, and the sum of their sizes."""
+        """See `Carrier`. Globus reports the names of the files that it moved, and the sum of their sizes."""
         status = await self.look(task_id)
         moved = await self._call(
             lambda client: {
@@ -120,11 +120,11 @@ class GlobusCarrier:
         if not moved <= files.keys():
             return False
         size = sum(files[path] for path in moved)
-        # What was sent again after a fault may be counted twice.
+        # Bytes that were sent again after a fault may be counted twice.
         return size <= status.bytes_transferred if status.faults else size == status.bytes_transferred
 
     async def arrival(self, task_id: str) -> Arrival | None:
-        """See `Carrier`. Globus keeps its tasks itself."""
+        """See `Carrier`. Globus remembers its own tasks."""
         return None
 
     async def recall(self, task_id: str, arrival: Arrival) -> None:
@@ -133,7 +133,7 @@ class GlobusCarrier:
     async def list(self, collection: str, path: str, *, recursive: bool) -> AsyncIterator[FileEntry]:
         """See `Carrier`."""
         found = await self._call(lambda client: dict(client.operation_stat(collection, path=path).data))
-        if found["type"] != "dir":  # a link that is named itself is followed
+        if found["type"] != "dir":  # a link that the caller names is followed
             yield _entry(path, found)
             return
         waiting = [path]
@@ -162,7 +162,7 @@ class GlobusCarrier:
             try:
                 client.operation_mkdir(collection, path)
             except GlobusAPIError as err:
-                if not (err.code or "").endswith(".Exists"):  # as when the answer to a first try was lost
+                if not (err.code or "").endswith(".Exists"):  # such as when the answer to an earlier try was lost
                     raise
 
         await self._call(make)
@@ -173,13 +173,13 @@ class GlobusCarrier:
         )
         if not isinstance(page, dict):
             raise TransferError(
-                f"Globus's listing of {path!r} cannot be read; a name in it may not be UTF-8. Look for one there, "
+                f"Globus's listing of {path!r} cannot be read; a file name in it may not be UTF-8. Find that file "
                 "and rename it."
             )
         return page
 
     async def _call(self, work: Callable[[TransferClient], T]) -> T:
-        """Do blocking work with the client; a consent that a client may give itself is given."""
+        """Do blocking work with the client; if a consent is missing, have the client consent and try again."""
         used: frozenset[str] = frozenset()
 
         def attempt() -> T:
@@ -190,7 +190,7 @@ class GlobusCarrier:
         try:
             return await _in_thread(attempt)
         except GlobusAPIError as err:
-            # Other calls may have logged in anew since: what counts is what this one had.
+            # Other calls may have logged in again since: compare with the consents that this call had.
             wanted = collections_in(err.info.consent_required.required_scopes) - used
             if not wanted:
                 raise self._error_of(err) from err
@@ -200,7 +200,7 @@ class GlobusCarrier:
         try:
             return await _in_thread(attempt)
         except GlobusError as err:
-            # What did not help here would hinder every other login.
+            # A consent that did not help would make every later login fail.
             self._log_in_anew(lambda consents: consents - wanted)
             raise self._error_of(err) from err
 
@@ -214,7 +214,7 @@ class GlobusCarrier:
         with self._lock:
             if self._client is None:
                 app = self._login.get_client()
-                # How long calls are repeated is decided where they are made.
+                # The callers decide how long to repeat a call.
                 client = TransferClient(app=app, retry_config=RetryConfig(max_retries=2))
                 if self._consents:
                     client.add_app_data_access_scope(self._consents)
@@ -260,11 +260,11 @@ def status_of(task: dict[str, Any]) -> TransferStatus:
 def _entry(path: str, row: dict[str, Any]) -> FileEntry:
     modified = row.get("last_modified")
     shown = path.encode("utf-8", "backslashreplace").decode("utf-8")
-    # Of a link Globus tells the type of what it leads to.
+    # For a link, Globus reports the type of its target.
     kind = "link" if row.get("link_target") else _KINDS.get(str(row["type"]), "other")
     return FileEntry(
         path=shown,
-        kind=kind if shown == path else "other",  # nothing can be asked about a name that is not UTF-8
+        kind=kind if shown == path else "other",  # Globus cannot be asked about a name that is not UTF-8
         size=row.get("size") or 0,
         modified=datetime.fromisoformat(modified).timestamp() if modified else None,
         is_exact=shown == path,
@@ -272,39 +272,39 @@ def _entry(path: str, row: dict[str, Any]) -> FileEntry:
 
 
 def collections_in(scopes: list[str]) -> set[str]:
-    """The collections whose `data_access` these scopes ask for."""
+    """The collections for which these scopes request `data_access`."""
     return set(re.findall(r"scopes/([0-9a-f-]{36})/data_access", " ".join(scopes)))
 
 
 def error_of(err: GlobusError, client_id: UUID | None) -> TransferError:
-    """One of our errors for one of the SDK's.
+    """Turn an error of the SDK into one of ours.
 
     Args:
         err: As the SDK raised it.
-        client_id: Of the client that asked; None: a person did.
+        client_id: Of the client that made the request; None: a person did.
     """
     if isinstance(err, NetworkError):
         return TransferError(
-            f"Globus Transfer cannot be reached: {err}. It is tried again; look at the network of this machine.",
+            f"Globus Transfer cannot be reached: {err}. Calls are retried; check the network of this machine.",
             transient=True,
             cause=TransferCause.away,
         )
     if not isinstance(err, GlobusAPIError):
-        return TransferError(f"Globus Transfer was not asked: {err}.")
+        return TransferError(f"The request to Globus Transfer could not be made: {err}.")
     consent = err.info.consent_required
     if consent:
         scopes = tuple(consent.required_scopes)
         if client_id is None:
             command = "globus session consent " + " ".join(f"'{scope}'" for scope in scopes)
-            next_step = f"As the person whose login it is, run: {command}"
+            next_step = f"The person who owns this login can give it by running: {command}"
         else:
             next_step = (
-                f"The client {client_id} asked for it and was refused; nobody can consent for a client. Ask who "
-                f"manages the collection to give a role or permission to {client_id}@clients.auth.globus.org, or "
+                f"The client {client_id} asked for it and was refused; nobody can consent for a client. Ask the "
+                f"collection's manager to give a role or permission to {client_id}@clients.auth.globus.org, or "
                 "use another login."
             )
         return ConsentRequired(
-            f"Globus Transfer wants a consent that this login does not have: {err.message} {next_step}",
+            f"Globus Transfer requires a consent that this login does not have: {err.message} {next_step}",
             scopes=scopes,
         )
     said = f"Globus Transfer said {err.http_status} {err.code}: {err.message}"
@@ -315,7 +315,7 @@ def error_of(err: GlobusError, client_id: UUID | None) -> TransferError:
             f"{said} Ask the collection's administrator for access.", cause=TransferCause.permission_denied
         )
     if err.http_status == 404:
-        # EndpointNotFound is another matter: a path that is not there is empty for a prune.
+        # EndpointNotFound must not count as not_found: to a prune, a missing path is an empty directory.
         missing_path = (err.code or "").endswith(".NotFound")
         cause = TransferCause.not_found if missing_path else TransferCause.other
         return TransferError(f"{said} Check the {'path' if missing_path else 'collection_id'}.", cause=cause)

@@ -1,4 +1,4 @@
-"""The carrier of this machine: directories are copied by a thread, compared by checksum, and taken up again."""
+"""The carrier of this machine: a thread copies directories, comparing by checksum; a retry skips what is done."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from prefect_psik.plain_text import printable
 from prefect_psik.transport.daemon_thread import in_daemon_thread
 
 LOCAL = "local"
-#: Of what is left out so many paths are named, for each reason.
+#: The most left-out paths that are named, for each reason.
 MOST_PATHS = 5
-#: A copy of more files is not known again by its names.
+#: The most files whose names are remembered, so that a retry can find the copy complete.
 MOST_NAMES = 10_000
-#: Entries that an error names.
+#: The most entries that an error names.
 MOST_TOLD = 20
 _NAME_BYTES = 6
 _CAUSES = {
@@ -47,14 +47,14 @@ _CAUSES = {
     errno.EROFS: TransferCause.permission_denied,
     errno.ENOSPC: TransferCause.quota,
     errno.EDQUOT: TransferCause.quota,
-    # A network file system that is away.
+    # A network file system that cannot be reached.
     errno.ESTALE: TransferCause.away,
     errno.ETIMEDOUT: TransferCause.away,
     errno.EHOSTDOWN: TransferCause.away,
     errno.ENOTCONN: TransferCause.away,
 }
 
-#: Tasks that this process has begun, or knows again.
+#: Tasks that this process began, or recalled from a record.
 _tasks: dict[str, _Task] = {}
 
 
@@ -67,7 +67,7 @@ class _Stopped(Exception):
 
 
 class _Task:
-    """A task: how it stands, and in the end the names of what it has brought; None: there are too many."""
+    """A task: its status, and at its end hashes of the files that it copied; None: there are too many."""
 
     def __init__(self, status: TransferStatus, names: bytes | None = None) -> None:
         self.status = status
@@ -76,7 +76,7 @@ class _Task:
 
 
 class _Copy(_Task):
-    """A task that is done in a thread, which does not keep the interpreter from ending."""
+    """A task done by a thread that does not keep the interpreter alive."""
 
     def __init__(self, order: Order) -> None:
         super().__init__(TransferStatus(state=TransferState.active, nice_status="OK"))
@@ -107,8 +107,8 @@ class _Copy(_Task):
             self._note(state=TransferState.succeeded)
         finally:
             self._seen.clear()
-            if not self.status.state.is_final:  # a defect ended the thread: whoever waits must learn of it
-                self._fail(TransferCause.other, "a defect")
+            if not self.status.state.is_final:  # a defect ended the thread: the waiter must learn of it
+                self._fail(TransferCause.other, "a defect in prefect-psik")
 
     def _fail(self, cause: TransferCause, detail: str) -> None:
         self._note(state=TransferState.failed, nice_status=None, is_ok=False, cause=cause, detail=detail)
@@ -122,7 +122,7 @@ class _Copy(_Task):
         if self.stop.is_set():
             raise _Stopped(TransferCause.canceled, "canceled")
         if self.order.deadline is not None and time.time() > self.order.deadline:
-            raise _Stopped(TransferCause.deadline, "the deadline is reached")
+            raise _Stopped(TransferCause.deadline, "the deadline has passed")
 
     def _step(self, size: int) -> None:
         self._check()
@@ -132,7 +132,7 @@ class _Copy(_Task):
     def _transfer(self, source: str, target: Path) -> None:
         origin = resolved(source, self.order.source_base)
         if origin is None:
-            raise _Stopped(TransferCause.other, f"{printable(source)} leads out of the base path by a link")
+            raise _Stopped(TransferCause.other, f"{printable(source)} leads out of the base path through a link")
         if not origin.is_dir():
             self._make_directory(target.parent)
             self._file(origin, target)
@@ -153,9 +153,9 @@ class _Copy(_Task):
                 self._leave_out(entry.source, err.kind)
 
     def _make_directory(self, target: Path) -> None:
-        # What is above was looked at before: the item's own path at the beginning, then one level after the other.
+        # The levels above were checked before: the item's own path at the beginning, then each level in turn.
         if target.is_symlink() and resolved(target, self.order.destination_base) is None:
-            raise _Stopped(TransferCause.other, f"{printable(target)} leads out of the base path by a link")
+            raise _Stopped(TransferCause.other, f"{printable(target)} leads out of the base path through a link")
         target.mkdir(parents=True, exist_ok=True)
         remove_left_parts(target)
 
@@ -184,7 +184,7 @@ class _Copy(_Task):
             raise _Stopped(TransferCause.other, f"{printable(source)} and {printable(target)} are the same file")
         if level == "exists":
             return True
-        if target.is_symlink() or one.st_size != other.st_size:  # a link is no copy
+        if target.is_symlink() or one.st_size != other.st_size:  # a link is not a copy
             return False
         if level == "mtime":
             return one.st_mtime_ns <= other.st_mtime_ns
@@ -197,7 +197,7 @@ class _Copy(_Task):
         self._check()
 
     def _copy(self, source: Path, target: Path) -> int:
-        """Copy a file, once more if it changed meanwhile."""
+        """Copy a file, and copy it once more if it changed meanwhile."""
         before = self.status
         try:
             with contextlib.suppress(Changed):
@@ -206,17 +206,18 @@ class _Copy(_Task):
             return copy_file(source, target, self._step)
         except Changed:
             raise _Stopped(
-                TransferCause.changed, f"{printable(source)} changed while it was read, twice"
+                TransferCause.changed, f"{printable(source)} changed twice while it was being read"
             ) from None
         except ChecksumMismatch:
             raise _Stopped(
-                TransferCause.checksum, f"what was written for {printable(target)} is not what was read"
+                TransferCause.checksum,
+                f"the copy {printable(target)} does not match what was read from its source",
             ) from None
 
     def _delete(self, path: Path) -> None:
         self._check()
         if path.is_dir() and not path.is_symlink() and not self.order.recursive:
-            raise _Stopped(TransferCause.other, f"{printable(path)} is a directory, and recursive is off")
+            raise _Stopped(TransferCause.other, f"{printable(path)} is a directory, and recursive is not set")
         left = delete_tree(str(path))
         self._left += left
         self._note(files=self.status.files + (not left))
@@ -226,7 +227,7 @@ def _not_deleted(left: list[OSError]) -> _Stopped:
     named = "; ".join(f"{printable(err.filename)}: {err.strerror}" for err in left[:MOST_TOLD])
     more = f"; and {len(left) - MOST_TOLD} more" if len(left) > MOST_TOLD else ""
     cause = _CAUSES.get(left[0].errno or 0, TransferCause.other)
-    return _Stopped(cause, f"{len(left)} entries could not be deleted, all others are gone: {named}{more}")
+    return _Stopped(cause, f"{len(left)} entries could not be deleted, all others were: {named}{more}")
 
 
 class LocalCarrier:
@@ -293,7 +294,7 @@ class LocalCarrier:
         try:
             await asyncio.to_thread(Path(path).mkdir, exist_ok=True)
         except OSError as err:
-            raise _refused(err, path, "made") from err
+            raise _refused(err, path, "created") from err
 
 
 def _refused(err: OSError, path: str, what: str) -> TransferError:
@@ -306,8 +307,8 @@ def _refused(err: OSError, path: str, what: str) -> TransferError:
 def _task(task_id: str) -> _Task:
     if task_id not in _tasks:
         raise TransferError(
-            f"The process that made the copy {task_id} has ended, and the copy with it. Run it again: files that "
-            "are whole are not copied twice."
+            f"The process that was making the copy {task_id} has ended, so the copy ended too. Run it again: "
+            "complete files are not copied twice."
         )
     return _tasks[task_id]
 

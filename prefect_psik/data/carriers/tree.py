@@ -1,4 +1,4 @@
-"""What a copy on this machine meets: what is refused before anything is written, and what a directory holds."""
+"""What a copy on this machine finds: items refused before anything is written, and the entries of directories."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from prefect_psik.exceptions import SpecError
 from prefect_psik.models.transfers import FileEntry, Order
 from prefect_psik.plain_text import printable
 
-#: Why entries of a directory are left out, beside those that are no files at all.
+#: Why entries of a directory are left out, apart from those that are not files at all.
 LINK = "link"
 LINK_OUT = "link that leads out of the base path"
 UNFINISHED = "unfinished copy"
 
 
 class Entry(NamedTuple):
-    """Something of a directory that is copied, and where it goes."""
+    """An entry of a directory to copy, and where it goes."""
 
     source: Path
     target: Path
@@ -32,20 +32,20 @@ class Entry(NamedTuple):
 
 
 def resolved(path: str | Path, base: str) -> Path | None:
-    """A path without links; None: it leads out of the base path."""
+    """A path with all links resolved; None: it leads out of the base path."""
     found = Path(os.path.realpath(path))
     return found if found.is_relative_to(os.path.realpath(base)) else None
 
 
 def walk(source: Path, target: Path, base: str) -> Iterator[Entry]:
-    """Yield what a directory holds, beside where it goes; one directory at a time is in memory.
+    """Yield the entries of a directory, each with where it goes; only one directory at a time is in memory.
 
-    Marks of prunes stay where they are.
+    Marks of prunes are not copied.
 
     Args:
         source: A directory.
         target: Where it goes.
-        base: The base path of the source, to tell links that lead out of it.
+        base: The base path of the source, to recognize links that lead out of it.
     """
     waiting = [(source, target)]
     while waiting:
@@ -74,13 +74,14 @@ def _why_left_out(entry: os.DirEntry[str], base: str) -> str | None:
 
 
 def refuse(order: Order) -> None:
-    """Refuse what cannot become what was asked for; looks at the file system, and writes nothing.
+    """Refuse an order that cannot be carried out as asked; reads the file system, and writes nothing.
 
     Raises:
-        SpecError: An item leads out of its base path, is no file or directory, goes into itself, or meets another.
+        SpecError: An item leads out of its base path, is not a file or directory, would be copied into itself, or
+            has the same destination as another.
     """
     if order.destination is None:
-        # A link that is named itself is deleted, not what it leads to.
+        # If an item is a link, the link is deleted, not its target.
         for directory in {str(Path(path).parent) for path, _ in order.items}:
             _inside(directory, order.source_base, "deleted")
         return
@@ -112,9 +113,9 @@ def _inside(path: str, base: str, done: str) -> Path:
     if found is None:
         end = printable(os.path.realpath(path))
         raise SpecError(
-            f"{printable(path)} leads by a link to {end}, out of the base path {printable(base)}, so it is not "
-            f"{done}. Nothing was changed. Name what is below the base path, or use a collection whose base path "
-            "holds it."
+            f"{printable(path)} leads through a link to {end}, out of the base path {printable(base)}, so it was "
+            f"not {done}. Nothing was changed. Choose a path below the base path, or use a collection whose base "
+            "path contains it."
         )
     return found
 
@@ -138,7 +139,7 @@ def _refuse_source(source: Path, target: Path) -> None:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Whether two paths lead to the same file or directory, by whatever mount."""
+    """Whether two paths lead to the same file or directory, also through different mounts."""
     try:
         return one.samefile(other)
     except OSError:
@@ -146,7 +147,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def entries_in(directory: str, *, missing_ok: bool) -> list[tuple[str, FileEntry]]:
-    """List what a directory holds, by name, each with its real path; what disappears meanwhile is left out."""
+    """List a directory by name, each entry with its real path; entries that disappear meanwhile are left out."""
     found = []
     try:
         with os.scandir(directory) as entries:
@@ -168,12 +169,12 @@ _KINDS: dict[int, Literal["file", "directory", "link"]] = {
 
 
 def listed_name(path: Path | str) -> str:
-    """A path as lists have it: what is no text in it is written out."""
+    """A path as listings show it: bytes that are not UTF-8 are shown as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def entry_of(path: str) -> FileEntry:
-    """What is at a path, links not followed."""
+    """The entry at a path; links are not followed."""
     return _entry(path, Path(path).lstat())
 
 

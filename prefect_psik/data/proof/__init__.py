@@ -1,1 +1,1 @@
-"""The proof before a deletion: what a check collection is known to hold."""
+"""The proof before a deletion: which files a check collection is known to hold."""

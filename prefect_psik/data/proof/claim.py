@@ -1,4 +1,4 @@
-"""The marks of one prune at both ends: written before it looks, looked for across, removed at its end."""
+"""The marks of one prune: written at both ends, then looked for at the opposite end, and removed when it ends."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from prefect_psik.data.wait import carry_out
 from prefect_psik.exceptions import SpecError, TransferError
 from prefect_psik.models.transfers import Order
 
-#: Calls that write or look for marks at the same time.
+#: How many calls write or look for marks at the same time.
 CALLS_AT_ONCE = 8
-#: Marks that one task removes, and for how long.
+#: How many marks one task removes, and its time limit.
 MARKS_PER_TASK = 10_000
 REMOVAL_SECONDS = 3600.0
 
@@ -39,7 +39,7 @@ class Claim:
     def __init__(self, source: GlobusCollection, check: GlobusCollection, flow_run: str | None) -> None:
         self._source, self._check = source, check
         self.mark = Mark.of(flow_run, by_globus=source.collection_id is not None)
-        #: What is written at each end.
+        #: The mark written at the source; `mark` is written at the check.
         self.source_mark = replace(self.mark, kind=MarkKind.source)
         self._ends = ((check, self.mark), (source, self.source_mark))
         self._writing: asyncio.Future[None] | None = None
@@ -66,21 +66,21 @@ class Claim:
         await asyncio.shield(self._writing)
 
     def why_unmarked(self, directory: str) -> str:
-        """Why the files of a directory must stay; empty where it carries both marks."""
+        """Why the files of a directory must be kept; empty if it carries both marks."""
         if directory not in self._directories:
-            return "is new since the prune began; prune again"
+            return "appeared after the prune began; prune again"
         return self._unmarked.get(directory, "")
 
     async def refuse_others(self, there: Look, held: Look) -> None:
-        """Refuse to go on where the marks show that a last copy could be lost.
+        """Refuse to continue if the marks show that a last copy could be lost.
 
         Args:
-            there: The source, looked at after the marks were written.
+            there: The source, listed after the marks were written.
             held: Likewise the check.
 
         Raises:
-            SpecError: A mark of this prune shows at the other end.
-            TransferError: Another prune is in the way, or marks are not listed.
+            SpecError: A mark of this prune appears at the other end.
+            TransferError: Another prune is in the way, or a mark of this prune is not listed.
         """
         marked = self._directories - self._unmarked.keys()
         await _all(self._look_across(at) for at in sorted(marked))
@@ -94,9 +94,9 @@ class Claim:
                     raise _in_the_way(end, path, other)
             if lacking := {at for at in marked if posixpath.join(at, mark.name) not in look.marks}:
                 raise TransferError(
-                    f"The mark {mark.name} was written in {name_of(end)}:{min(lacking)} and is not listed there, "
-                    "so the mark of another prune could be missed, too. Nothing was deleted. Prune again; if this "
-                    "stays, the collection shows its directories too late for a prune."
+                    f"The mark {mark.name} was written in {name_of(end)}:{min(lacking)} but is not listed there, "
+                    "so the mark of another prune could be missed too. Nothing was deleted. Prune again; if this "
+                    "persists, the collection lists new directories too late for a safe prune."
                 )
 
     async def remove(self) -> None:
@@ -116,7 +116,7 @@ class Claim:
         )
         await _all(removals)
         for end in (self._check, self._source):
-            with contextlib.suppress(TransferError):  # they may belong to somebody else
+            with contextlib.suppress(TransferError):  # they may belong to another user
                 await _remove(end, [path for where, path in self._abandoned if where is end])
 
     async def _write(self, directory: str) -> None:
@@ -128,7 +128,7 @@ class Claim:
             except TransferError as err:
                 if err.transient:
                     raise
-                self._unmarked[directory] = f"is in a directory where no mark can be made: {err}"
+                self._unmarked[directory] = f"is in a directory where no mark can be created: {err}"
 
     async def _look_across(self, directory: str) -> None:
         """Look for the mark of each end at the other one."""
@@ -152,7 +152,7 @@ async def _remove(end: GlobusCollection, paths: list[str]) -> None:
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Do all of these, a few at once; the first error is raised when none is under way any more."""
+    """Run these calls, a few at once; raise the first error once all of them have ended."""
     free = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def one(call: Coroutine[Any, Any, None]) -> None:
@@ -168,7 +168,7 @@ def same_place(source: GlobusCollection, check: GlobusCollection, directory: str
     """The error for a check that is not a second copy."""
     return SpecError(
         f"{name_of(source)} and its check {name_of(check)} are the same directory: one copy proves nothing. "
-        f"{f'What was written in one shows in the other, at {directory}. ' if directory else ''}"
+        f"{f'A mark written in one shows in the other, at {directory}. ' if directory else ''}"
         "Nothing was deleted. Check against a collection that holds a second copy."
     )
 
@@ -180,9 +180,9 @@ def _in_the_way(end: GlobusCollection, path: str, other: Mark) -> TransferError:
         if other.kind is MarkKind.check
         else f"Another prune deletes files in {where}"
     )
-    left = " and Globus has no delete task of it any more" if other.machine == GLOBUS else ""
+    left = " and Globus no longer has a delete task of it" if other.machine == GLOBUS else ""
     return TransferError(
-        f"{doing} ({other}), so nothing was deleted: the two could delete each other's copies. Prune again when "
+        f"{doing} ({other}), so nothing was deleted: the two could delete each other's copies. Prune again after "
         f"it has ended. If its process was killed{left}, delete {end.path(path)} and all other directories with "
         f"{other.id} in their names, at both ends of that prune.",
         transient=True,

@@ -1,9 +1,10 @@
 """Proof and deletion between Globus collections: checksums are compared in a room at the check.
 
-Globus Transfer tells no checksums, it only compares files that it is to make equal. A proof must not write on the
-check, which may be the better copy, nor on the source. So the check's files are copied into a room of their own at
-the check, verified, and the source is synchronized onto that room by checksum: what Transfer had to move there was
-not the same. The room is the directory of the prune's own mark, and goes with it.
+Globus Transfer does not report checksums; it only compares files that it is about to make equal. A proof must not
+overwrite the check's files, which may be the better copy, nor the source's. So the check's files are copied, with
+verification, into a separate directory at the check, the room. Then the source is synchronized onto the room by
+checksum: the files that Transfer had to move differ. The room is the directory of the prune's own mark, and is
+deleted with it.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from prefect_psik.models.transfers import FileEntry, Order
 
 T = TypeVar("T")
 
-#: Files in one task of Globus Transfer that compares.
+#: How many files one Globus Transfer task compares.
 FILES_PER_TASK = 10_000
-#: Files in one that deletes: each is looked at once more before the task that deletes it.
+#: How many files one task deletes; each is checked once more just before its task.
 FILES_PER_DELETION = 500
-#: A step of a prune is given up after this time.
+#: Time limit of one step of a prune.
 STEP_SECONDS = 24 * 3600.0
 
 
@@ -42,8 +43,8 @@ class GlobusPrune:
         check: Where the copies are.
         mark: The name of this prune's mark in each directory of the source.
         until: Unix time after which nothing is deleted.
-        path: What is pruned, for people who read the names of tasks.
-        room: Directory at the check for the copies that are compared, which the caller removes.
+        path: What is pruned, for messages.
+        room: Directory at the check for the copies to compare; the caller removes it.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class GlobusPrune:
         reasons: dict[str, str] = {}
         for part in _parts([file.path for file in files], FILES_PER_TASK):
             copies = [(check.path(file), check.path(f"{self._room}/{file}")) for file in part]
-            await self._make_equal(check, copies, f"{name_of(check)}:{self._path}", "its room")
+            await self._make_equal(check, copies, f"{name_of(check)}:{self._path}", "a temporary copy")
             onto = [(source.path(file), check.path(f"{self._room}/{file}")) for file in part]
-            moved = await self._make_equal(source, onto, f"{name_of(source)}:{self._path}", "the room")
+            moved = await self._make_equal(source, onto, f"{name_of(source)}:{self._path}", "the temporary copy")
             reasons |= {file: DIFFERENT for file in part if source.path(file) in moved}
         return reasons
 
@@ -94,7 +95,7 @@ class GlobusPrune:
         await until_final(globus_carrier_of(self._source), task_id)
 
     async def _changed(self, part: list[PruneFile]) -> dict[str, str]:
-        """Look once more at files that are about to be deleted; returns why some stay."""
+        """Check once more the files that are about to be deleted; returns why some are kept."""
         directories = sorted({posixpath.dirname(file.path) for file in part})
         there, held = [await _files_in(end, directories) for end in (self._source, self._check)]
         reasons = {}
@@ -111,10 +112,10 @@ class GlobusPrune:
     async def _make_equal(
         self, collection: GlobusCollection, items: list[tuple[str, str]], source: str, destination: str
     ) -> set[str]:
-        """Have Transfer make files in the room equal; returns the source paths of those that were not.
+        """Have Transfer make files in the room equal; returns the source paths of those that differed.
 
         Raises:
-            TransferError: It did not succeed, or Transfer's numbers and names do not agree.
+            TransferError: The transfer did not succeed, or its numbers and names do not agree.
         """
         carrier = globus_carrier_of(collection)
         order = self._limited(Order(id_of(collection), id_of(self._check), items))
@@ -122,15 +123,15 @@ class GlobusPrune:
         moved = await repeated(lambda: carrier.moved(task_id))
         if found.files != len(items) or len(moved) != found.files - found.files_skipped:
             raise TransferError(
-                f"Transfer {task_id} looked at {found.files} of {len(items)} files, skipped "
-                f"{found.files_skipped} and names {len(moved)} as moved, which proves nothing. Nothing was "
-                "deleted; look at it in Globus's web app."
+                f"Transfer {task_id} compared {found.files} of {len(items)} files, skipped "
+                f"{found.files_skipped} and lists {len(moved)} as moved. These numbers do not agree, so they "
+                "prove nothing, and nothing was deleted. Check the transfer in Globus's web app."
             )
         if strange := moved - {path for path, _ in items}:
             raise TransferError(
-                f"Transfer {task_id} names {min(strange)!r} as moved, which was not submitted under that name, so "
-                "it cannot be told which files differ. Nothing was deleted. Give the collection's base_path as "
-                "Transfer writes it, without '~' and links."
+                f"Transfer {task_id} lists {min(strange)!r} as moved, but no file was submitted under that name, "
+                "so it is unknown which files differ. Nothing was deleted. Set the collection's base_path to the "
+                "path that Transfer shows, without '~' or links."
             )
         return moved
 

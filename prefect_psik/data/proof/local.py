@@ -1,4 +1,4 @@
-"""Proof and deletion between directories of this machine: a file goes only in the very state that was compared."""
+"""Proof and deletion between directories on this machine: a file is deleted only in the state compared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHUNK_BYTES = 1024**2
 
 
 class State(NamedTuple):
-    """What tells one state of a file from another: a write changes the last two, a replacement the inode."""
+    """What distinguishes one state of a file from another: a write changes the times, a replacement the inode."""
 
     device: int
     inode: int
@@ -43,7 +43,7 @@ class LocalPrune:
     """
 
     def __init__(self, source: GlobusCollection, check: GlobusCollection, mark: str, until: float) -> None:
-        # Paths of a plan come from a listing: joining them is enough, for thousands of files.
+        # The plan's paths come from a listing, so they can simply be appended: it is fast for thousands of files.
         self._source, self._check, self._mark, self._until = source.path(""), check.path(""), mark, until
         self._proven: dict[str, tuple[State, State]] = {}
         self._deletion: asyncio.Future[dict[str, str]] | None = None
@@ -104,7 +104,7 @@ class LocalPrune:
             if stop.is_set():
                 break
             if time.time() > self._until:
-                reasons[path] = "was not deleted in time; prune again"
+                reasons[path] = "was not deleted before the prune's time limit; prune again"
             elif reason := self._delete(path):
                 reasons[path] = reason
         return reasons
@@ -114,7 +114,7 @@ class LocalPrune:
         name = self._source + path
         if _state(self._check + path) != check:
             return CHANGED_AT_CHECK
-        # Between this look and the next line lie microseconds, which no call of POSIX closes.
+        # A change in the microseconds between this check and the unlink goes unseen; POSIX cannot prevent that.
         if (state := _state(name)) != source:
             return CHANGED if state else self._missing(path)
         try:
@@ -126,13 +126,13 @@ class LocalPrune:
         return ""
 
     def _missing(self, path: str) -> str:
-        """Tell a file that was taken away from one whose file system is away: our mark is still beside it."""
+        """Tell a deleted file from an unmounted file system: beside a deleted file, our mark still exists."""
         return GONE if (Path(self._source + path).parent / self._mark).is_dir() else CHANGED
 
 
 @contextmanager
 def _opened(name: str) -> Iterator[int]:
-    """A descriptor for reading, which follows no link and does not wait, as a FIFO would."""
+    """A descriptor for reading; opening it follows no link and does not block, as it would on a FIFO."""
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -141,7 +141,7 @@ def _opened(name: str) -> Iterator[int]:
 
 
 def _is_same(one: int, other: int, size: int, stop: threading.Event) -> bool:
-    """Compare so many bytes of two files; False at a stop."""
+    """Compare the first `size` bytes of two files; False if stopped."""
     while size:
         chunk = _read(one, min(size, _CHUNK_BYTES))
         if not chunk or stop.is_set() or chunk != _read(other, len(chunk)):
@@ -151,7 +151,7 @@ def _is_same(one: int, other: int, size: int, stop: threading.Event) -> bool:
 
 
 def _read(descriptor: int, size: int) -> bytes:
-    """Read so many bytes, fewer only at the end of the file: some file systems hand out less at once."""
+    """Read `size` bytes, fewer only at the end of the file; some file systems return less per call."""
     chunk = os.read(descriptor, size)
     while len(chunk) < size and (more := os.read(descriptor, size - len(chunk))):
         chunk += more
@@ -175,7 +175,7 @@ def _start(work: Callable[[threading.Event], T]) -> tuple[asyncio.Future[T], thr
 
 
 async def _until_stopped(started: tuple[asyncio.Future[T], threading.Event]) -> T:
-    """Wait for work in a thread; a cancel stops it, and returns when it has stopped."""
+    """Wait for work in a thread; if cancelled, stop the work and wait until it has stopped."""
     doing, stop = started
     try:
         return await asyncio.shield(doing)

@@ -1,4 +1,4 @@
-"""What prunes see below a path: files, and the marks of prunes."""
+"""What a prune finds below a path: files, and the marks of prunes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Look:
     """What is below a path of a collection, by paths below its base path."""
 
     files: dict[str, FileEntry] = field(default_factory=dict)
-    """All but directories, without what prunes keep in their own."""
+    """Everything except directories, and without what is inside the directories of prunes."""
     marks: dict[str, Mark] = field(default_factory=dict)
 
 
 async def look(collection: GlobusCollection, path: str) -> Look:
-    """Look at a directory with all below it, or at a file and the marks beside it; both may be missing."""
+    """List a directory with everything below it, or a file and the marks beside it; either may be missing."""
     entries = await entries_of(collection, path, recursive=True)
     if {entry.path for entry in entries} == {path}:
         beside = await entries_of(collection, posixpath.dirname(path), recursive=False)
@@ -42,7 +42,7 @@ async def look(collection: GlobusCollection, path: str) -> Look:
 
 
 async def entries_of(collection: GlobusCollection, path: str, *, recursive: bool) -> list[FileEntry]:
-    """What is below a path; nothing where it does not exist."""
+    """The entries below a path; none if it does not exist."""
     carrier, full = carrier_of(collection), collection.path(path)
     try:
         return await repeated(lambda: list_below(carrier, collection, full, recursive=recursive))
@@ -53,5 +53,5 @@ async def entries_of(collection: GlobusCollection, path: str, *, recursive: bool
 
 
 async def exists(collection: GlobusCollection, path: str) -> bool:
-    """Ask for one name, which a listing that is a few seconds old would not show."""
+    """Ask for this one path, since a listing from a few seconds ago would not show it."""
     return bool(await entries_of(collection, path, recursive=False))

@@ -1,4 +1,4 @@
-"""One prune: what names, sizes and times allow, marks at both ends, the proof, the deletion, the marks removed."""
+"""One prune: judge names, sizes and times, write marks at both ends, prove, delete, and remove the marks."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from prefect_psik.exceptions import SpecError
 from prefect_psik.models.prunes import GONE, PruneFile, PruneReport, PruneVerdict
 from prefect_psik.models.transfers import FileEntry
 
-#: Another change so soon after the last may leave size and time as they are: Transfer tells whole seconds.
+#: A second change within this time may leave size and time the same: Transfer reports whole seconds.
 SETTLED_SECONDS = 3.0
-UNSETTLED = f"was changed less than {SETTLED_SECONDS:.0f} s ago, there or at the check"
+UNSETTLED = f"was changed less than {SETTLED_SECONDS:.0f} s ago, at the source or at the check"
 
 
 class PruneWork(Protocol):
     """What proves and deletes the files of one prune, in directories that carry its marks."""
 
     async def prove(self, files: list[PruneFile]) -> dict[str, str]:
-        """Compare the contents with those at the check; returns why some are not proven, by path."""
+        """Compare the contents with those at the check; returns why files are not proven, by path."""
 
     async def delete(self, files: list[PruneFile]) -> dict[str, str]:
-        """Delete files that are as they were proven, at both ends; returns why some stay, by path."""
+        """Delete the files that have not changed at either end since; returns why files are kept, by path."""
 
     async def ended(self) -> None:
-        """Return when nothing is being deleted any more, whatever became of `delete`."""
+        """Return when nothing is being deleted any more, however `delete` ended."""
 
 
 def refuse(source: GlobusCollection, check: GlobusCollection | None, path: str) -> GlobusCollection:
-    """Refuse a prune that can prove nothing.
+    """Refuse a prune that cannot prove anything.
 
     Raises:
         SpecError: There is no check, it is the source itself, or the two cannot be compared.
     """
     source.path(path)
     if posixpath.normpath(path or ".") == ".":
-        raise SpecError(f"{path!r} is all of {name_of(source)}: name the file or directory to prune.")
+        raise SpecError(f"{path!r} means all of {name_of(source)}: name the file or directory to prune.")
     if check is None:
         raise SpecError(
-            f"A prune of {name_of(source)}:{path} needs a check collection, which holds a copy: give check=. "
+            f"A prune of {name_of(source)}:{path} needs a check collection that holds a copy: pass one as check=. "
             "Nothing was deleted."
         )
     if (source.collection_id is None) != (check.collection_id is None):
         raise SpecError(
-            f"{name_of(source)} and {name_of(check)} cannot be compared: one is a Globus collection and one a "
-            "directory of this machine. Nothing was deleted."
+            f"{name_of(source)} and {name_of(check)} cannot be compared: one is a Globus collection, the other a "
+            "directory on this machine. Nothing was deleted. Use two Globus collections or two directories."
         )
     if id_of(source) == id_of(check) and _base(source) == _base(check):
         raise same_place(source, check, "")
@@ -65,13 +65,13 @@ def refuse(source: GlobusCollection, check: GlobusCollection | None, path: str) 
 class Prune:
     """One prune, step by step, on the session's loop.
 
-    Call `let_go` at its end, whatever happened: until then its marks keep other prunes away.
+    Always call `let_go` at the end, whatever happened: until then its marks block other prunes.
 
     Args:
         source: Where files are deleted.
         check: The collection that holds copies, as `refuse` returned it.
         path: Below both base paths.
-        min_age: Younger files are left out.
+        min_age: Younger files are kept.
         dry_run: Nothing will be deleted.
         flow_run: The root flow run, for those who find the marks.
     """
@@ -93,10 +93,10 @@ class Prune:
         self._work: PruneWork | None = None
 
     async def make_plan(self) -> PruneReport:
-        """Look at both collections, and prove what can be proven; deletes nothing.
+        """List both collections, and prove what can be proven; deletes nothing.
 
         Raises:
-            SpecError: A directory of the source is one of the check by another way in.
+            SpecError: A directory of the source is also a directory of the check, reached another way.
             TransferError: Another prune is in the way, or the two could not be compared.
         """
         await self._judge_all()
@@ -107,15 +107,15 @@ class Prune:
             return self._report
         await self._write_marks({posixpath.dirname(file.path) for file in hopeful})
         if any(file.reason == UNSETTLED for file in hopeful):
-            await asyncio.sleep(SETTLED_SECONDS)  # a result that has just been brought home is settled then
-        # What was seen before the marks were written may have been in another prune's hands.
+            await asyncio.sleep(SETTLED_SECONDS)  # then a result that was just transferred is settled
+        # Judge again: before the marks were written, another prune may have been at work.
         await self._judge_all()
         if self._work and (wanted := self._report.having(PruneVerdict.delete)):
             _keep(wanted, await self._work.prove(wanted))
         return self._report
 
     async def carry_out(self) -> PruneReport:
-        """Delete what is proven and has not changed since, at either end."""
+        """Delete the files that are proven and have not changed at either end since."""
         wanted = self._report.having(PruneVerdict.delete)
         if self._work and wanted:
             _keep(wanted, await self._work.delete(wanted))
@@ -127,7 +127,7 @@ class Prune:
         """Remove the marks as soon as nothing is being deleted any more.
 
         Raises:
-            TransferError: Marks are left: a deletion may still be under way, or they cannot be removed.
+            TransferError: Marks are left: a deletion may still be running, or they cannot be removed.
         """
         if self._work:
             await self._work.ended()
@@ -146,7 +146,7 @@ class Prune:
         await self._claim.write(directories)
 
     async def _judge_all(self) -> None:
-        """Look at both ends, and note what names, sizes, times and marks allow."""
+        """List both ends, and note for each file what names, sizes, times and marks allow."""
         now = time.time()
         held, there = await look(self._check, self._path), await look(self._source, self._path)
         if self._claim.is_written:
@@ -183,8 +183,8 @@ def _judge(entry: FileEntry, other: FileEntry | None, min_age: timedelta, now: f
     Args:
         entry: At the source.
         other: At the check.
-        min_age: Younger files are left out.
-        now: Unix time before either was looked at.
+        min_age: Younger files are kept.
+        now: Unix time before either was listed.
     """
     if min_age and entry.modified is not None and entry.modified > now - min_age.total_seconds():
         return PruneVerdict.young, f"changed less than {min_age} ago"
@@ -192,26 +192,26 @@ def _judge(entry: FileEntry, other: FileEntry | None, min_age: timedelta, now: f
         return PruneVerdict.unproven, reason
     times = [entry.modified, other.modified if other else None]
     if None in times:
-        return PruneVerdict.unproven, "has no time of its last change, so that a change would not be noticed"
+        return PruneVerdict.unproven, "has no modification time, so a change would go unnoticed"
     if any(moment is not None and moment > now - SETTLED_SECONDS for moment in times):
         return PruneVerdict.unproven, UNSETTLED
     return PruneVerdict.delete, ""
 
 
 def _difference(entry: FileEntry, other: FileEntry | None) -> str:
-    """Why names and sizes alone tell that a file is not held; empty if they do not."""
+    """Why names and sizes alone rule out a copy at the check; empty if they do not."""
     if not entry.is_exact:
-        return "has a name that is not UTF-8, shown with escapes; rename it to have it compared"
+        return "has a name that is not UTF-8 (shown with escapes); rename it to have it compared"
     if re.search(r"[\x00-\x1f]", entry.path):
         return "has a control character in its name; rename it to have it compared"
     if entry.kind != "file":
         return f"is a {entry.kind}, and only files are compared"
     if other is None:
-        return "is not there at the check"
+        return "is missing at the check"
     if other.kind != "file":
         return f"is a {other.kind} at the check"
     if other.size != entry.size:
-        return f"has {entry.size:,} bytes, and {other.size:,} at the check"
+        return f"has {entry.size:,} bytes, but {other.size:,} at the check"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""A call under way through Globus Compute, and when its result is to be asked for."""
+"""A call under way through Globus Compute, and when to ask for its result."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-#: When the result of a call is asked for, seconds after it was sent and its work can have been done. On the
-#: testbed a warm answer is there after 0.3 s (decision record 5).
+#: When to ask for a call's result: seconds after it was sent and its work could be done. On the testbed a warm
+#: answer takes 0.3 s (decision record 5).
 ASK_AFTER_SECONDS = (0.4, 0.55, 0.8, 1.2, 1.8, 2.7, 4.0)
 ASK_EVERY_SECONDS = 2.5
 
 
 @dataclass
 class Way:
-    """A call's way: its Compute task, its answer, when that can be there, and what is in the way just now."""
+    """A call under way: its Compute task, its answer, the earliest time for it, and the current trouble."""
 
     task_id: str = ""
     future: asyncio.Future[dict[str, Any]] | None = None

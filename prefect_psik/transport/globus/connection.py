@@ -1,4 +1,4 @@
-"""The Globus SDKs' clients of one login, set up so that nothing is pickled and no request repeats itself."""
+"""The Globus SDKs' clients of one login, set up so that they pickle nothing and repeat no request."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ STORED_LOGIN = "the stored login"
 
 
 def login_of(credentials: GlobusCredentials | None) -> str:
-    """Who asks, as Globus sees it: what it allows is counted for this login."""
+    """The identity behind the requests; Globus limits requests per identity."""
     given = str(credentials.client_id) if credentials and credentials.client_id else None
     return given or os.environ.get("GLOBUS_COMPUTE_CLIENT_ID") or STORED_LOGIN
 
 
 def function_document(**more: str) -> dict[str, Any]:
-    """What registers the remote code; the client's own method would repeat requests by itself, past the budget."""
+    """The request that registers the remote code; the client's own method repeats requests, over the budget."""
     meta = {"python_version": platform.python_version(), "sdk_version": globus_compute_sdk.__version__}
     return {"function_name": "call", "function_code": letter(), "serialized": False, "meta": meta, **more}
 
@@ -50,11 +50,11 @@ class GlobusConnection:
         if app is None or (not isinstance(app, ClientApp) and app.login_required()):
             raise FacilitySetupError(
                 "This worker has no Globus login. Put credentials into the psik-backend block, or set "
-                "GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET, or run once where it runs: "
-                "globus-compute-endpoint login."
+                "GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET, or run this once on the worker's "
+                "machine: globus-compute-endpoint login."
             )
         where = self.client.web_service_address
-        # One request is one request: what is repeated is decided here, within the budget.
+        # The clients repeat nothing: this package decides what to repeat, within the budget.
         self.v2 = ComputeClientV2(app=app, base_url=where, retry_config=RetryConfig(max_retries=0))
         self.v3 = ComputeClientV3(app=app, base_url=where, retry_config=RetryConfig(max_retries=0))
         for client in (self.v2, self.v3):
@@ -66,5 +66,5 @@ class GlobusConnection:
         self.v3.close()
 
     def results(self, task_ids: list[str]) -> dict[str, Any]:
-        """Ask what became of tasks, in one request; by their ids."""
+        """Ask for the results of Compute tasks in one request; by task id."""
         return dict(self.v2.get_task_batch(task_ids)["results"])

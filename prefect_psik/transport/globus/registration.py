@@ -1,4 +1,4 @@
-"""Registers the remote code with Globus Compute once, for all who are to run it by its id."""
+"""Registers the remote code with Globus Compute once, so that others can run it by its id."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ async def register_remote_code(
     """Register the remote code; each call makes a new function, which the service never changes.
 
     Args:
-        credentials: The login that shall own the function; None: the worker's own.
-        group: Globus group whose members may run it, too.
-        ha_endpoint: The high-assurance endpoint that alone may run it; excludes `group`.
+        credentials: The login that will own the function; None: the worker's own.
+        group: Globus group whose members may run it too.
+        ha_endpoint: The only high-assurance endpoint that may run it; cannot be combined with `group`.
 
     Raises:
         FacilitySetupError: There is no login, or the service refuses it or the registration.
@@ -72,7 +72,7 @@ def _refusal(err: GlobusAPIError, who: str, group: UUID | None, ha_endpoint: UUI
         return FacilityError(f"Globus answered {err.http_status}: {text}. Try again later.", transient=True)
     if err.http_status == 401:
         return FacilitySetupError(
-            f"Globus refused {who}: {text}. Check client_id and client_secret of the block, or log in anew."
+            f"Globus refused {who}: {text}. Check client_id and client_secret of the block, or log in again."
         )
     if group or ha_endpoint:
         what = f"the group {group}" if group else f"the high-assurance endpoint {ha_endpoint}"

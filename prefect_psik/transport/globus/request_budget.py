@@ -1,9 +1,9 @@
-"""Keeps one login below the number of requests that Globus allows, over all processes of this user here.
+"""Keeps one login below Globus's request limit, across all processes of this user on this machine.
 
-A request holds a place from before it is sent until the service's window has passed since its answer. The
-service counts a request when it arrives, which lies between the two, so it never counts more than there are
-places. The places of all processes stand in one small file, the ledger; its moments are those of the
-monotonic clock, which is one for all processes since the machine was started.
+A request holds a place from just before it is sent until one rate-limit window after its answer. The service
+counts a request when it arrives, which lies in between, so it never counts more requests than there are places.
+One small file, the ledger, holds the places of all processes. Its times are those of the monotonic clock, which
+all processes share until the machine restarts.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-#: Globus Compute allows 20 requests in 10 s for one identity; other machines and tools need some, too.
+#: Globus Compute allows 20 requests in 10 s for one identity; a few are left for other machines and tools.
 REQUESTS_PER_WINDOW, WINDOW_SECONDS = 18, 10.1
-#: No request is under way for longer: HTTP's own time limits come first.
+#: No request takes longer: the HTTP time limits are shorter.
 UNDER_WAY_SECONDS = 120.0
-#: For how long the service is heard when it asks for silence (Retry-After).
+#: The longest pause that we grant when the service asks for one (Retry-After).
 MOST_SILENCE_SECONDS = 60.0
 _LOOK_AGAIN_SECONDS = 0.25
 _LOCK_TRIES, _LOCK_PAUSE_SECONDS = 300, 0.01
 
 
 class LedgerBusy(Exception):
-    """Another process is at the ledger just now."""
+    """Another process holds the ledger's lock."""
 
 
 class Ledger:
@@ -77,7 +77,7 @@ class Ledger:
             if len(places) < self._limit:
                 places[place] = [os.getpid(), now + UNDER_WAY_SECONDS]
                 return 0.0
-            # Requests under way tell nothing of their end; they are looked at again soon.
+            # When requests under way will end is unknown; check them again soon.
             first: float = min(until for _, until in places.values()) - now
             return max(0.001, _LOOK_AGAIN_SECONDS if first > self._window else first)
 
@@ -86,7 +86,7 @@ class Ledger:
 
         Args:
             place: As it was taken.
-            silence: Seconds for which the service asked to be left alone.
+            silence: Seconds for which the service asked for no requests.
         """
         with self._open(wait=True) as state:
             now = self._clock()
@@ -95,7 +95,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _open(self, *, wait: bool) -> Iterator[dict[str, Any]]:
-        """Have the state to oneself; what is changed in it is kept."""
+        """Lock the state and yield it; changes to it are stored."""
         if self._path is None:
             with self._mutex:
                 yield self._current(self._own)
@@ -117,7 +117,7 @@ class Ledger:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
     def _current(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state without what is over, or was written before the machine was started anew."""
+        """The state without expired entries and those written before the machine restarted."""
         now = self._clock()
         silent_until = float(state.get("silent_until", 0.0))
         state["silent_until"] = silent_until if silent_until <= now + MOST_SILENCE_SECONDS else 0.0
@@ -140,7 +140,7 @@ class RequestBudget:
         self._turn = asyncio.Lock()
 
     async def take(self) -> str:
-        """Return when one more request may be sent; the place is to be given to `answered`."""
+        """Wait until one more request may be sent; pass the returned place to `answered`."""
         place = uuid.uuid4().hex
         busy = 0
         async with self._turn:
@@ -154,7 +154,7 @@ class RequestBudget:
                 except OSError:
                     busy = _LOCK_TRIES
                 if busy >= _LOCK_TRIES:
-                    # Nobody works that long at it, or its disk is full: go on alone.
+                    # Nobody holds the lock that long, or the disk is full: continue without sharing.
                     self._ledger, busy = Ledger(None), 0
                     continue
                 if pause <= 0:
@@ -169,14 +169,14 @@ class RequestBudget:
 
 @cache
 def ledger_of(login: str) -> Ledger:
-    """The ledger of a login, one for all processes of this user on this machine where that can be had."""
+    """The ledger of a login, shared by all processes of this user on this machine where possible."""
     directory = _private_directory()
     name = hashlib.sha256(login.encode()).hexdigest()[:32]
     return Ledger(directory / f"requests-{name}" if directory else None)
 
 
 def _private_directory() -> Path | None:
-    """A directory of this user's own. The temporary one comes first: services and logins have it in common."""
+    """A directory of this user's own; below the temporary directory first, which services and logins share."""
     for parent in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR")):
         if not parent:
             continue

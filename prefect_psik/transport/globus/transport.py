@@ -1,6 +1,6 @@
-"""The transport through Globus Compute; with what stands beside it, the only importer of its SDK.
+"""The transport through Globus Compute; only this package directory imports its SDK.
 
-It uses the HTTP batch interface (decision record 5): a call is submitted as a task of one registered
+It uses the HTTP batch interface (decision record 5): a call is submitted as a Compute task of one registered
 function, and one collector asks for the results of all calls that are under way. Source text and JSON
 only: nothing pickled is sent, and nothing pickled is accepted.
 """
@@ -47,11 +47,11 @@ from prefect_psik.transport.globus.request_budget import RequestBudget, ledger_o
 
 T = TypeVar("T")
 
-#: What one submission takes at the facility, at the least.
+#: The shortest time that one submission takes at the facility.
 SUBMIT_SECONDS = 0.012
-#: Pauses before a request is repeated that Globus could not answer, within the call's own time limit.
+#: Pauses before repeating a request that Globus could not answer, within the call's own time limit.
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-#: How long a call that got no answer asks for the reason, after its time limit.
+#: How long to ask for the reason after a call ran into its time limit.
 REASON_SECONDS = 5.0
 
 _SERIALIZER_PATH = "globus_compute_sdk.serialize.JSONData"
@@ -65,7 +65,7 @@ class GlobusTransport:
     Args:
         endpoint_id: UUID of the endpoint.
         credentials: The login; None: the worker's own.
-        function_id: Registered before; None: registered once a process, on first use.
+        function_id: Of a registered function; None: registered once per process, on first use.
         user_endpoint_config: For the endpoint's template.
     """
 
@@ -95,15 +95,15 @@ class GlobusTransport:
 
     @property
     def key(self) -> str:
-        """Two transports of equal keys reach the same place as the same user."""
+        """Two transports with equal keys reach the same facility as the same user."""
         config = json.dumps(self._user_endpoint_config, sort_keys=True, default=str)
-        # A changed secret is another way: a process that lives long must not go on with the old one.
+        # A changed secret changes the key: a long-lived process must not keep using the old one.
         secret = self._credentials.fingerprint if self._credentials else ""
         return f"{self.endpoint_id} {self._login} {secret} {self._function_id} {config}"
 
     @property
     def place(self) -> str:
-        """The place as a person would say it."""
+        """What messages call the endpoint."""
         return f"endpoint {self.endpoint_id}"
 
     async def call(self, name: str, payload: dict[str, Any], *, timeout: float = CALL_SECONDS) -> dict[str, Any]:
@@ -111,8 +111,8 @@ class GlobusTransport:
         size = len(json.dumps([name, payload]))
         if size > MAX_CALL_BYTES:
             raise PayloadTooLarge(
-                f"The call {name!r} has {size:,} bytes, over the limit of {MAX_CALL_BYTES:,}. Use Globus Transfer "
-                "for large inputs."
+                f"The call {name!r} is too large: {size:,} bytes, and the limit is {MAX_CALL_BYTES:,}. Use Globus "
+                "Transfer for large inputs."
             )
         way = Way()
         try:
@@ -130,7 +130,7 @@ class GlobusTransport:
         raise task_error(name, reason, self.place, self._who())
 
     async def aclose(self) -> None:
-        """Let go of the connection, and of what belongs to this event loop. Calls under way end with an error."""
+        """Close the connection and drop what belongs to this event loop. Calls under way end with an error."""
         for task in (self._collector, self._registering):
             if task:
                 task.cancel()
@@ -147,8 +147,8 @@ class GlobusTransport:
                     way, lambda connection: connection.v2.get_endpoint_status(self.endpoint_id)
                 )
         except TimeoutError:
-            why = way.trouble or "It does not answer at all."
-            text = f"Globus did not tell the status of {self.place} within {CALL_SECONDS:.0f} s. {why}"
+            why = way.trouble or "There was no answer at all."
+            text = f"Globus did not report the status of {self.place} within {CALL_SECONDS:.0f} s. {why}"
             raise FacilityTimeout(text) from None
         return str(answer.get("status", "unknown"))
 
@@ -161,7 +161,7 @@ class GlobusTransport:
         except FacilitySetupError as err:
             if known is None or known == self._function_id or known not in str(err):
                 raise
-            # The service has forgotten what this process registered long ago.
+            # The service has forgotten the function that this process registered long ago.
             _functions.pop(self._function_key, None)
             await self._submit(await self._register(way), name, payload, way)
 
@@ -184,7 +184,7 @@ class GlobusTransport:
         """Register the remote code, once for each login and process: the service never deduplicates."""
         if self._registering is None or self._registering.done():
             self._registering = asyncio.create_task(self._register_now(way))
-            # Whoever waits has it too; if nobody waits any more, nobody is to be told.
+            # Waiters see the exception themselves; retrieve it, or asyncio complains when there are none.
             self._registering.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(self._registering)
 
@@ -212,8 +212,8 @@ class GlobusTransport:
     async def _collect(self) -> None:
         try:
             await self._looks()
-        except (Exception, SystemExit) as err:  # whoever waits must learn of it, even of a defect
-            self._end_calls(RemoteCodeError(f"Looking for answers failed on {self.place}: {err!r}."))
+        except (Exception, SystemExit) as err:  # every waiter must get it, even for a defect
+            self._end_calls(RemoteCodeError(f"Collecting the answers from {self.place} failed: {err!r}."))
             raise
 
     async def _looks(self) -> None:
@@ -252,7 +252,7 @@ class GlobusTransport:
             self._settle(way, error)
 
     async def _next_look(self) -> None:
-        """Wait until the result of a call is to be asked for; a new call may be due sooner than the others."""
+        """Wait until it is time to ask for results; a new call may be due sooner than the others."""
         due = time.monotonic() + self._until_next_look()
         while (left := due - time.monotonic()) > 0:
             self._news.clear()
@@ -270,16 +270,19 @@ class GlobusTransport:
             result = connection.serializer.deserialize(text)
         except Exception as err:  # noqa: BLE001 - the SDK raises a bare Exception for what it does not accept
             raise RemoteCodeError(
-                f"The answer of {self.place} is not JSON ({err}). The endpoint must allow the serializer JSONData."
+                f"The answer from {self.place} is not JSON ({err}). The endpoint must allow the JSONData "
+                "serializer."
             ) from None
         if not isinstance(result, dict):
-            raise RemoteCodeError(f"The answer of {self.place} is {type(result).__name__}, not an object.")
+            raise RemoteCodeError(
+                f"The answer from {self.place} is of type {type(result).__name__}, not an object."
+            )
         return result
 
     # ----------------------------------------------------------------------------------- requests
 
     async def _request(self, way: Way, work: Callable[[GlobusConnection], T]) -> T:
-        """Make a request, again while Globus cannot answer it; the time limit of the call ends that."""
+        """Make a request, and repeat it while Globus cannot answer it, up to the call's time limit."""
         pauses = chain(PAUSES_SECONDS, repeat(PAUSES_SECONDS[-1]))
         while True:
             try:
@@ -301,7 +304,7 @@ class GlobusTransport:
             return await self._in_budget(self._budget, lambda: work(self._connected()))
         except GlobusAPIError as err:
             if err.http_status == 401:
-                # The token was revoked, or the login is made anew: what is kept of it is of no use.
+                # The token was revoked or the login replaced: the cached connection is useless.
                 self._disconnect()
                 if not renewed and not isinstance(err, AuthAPIError):
                     return await self._once(work, renewed=True)
@@ -312,7 +315,7 @@ class GlobusTransport:
             raise FacilitySetupError(f"Globus cannot be used for {self.place}: {err}") from None
         except (LookupError, TypeError, AttributeError) as err:
             raise FacilityError(
-                f"Globus answered for {self.place} what this version does not understand: {err!r}.", transient=True
+                f"This version does not understand Globus's answer for {self.place}: {err!r}.", transient=True
             ) from None
 
     async def _in_budget(self, budget: RequestBudget, work: Callable[[], T]) -> T:
