@@ -75,7 +75,10 @@ def foreign_cluster(site: Site) -> Seen:
 @case(
     "maintenance",
     "queued",
-    says=r"before the maintenance of \d+ \w+ \d\d:\d\d .+; with a duration of at most 2\d min it could start now",
+    says=(
+        r"before the maintenance that starts \d+ \w+ \d\d:\d\d .+; "
+        r"with a duration of at most 2\d min it could start now"
+    ),
     site="queue",
     phase=1,
 )
