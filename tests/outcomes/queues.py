@@ -87,7 +87,7 @@ def maintenance(site: Site) -> Seen:
     site.ask("scontrol", "create", "reservation", "reservationname=service", *what)
     long = ResourceSpec(duration=45, exclusive_node_use=False)
     handle = site.submit("true", resources=long)
-    status = site.until(handle, lambda status: "maintenance of" in (status.reason or ""))
+    status = site.until(handle, lambda status: "maintenance that starts" in (status.reason or ""))
     assert not status.stuck, status
     seen = site.seen(status, now=True)
     shorter = ResourceSpec(duration=20, exclusive_node_use=False)
