@@ -251,7 +251,7 @@ def lacking(status: JobStatus, missing: Sequence[tuple[str, str]]) -> JobStatus:
 
 
 def may_lack(status: JobStatus, facts: Facts) -> bool:
-    """Whether the outcome depends on the job's results, so that `remote.check` has to look at them."""
+    """Whether the outcome depends on the job's results, so that `remote.check` has to verify them."""
     return status.exit_code == 0 and facts.to_check
 
 

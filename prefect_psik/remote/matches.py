@@ -17,7 +17,7 @@ _AS_IT_STANDS = re.compile(r"\[([^]*?[!])\]")
 
 
 class TooMuch(Exception):
-    """There is more to look at than the limits allow."""
+    """The search would exceed its limits."""
 
 
 class _Walk:

@@ -68,7 +68,7 @@ def _check_owned(path: str, found: os.stat_result, kind: int) -> None:
         if os.geteuid() == 0:
             advice += " Or run the worker or endpoint as its owner."
         if _login(found.st_uid) == "nobody":
-            advice += " Network file systems show users that they do not know or trust as nobody."
+            advice += " Network file systems show nobody as the owner if they do not know or trust the real one."
         raise _not_ours(path, found, _not_of_ours(), advice)
     if stat.S_ISLNK(found.st_mode) and kind != stat.S_IFLNK:
         raise _not_ours(path, found, "is a link, and links are not followed here", advice)

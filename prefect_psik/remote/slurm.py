@@ -113,13 +113,13 @@ def _find_in_slurm(base: str, since: float) -> str | None:
     taken = {row[3] for row in _rows(base) if row[2] == "queued"}
     ok, listed = _slurm("squeue", "-h", "-t", "all", "-u", _user(), "-o", "%i|%Z")
     if not ok:
-        raise Trouble("busy", f"Slurm does not answer whether job {base} was submitted: {listed}")
+        raise Trouble("busy", f"squeue failed, so it is unknown whether job {base} was submitted: {listed}")
     found = [line.strip().split("|") for line in listed.splitlines()]
     begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
     which = ("-u", _user(), "-S", begin)
     ok, accounted = _slurm("sacct", "-n", "-P", "-X", *which, "-o", "JobID,WorkDir,State,Start")
     if not ok and not NO_ACCOUNTING.search(accounted):
-        raise Trouble("busy", f"Slurm's accounting does not answer whether job {base} was submitted: {accounted}")
+        raise Trouble("busy", f"sacct failed, so it is unknown whether job {base} was submitted: {accounted}")
     for line in accounted.splitlines() if ok else []:
         fields = line.strip().rsplit("|", 2)
         # A job that sbatch refused may be listed too: failed, and never started.

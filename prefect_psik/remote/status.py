@@ -89,7 +89,7 @@ def status(payload: dict[str, Any]) -> dict[str, Any]:
     """Gather facts of many jobs.
 
     Payload:
-        prefix, and jobs: each with stamp, jobndx, native_id and type (for a job whose directory is gone),
+        prefix, and jobs: each with stamp, jobndx, native_id and type (for a job without its directory),
         seen (the token of the last answer), and offsets: bytes already read of each log; without offsets no
         log text comes.
 
