@@ -10,7 +10,8 @@ from prefect_psik.models.jobs import JobHandle, JobState, JobStatus
 from prefect_psik.outcome.answers import Facts
 from prefect_psik.outcome.slurm import canceled, ended, row_of
 
-#: Signals that come from outside: a faulty process does not raise them itself.
+#: Signals that come from outside: a faulty process does not raise them itself, and if Slurm sends them, its state
+#: says so.
 _FROM_OUTSIDE = frozenset(
     {
         *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM),
