@@ -1,1 +1,1 @@
-"""Runnable pipelines: the examples that the tests run."""
+"""Runnable example pipelines; the tests run them, too."""

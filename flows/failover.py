@@ -1,13 +1,13 @@
 """Failover: run a job at the first facility that can, or at the one that starts it first.
 
-`in order` tries one facility after the other: the next only after trouble of the facility, never after a failed
-script. `race` submits to all of them, keeps the job that is seen to start first, and cancels the others. A table
-artifact says what became of it at each facility.
+`in order` tries one facility after the other: the next one only if the facility itself had trouble, never after a
+failed script. `race` submits to all of them, keeps the job that is first seen to start, and cancels the others. A
+table artifact shows the outcome at each facility.
 
-What is guaranteed: one job's result is used, and the table proves what the other jobs did. `canceled before it
-started` is the scheduler's own word. The facilities share no disk, so nothing can keep two jobs of a race from
-starting within one look at their queues, or stop a job at a facility that does not answer: such a job is named,
-and its result is not used. So the script must not write to a place that the facilities share.
+What is guaranteed: the result of exactly one job is used, and the table proves what the other jobs did. `canceled
+before it started` is confirmed by the scheduler. The facilities share no disk, so nothing can prevent two jobs of
+a race from starting between two polls of their queues, or stop a job at a facility that does not answer: the table
+names such a job, and its result is not used. So the script must not write to storage that the facilities share.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from prefect_psik import (
     cancel_psik_jobs,
 )
 
-#: What is wrong with the facility and not with the job, so that another one may do better.
+#: Errors of the facility rather than of the job, so that another facility may succeed.
 TROUBLE = (
     BackendClosed,
     FacilityError,
@@ -74,10 +74,10 @@ async def failover(
     Args:
         job: The job, or the path of its `job.yaml`.
         facilities: Names of `psik-backend` blocks; `in order` tries them in this order.
-        mode: `in order`: the next one after trouble. `race`: submit to all, keep what starts first.
-        patience: Longest time in the queue of a facility.
-        silence: Longest time without an answer of a facility.
-        key: What makes two runs of this flow the same one, such as a scan number. Empty: each run is its own.
+        mode: `in order`: the next one if a facility has trouble. `race`: submit to all, keep what starts first.
+        patience: Longest time in the queue of one facility.
+        silence: Longest time without an answer from a facility.
+        key: Runs of this flow with the same key, such as a scan number, share jobs. Empty: nothing is shared.
     """
     key = key or str(flow_run.id)
     spec = job if isinstance(job, JobSpec) else JobSpec.from_file(job)
@@ -112,7 +112,7 @@ async def in_order(
         except TROUBLE as err:
             found[name] = str(err)
         except PrefectPsikError as err:
-            found[name] = f"no other facility is tried: {err}"
+            found[name] = f"no other facility was tried: {err}"
             raise
         else:
             found[name] = f"{result.handle} completed: this result is used"
@@ -123,11 +123,11 @@ async def in_order(
 async def race(
     places: Sequence[PsikBackend], spec: JobSpec, key: str, limits: WaitLimits, found: dict[str, str]
 ) -> JobResult:
-    """Submit everywhere, keep the job that starts first. An error leaves no job behind; a crash leaves all."""
+    """Submit everywhere, keep the job that starts first. An error cancels all jobs, a crash none."""
     handles: dict[str, JobHandle] = {}
 
     async def enter(place: PsikBackend) -> JobHandle | None:
-        """Submit, perhaps wait for a place in the queue, and wait for the start; None: it will not start."""
+        """Submit, if necessary wait for a place in the queue, and wait for the start; None: it will not start."""
         name = str(place.document_name)
         try:
             await arun_preflight(place, spec)
@@ -148,7 +148,7 @@ async def race(
     async def lose(place: PsikBackend) -> None:
         name = str(place.document_name)
         if name not in handles and not entries[name].done():
-            entries[name].cancel()  # it may wait for a place in the queue for long
+            entries[name].cancel()  # it may wait a long time for a place in the queue
             await asyncio.wait([entries[name]])
             found[name] = await give_up(place, key, handles.get(name))
         elif name in handles:
@@ -171,14 +171,14 @@ async def race(
 
 
 async def together(*work: Awaitable[None]) -> None:
-    """Do several things at the same time, each to its end; then raise what failed first."""
+    """Run several awaitables concurrently until all have ended; then raise the first error."""
     for done in await asyncio.gather(*work, return_exceptions=True):
         if isinstance(done, BaseException):
             raise done
 
 
 async def first_of(starts: Iterable[asyncio.Task[JobHandle | None]]) -> JobHandle | None:
-    """The job that is seen to start first; None if none will."""
+    """The job that is first seen to start; None if none will."""
     for start in asyncio.as_completed(starts):
         if winner := await start:
             return winner
@@ -190,23 +190,23 @@ async def withdraw(handle: JobHandle) -> str:
     try:
         status = await acancel_job(handle)
     except FacilityError as err:
-        return f"{handle} may still run, since it could not be canceled: {err}"
+        return f"{handle} may still be running, since it could not be canceled: {err}"
     if status.state is not JobState.canceled:
-        return f"{handle} {status.state.value} meanwhile; its result is not used"
+        return f"{handle} {status.state.value} in the meantime; its result is not used"
     if status.started is not None:
-        return f"{handle} had started as well and was canceled; its result is not used"
+        return f"{handle} had also started, and was canceled; its result is not used"
     return f"{handle} was canceled before it started"
 
 
 async def give_up(place: PsikBackend, key: str, handle: JobHandle | None) -> str:
-    """End what a facility has of the job, and say what it had done by then.
+    """Cancel the job at one facility, and say what it had done by then.
 
-    Without a handle it waited for a place in the queue; the last try may have been carried out all the same.
+    Without a handle it was waiting for a place in the queue, but the last attempt may have submitted it.
     """
     try:
         handles = [handle] if handle else await jobs_at(place, key)
     except FacilityError as err:
-        return f"Whether a job was submitted is not known: {err}"
+        return f"It is unknown whether a job was submitted there: {err}"
     return " ".join([await withdraw(each) for each in handles]) or "No job was found there"
 
 
@@ -239,6 +239,6 @@ def key_at(place: PsikBackend, key: str) -> str:
 
 
 def nowhere(found: dict[str, str]) -> FacilityError:
-    """The error when all facilities had trouble."""
+    """The error if all facilities had trouble."""
     tried = "\n".join(f"{name}: {outcome}" for name, outcome in found.items())
-    return FacilityError(f"No facility could run the job. Mend one of them, and retry.\n{tried}")
+    return FacilityError(f"No facility could run the job. Fix one of the errors below, then retry.\n{tried}")

@@ -1,8 +1,8 @@
-"""Flight check: whether each backend and each collection works, told before a scan needs it.
+"""Flight check: find out whether each backend and collection works before a scan needs it.
 
-A backend gets a preflight and a tiny job, a collection a tiny file there and back. All verdicts are in a table
-artifact. What does not work is an event, `psik.flight-check.failed`, for an automation to tell people, and makes
-the run red. A backend that operators have closed is no trouble.
+A backend gets a preflight and a tiny job; a collection gets a tiny file, there and back. All verdicts are in a
+table artifact. Each failure emits an event, `psik.flight-check.failed`, so that an automation can notify people,
+and makes the flow run fail. A backend that operators have closed does not count as a failure.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TINY = JobSpec(
     resources=ResourceSpec(duration=1, exclusive_node_use=False),
 )
 
-#: What makes a check fail, and ends no other. A ValueError: the block cannot be loaded.
+#: Errors that make one check fail without ending the others. A ValueError means that the block cannot be loaded.
 TROUBLE = (PrefectPsikError, PrefectException, httpx.HTTPError, OSError, ValueError)
 
 Row = dict[str, str]
@@ -60,9 +60,9 @@ async def flight_check(
     Args:
         backends: Names of `psik-backend` blocks. Empty: all.
         collections: Names of `globus-collection` blocks. Empty: all.
-        home: Name of a collection whose files this machine sees: the tiny file goes from there to each collection
-            and back. Empty: collections are not checked.
-        patience: Longest time of the tiny job in the queue, and of a transfer.
+        home: Name of a collection whose files this machine can access: a tiny file is sent from there to each
+            collection and back. Empty: collections are not checked.
+        patience: Longest time for the tiny job in the queue, and for each transfer.
     """
     names = backends if backends is not None else await saved("psik-backend")
     checks = [check_backend(name, patience) for name in names]
@@ -72,7 +72,7 @@ async def flight_check(
     rows = await asyncio.gather(*checks)
     failed = [row for row in rows if row["verdict"] == "failed"]
     await acreate_table_artifact(
-        rows, key="flight-check", description=f"{len(rows) - len(failed)} of {len(rows)} without trouble"
+        rows, key="flight-check", description=f"{len(rows) - len(failed)} of {len(rows)} checks did not fail"
     )
     for row in failed:
         emit_event(
@@ -85,13 +85,13 @@ async def flight_check(
         )
     if failed:
         told = " ".join(f"{row['name']}: {row['found']}" for row in failed)
-        raise RuntimeError(f"{len(failed)} of {len(rows)} places do not work. {told}")
-    get_run_logger().info("All %d places work", len(rows))
+        raise RuntimeError(f"{len(failed)} of {len(rows)} checks failed. {told}")
+    get_run_logger().info("None of the %d checks failed", len(rows))
     return rows
 
 
 async def check_backend(name: str, patience: timedelta) -> Row:
-    """Make a preflight, and run a tiny job."""
+    """Run a preflight and a tiny job."""
     try:
         block: PsikBackend = await PsikBackend.aload(name)
         if not block.accept_jobs:
@@ -111,17 +111,17 @@ async def check_collection(name: str, home: str, patience: timedelta) -> Row:
         here: GlobusCollection = await GlobusCollection.aload(home)
         there: GlobusCollection = await GlobusCollection.aload(name)
         if (here.collection_id is None) != (there.collection_id is None):
-            return verdict_on("collection", name, "skipped", f"No data can go between it and {home} directly.")
+            return verdict_on("collection", name, "skipped", f"There is no direct transfer between it and {home}.")
         same = await there_and_back(here, there, f"flight-check-{flow_run.id}-{name}", patience)
     except TROUBLE as err:
         return verdict_on("collection", name, "failed", str(err) or repr(err))
     if not same:
-        return verdict_on("collection", name, "failed", "The tiny file came back with other bytes.")
-    return verdict_on("collection", name, "works", f"A file went from {home} there and back.")
+        return verdict_on("collection", name, "failed", "The tiny file came back with different contents.")
+    return verdict_on("collection", name, "works", f"A tiny file went there from {home} and came back unchanged.")
 
 
 async def there_and_back(here: GlobusCollection, there: GlobusCollection, tiny: str, patience: timedelta) -> bool:
-    """Whether a tiny file comes back as it was. Its three copies are removed in any case, and nothing else is."""
+    """Whether a tiny file comes back unchanged. Its three copies are always removed, and nothing else is."""
     away, back = f"{tiny}.away", f"{tiny}.back"
     try:
         content = write_tiny(Path(here.posix(tiny)))
@@ -141,7 +141,7 @@ async def there_and_back(here: GlobusCollection, there: GlobusCollection, tiny: 
 
 
 def write_tiny(path: Path) -> bytes:
-    """Make a file of a few random bytes."""
+    """Write a file of random bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = os.urandom(1024)
     path.write_bytes(content)
@@ -149,7 +149,7 @@ def write_tiny(path: Path) -> bytes:
 
 
 def read_tiny(path: Path) -> bytes:
-    """What came back."""
+    """Read the file that came back."""
     return path.read_bytes()
 
 

@@ -16,13 +16,13 @@ HELLO = JobSpec(
 
 @flow(name="hello job")
 def hello_job(backend: str | None = None) -> str:
-    """Run one tiny job.
+    """Run one tiny job and show what it printed.
 
     Args:
         backend: Name of a `psik-backend` block. Empty: this machine, without Globus or Slurm.
     """
     result = run_job(backend or PsikBackend(), HELLO)
-    get_run_logger().info("The job said: %s", result.stdout.strip())
+    get_run_logger().info("The job printed: %s", result.stdout.strip())
     return result.stdout
 
 

@@ -1,7 +1,7 @@
-"""The ingest hook: a catalogue learns of a scan after its raw data is stored, and again after its results are.
+"""The ingest hook: registers a scan in a catalogue once its raw data is stored, and again once its results are.
 
-A hook is a plain callable that takes a `Stored` and returns what the catalogue calls it. A flow names it as
-`path/of/file.py:function` or `module:function`. `scicat` is one, for SciCat; it needs the `scicat` extra, and
+A hook is a plain callable that takes a `Stored` and returns its id in the catalogue. A flow refers to it as
+`path/of/file.py:function` or `module:function`. `scicat` is a hook for SciCat; it needs the `scicat` extra, and
 `SCICAT_URL` and `SCICAT_TOKEN` in the environment of the worker.
 """
 
@@ -20,14 +20,14 @@ from prefect.utilities.importtools import import_object
 
 @dataclass(frozen=True)
 class Stored:
-    """What is in the data store now, and has not been told to a catalogue.
+    """New data in the data store that is not in the catalogue yet.
 
     Args:
         scan: Name of the scan.
-        stage: Its raw data, or its results.
-        directory: The data store, as people see it.
-        files: Their sizes in bytes, by the path below the directory.
-        made_of: What the hook returned for the raw data, when these are the results.
+        stage: Whether this is its raw data, or its results.
+        directory: Path of the data store, as users see it.
+        files: Path below the directory -> size in bytes.
+        made_of: For results: what the hook returned for the raw data.
         facts: Further facts, such as the error of a reconstruction.
         facility: Where the results were made.
     """
@@ -43,12 +43,12 @@ class Stored:
 
 @task(name="ingest", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
 async def ingest(hook: str, stored: Stored) -> str:
-    """Call a hook; a catalogue that is away is tried again."""
+    """Call a hook; retried in case the catalogue is temporarily unavailable."""
     return str(await asyncio.to_thread(import_object(hook), stored))
 
 
 def scicat(stored: Stored) -> str:
-    """Tell SciCat of a scan, once; returns the dataset's persistent identifier."""
+    """Register a scan in SciCat, once; returns the dataset's persistent identifier."""
     from pyscicat.client import from_token
     from pyscicat.model import CreateDatasetOrigDatablockDto, DataFile, DerivedDataset, RawDataset
 
@@ -67,7 +67,7 @@ def scicat(stored: Stored) -> str:
         "scientificMetadata": stored.facts,
     }
     known = client.datasets_get_many({"datasetName": name, "sourceFolder": stored.directory})
-    if known:  # a retry, after trouble half-way
+    if known:  # a retry after a failure halfway
         pid = str(known[0]["pid"])
     elif stored.stage == "raw":
         raw = RawDataset(**common, creationLocation="beamline", principalInvestigator="beamline")

@@ -1,6 +1,6 @@
-"""Reconcile: show the jobs whose flow run is gone, and the flow runs whose jobs are gone; mend only if told to.
+"""Reconcile: report jobs without their flow run, and flow runs without their jobs; fix them only on request.
 
-`python flows/reconcile.py perlmutter frontier` serves it every hour for these backends, to report.
+`python flows/reconcile.py perlmutter frontier` serves it every hour for these backends, to report only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from prefect_psik import (
 )
 from prefect_psik.flow_run.labels import places_of
 
-#: As many runs as Prefect's API gives in one answer.
+#: The most runs that Prefect's API returns in one answer.
 PAGE = 200
 #: Tasks that do nothing but wait for a job.
 WAITS = {
@@ -56,7 +56,7 @@ class Finding(BaseModel):
 
 
 class Job(BaseModel):
-    """A job as the facility has it now, on one of the backends."""
+    """A job on one of the backends, with its current status."""
 
     backend: str
     record: JobRecord
@@ -71,14 +71,15 @@ def reconcile(
 
     Args:
         backends: Names of `psik-backend` blocks.
-        cancel: Cancel jobs whose flow run was cancelled or no longer exists. Look at a report first: where another
-            Prefect server submits to the same prefix, its flow runs do not exist for this one.
-        close: End flow runs that wait for jobs which are gone: a running one becomes Crashed and can be retried,
-            one that is being cancelled becomes Cancelled. One with another task that runs is left.
-        idle: A flow run waits in vain if for this long no job of it was alive and no task of it began.
+        cancel: Cancel jobs whose flow run was cancelled or no longer exists. Read a report first: if another
+            Prefect server submits to the same prefix, its flow runs do not exist on this one.
+        close: End flow runs whose jobs have ended or no longer exist: a running one becomes Crashed and can be
+            retried, one that is being cancelled becomes Cancelled. One with another running task is left alone.
+        idle: A flow run counts as waiting in vain once, for this long, none of its jobs was alive and none of its
+            tasks began.
 
     Returns:
-        What was found; also in the table artifact `psik-reconcile`.
+        The findings, which are also in the table artifact `psik-reconcile`.
     """
     with get_client(sync_client=True) as client:
         running = read_running(client)
@@ -94,20 +95,20 @@ def reconcile(
     create_table_artifact(
         [finding.model_dump() for finding in findings],
         key="psik-reconcile",
-        description=f"{len(jobs)} jobs looked at on {', '.join(backends)}; {len(findings)} findings",
+        description=f"{len(jobs)} jobs checked on {', '.join(backends)}; {len(findings)} findings",
     )
     return findings
 
 
 def read_all(backends: list[str], running: set[str]) -> tuple[list[Job], list[Finding]]:
-    """The jobs of all backends, and the backends of which not all is known."""
+    """The jobs of all backends, and findings about backends that could not be read completely."""
     jobs: list[Job] = []
     troubles = []
     for backend in backends:
         try:
             found, unknown = read_jobs(backend, running)
             jobs += found
-            why = f"{len(unknown)} of its jobs cannot be looked at: {unknown[0]}" if unknown else None
+            why = f"{len(unknown)} of its jobs could not be checked: {unknown[0]}" if unknown else None
         except PrefectPsikError as err:
             why = str(err)
         if why:
@@ -116,7 +117,7 @@ def read_all(backends: list[str], running: set[str]) -> tuple[list[Job], list[Fi
 
 
 def read_jobs(backend: str, running: set[str]) -> tuple[list[Job], list[Exception]]:
-    """The jobs of a backend, as they are now, that may be alive or are of a running flow run; and the errors."""
+    """The jobs of a backend that may be alive or belong to a running flow run, with their status; the errors."""
     records = [
         record
         for record in list_jobs(backend, limit=None)
@@ -136,13 +137,13 @@ def read_jobs(backend: str, running: set[str]) -> tuple[list[Job], list[Exceptio
 
 
 def find_orphans(client: SyncPrefectClient, jobs: list[Job]) -> list[tuple[Job, Finding]]:
-    """The live jobs of which no flow run is left that would want them."""
+    """The live jobs that no flow run needs any more."""
     live = [job for job in jobs if not job.status.state.is_final]
     known = read_flow_runs(client, {run for job in live for run in job.record.flow_runs})
     found = []
     for job in live:
         runs = [known.get(run) for run in job.record.flow_runs]
-        # What becomes of a subflow is decided by the flow run around it.
+        # The outermost flow run decides what becomes of its subflows.
         deciding = [run for run in runs if run is None or run.parent_task_run_id is None] or runs
         if all(run is None or is_cancelled(run) for run in deciding):
             handle = job.record.handle
@@ -152,12 +153,12 @@ def find_orphans(client: SyncPrefectClient, jobs: list[Job]) -> list[tuple[Job, 
 
 
 def is_cancelled(run: FlowRun) -> bool:
-    """Whether a flow run is cancelled, or is being cancelled: without a worker it is so for ever."""
+    """Whether a flow run is cancelled, or being cancelled: without a worker it stays in that state for ever."""
     return run.state is not None and (run.state.is_cancelled() or run.state.is_cancelling())
 
 
 def read_flow_runs(client: SyncPrefectClient, ids: Iterable[str]) -> dict[str, FlowRun]:
-    """Those of these flow runs that Prefect still has."""
+    """Those of these flow runs that still exist in Prefect."""
     wanted = sorted(ids)
     known: dict[str, FlowRun] = {}
     for begin in range(0, len(wanted), PAGE):
@@ -181,14 +182,14 @@ def cancel_orphans(orphans: list[tuple[Job, Finding]]) -> Iterable[Finding]:
 def find_waiting(
     client: SyncPrefectClient, running: list[FlowRun], backends: list[str], jobs: list[Job], idle: timedelta
 ) -> list[tuple[FlowRun, Finding]]:
-    """Of the running flow runs those that have had nothing to wait for since long."""
+    """The running flow runs that have long had nothing left to wait for."""
     blocks = [PsikBackend.load(backend) for backend in backends]
     here = {(block.endpoint_id, block.prefix) for block in blocks if isinstance(block, PsikBackend)}
     found = []
     for run in running:
         places = {(place.endpoint_id, place.prefix) for place in places_of(run.labels)}
         if not places or not places <= here:
-            continue  # it has no jobs, or some where nobody looked
+            continue  # it has no jobs, or some on other backends
         mine = [job.status for job in jobs if str(run.id) in job.record.flow_runs]
         if any(not status.state.is_final for status in mine):
             continue
@@ -202,7 +203,7 @@ def find_waiting(
 
 
 def running_tasks(client: SyncPrefectClient, run: FlowRun) -> list[str]:
-    """What is said to run in a flow run beside waits for jobs; tasks of a killed process are said to, as well."""
+    """Tasks in state Running, apart from waits for jobs; tasks of a killed process stay in that state, too."""
     mine = FlowRunFilter.model_validate({"id": {"any_": [run.id]}})
     at_work = TaskRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
     found = client.read_task_runs(flow_run_filter=mine, task_run_filter=at_work, limit=PAGE)
@@ -210,7 +211,7 @@ def running_tasks(client: SyncPrefectClient, run: FlowRun) -> list[str]:
 
 
 def read_running(client: SyncPrefectClient) -> list[FlowRun]:
-    """All outermost flow runs that Prefect believes to be running."""
+    """All outermost flow runs that are in state Running or Cancelling."""
     running: dict[str, Any] = {
         "state": {"type": {"any_": ["RUNNING", "CANCELLING"]}},
         "parent_task_run_id": {"is_null_": True},
@@ -223,7 +224,7 @@ def read_running(client: SyncPrefectClient) -> list[FlowRun]:
 
 
 def last_begin(client: SyncPrefectClient, run: FlowRun) -> datetime:
-    """When the flow run, or the last of its tasks, began."""
+    """When the flow run, or its most recent task, began."""
     mine = FlowRunFilter.model_validate({"id": {"any_": [run.id]}})
     tasks = client.read_task_runs(flow_run_filter=mine, sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=1)
     return max(time for time in (run.start_time, run.created, *(task.start_time for task in tasks)) if time)
@@ -235,11 +236,13 @@ def ended(status: JobStatus) -> datetime:
 
 
 def close_flow_runs(client: SyncPrefectClient, waiting: list[tuple[FlowRun, Finding]]) -> Iterable[Finding]:
-    """End these flow runs, unless something else is at work in them."""
+    """End these flow runs, unless another task is running in them."""
     for run, finding in waiting:
         if finding.still_runs:
             yield finding.model_copy(
-                update={"done": "left: another task runs. If its process is gone, end it by hand"}
+                update={
+                    "done": "left alone: another task is running. If its process is gone, end the flow run by hand"
+                }
             )
             continue
         why = f"Reconciled: {finding.why}."

@@ -1,7 +1,7 @@
-"""Store: a new scan goes from the detector to the data store, is proven to be there, and is told to a catalogue.
+"""Store: copy a new scan from the detector to the data store, verify the copy, and register it in a catalogue.
 
-The first step of `tomography.py`. The dispatcher takes it once for all facilities, since two that store the same
-scan at the same time would write into one file.
+The first step of `tomography.py`. The dispatcher runs it once for all facilities, since two flow runs that store
+the same scan at the same time would write to the same file.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SCRIPTS = Path(__file__).parent / "scripts"
 
 
 def one_name(scan: str) -> str:
-    """Refuse what is no name of one file; blanks, quotes and the like are welcome."""
+    """Refuse text that cannot be a file name; blanks, quotes and other special characters are allowed."""
     if scan in (".", "..") or not re.fullmatch(r"[^/\x00-\x1f\x7f]+", scan):
         raise ValueError(
-            f"{scan!r} is no name of a scan: its files are called so. Use neither '/' nor control characters."
+            f"{scan!r} is not a scan name, since files are named after it. Use neither '/' nor control characters."
         )
     return scan
 
@@ -38,7 +38,7 @@ ScanName = Annotated[str, AfterValidator(one_name)]
 
 
 class Phantom(BaseModel):
-    """A computed scan in place of a measured one, so that the error of the whole way comes out as a number."""
+    """A computed scan in place of a measured one, so that the error of the whole pipeline can be measured."""
 
     size: int = Field(default=128, ge=16, description="Columns of the detector, in pixels.")
     slices: int = Field(default=64, ge=1, description="Rows of the detector, in pixels.")
@@ -46,17 +46,17 @@ class Phantom(BaseModel):
 
 
 class Keep(BaseModel):
-    """How long data stays where it is not needed for ever. The data store is never pruned."""
+    """How long data is kept outside the data store, which is never pruned."""
 
-    detector: timedelta = Field(default=timedelta(days=1), description="At the detector.")
-    facility: timedelta = Field(default=timedelta(days=7), description="At the facility.")
+    detector: timedelta = Field(default=timedelta(days=1), description="How long data stays at the detector.")
+    facility: timedelta = Field(default=timedelta(days=7), description="How long data stays at the facility.")
 
 
 class RawData(BaseModel):
-    """Raw data that is in the data store."""
+    """Raw data in the data store."""
 
-    path: str = Field(description="Below the data store.")
-    catalogued: str | None = Field(default=None, description="What the catalogue calls it.")
+    path: str = Field(description="Path below the data store.")
+    catalogued: str | None = Field(default=None, description="Its id in the catalogue.")
 
 
 async def store_scan(
@@ -84,12 +84,12 @@ async def store_scan(
 
 
 async def place(name: str | None, directory: Path) -> GlobusCollection:
-    """A collection by its block's name, or a directory of this machine."""
+    """A collection by the name of its block, or a directory of this machine."""
     return await GlobusCollection.aload(name) if name else here(directory)
 
 
 def here(directory: Path) -> GlobusCollection:
-    """A directory of this machine, made if it is missing."""
+    """A directory of this machine as a collection; created if it is missing."""
     directory.mkdir(parents=True, exist_ok=True)
     return GlobusCollection(base_path=str(directory.resolve()))
 
@@ -103,7 +103,7 @@ def take_scan(raw: Path, phantom: Phantom) -> None:
 
 
 async def proven(source: GlobusCollection, destination: GlobusCollection, paths: list[str]) -> dict[str, int]:
-    """The files below some paths, with their sizes, once both places are seen to have the same ones."""
+    """The files below some paths, with their sizes, after a check that both collections have the same ones."""
 
     async def listed(collection: GlobusCollection) -> dict[str, int]:
         lists = await asyncio.gather(*(alist_files(collection, path, recursive=True) for path in paths))
@@ -112,14 +112,14 @@ async def proven(source: GlobusCollection, destination: GlobusCollection, paths:
     there, copy = await asyncio.gather(listed(source), listed(destination))
     if wrong := sorted(path for path in there if copy.get(path) != there[path]):
         raise RuntimeError(
-            f"{len(wrong)} of {len(there)} files are not the same at both places, although their transfer "
-            f"succeeded, such as {wrong[0]}. Did something write to them meanwhile? Retry."
+            f"{len(wrong)} of {len(there)} files differ between source and destination, although their transfer "
+            f"succeeded, such as {wrong[0]}. Something may have written to them in the meantime. Retry."
         )
     return {path: copy[path] for path in there}
 
 
 async def tell(hook: str | None, required: bool, stored: Stored) -> str | None:
-    """Tell a catalogue. A failure is a red task of the run; the run goes on unless the hook is required."""
+    """Register data in a catalogue. If that fails, its task is red; the run fails only if the hook is required."""
     if hook is None:
         return None
     try:
@@ -127,5 +127,5 @@ async def tell(hook: str | None, required: bool, stored: Stored) -> str | None:
     except Exception as err:  # whatever a hook raises
         if required:
             raise
-        get_run_logger().error("The catalogue does not know the %s of %s: %s", stored.stage, stored.scan, err)
+        get_run_logger().error("The catalogue has no entry for scan %s (%s): %s", stored.scan, stored.stage, err)
         return None

@@ -1,8 +1,8 @@
-"""Streaming: a service job that works on the frames while the scan runs, and ends with the scan.
+"""Streaming: a service job that processes the frames while the scan runs, and ends with the scan.
 
-The service connects to the beamline, since compute nodes mostly can reach the outside and not be reached. The end
-of the stream ends the service, and its job completes. A scan that fails, or a cancel of the flow run, cancels the
-job. If this process dies, the stream ends, too. So no node is left idle.
+The service connects to the beamline, since compute nodes can usually open connections but not accept them. The end
+of the stream ends the service, and its job completes. A failed scan, or a cancel of the flow run, cancels the job.
+If this process dies, the stream ends, too. So no node is left idle.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ async def streaming(
     Args:
         scan: Name of the scan.
         backend: Name of a `psik-backend` block. Empty: this machine, without Globus or Slurm.
-        address: This machine, as the compute nodes reach it. Whoever reaches it can read the stream.
-        port: Port to stream from, which must be open to the facility. 0: any free one.
+        address: Address at which compute nodes reach this machine. Anyone who can reach it can read the stream.
+        port: Port to stream from; the facility must be able to reach it. 0: any free port.
         frames: How many frames the scan has.
-        minutes: Longest time that the service may run.
-        patience: How long the service may be in the queue before the scan is given up.
+        minutes: Longest time that the service may run, in minutes.
+        patience: How long the service may wait in the queue before the scan is abandoned.
 
     Returns:
-        What the service made of each frame.
+        The result of the service for each frame.
     """
     where = await PsikBackend.aload(backend) if backend else PsikBackend()
     connections = Connections()
@@ -77,14 +77,16 @@ async def streaming(
             results = await take_scan(frames, connections)
         except Exception as err:
             status = await acancel_job(handle)
-            raise RuntimeError(f"The scan {scan} was given up: {err} The service: {status.message}") from err
+            raise RuntimeError(
+                f"The scan {scan} was abandoned: {err} Outcome of the service: {status.message}"
+            ) from err
         await await_for_job(handle)
-    get_run_logger().info("%d frames of %s went through the service", len(results), scan)
+    get_run_logger().info("The service processed %d frames of scan %s", len(results), scan)
     return results
 
 
 async def take_scan(frames: int, connections: Connections) -> list[float]:
-    """Stand in for the detector: send the frames, and take what the service makes of each."""
+    """Stand in for the detector: send the frames, and collect the result for each."""
     try:
         reader, writer = await asyncio.wait_for(connections.get(), CONNECT_SECONDS)
     except TimeoutError:
@@ -97,7 +99,7 @@ async def take_scan(frames: int, connections: Connections) -> list[float]:
             await writer.drain()
             answer = await reader.readline()
             if not answer:
-                raise ConnectionError(f"The service left at frame {number} of {frames}.")
+                raise ConnectionError(f"The service disconnected at frame {number} of {frames}.")
             means.append(float(json.loads(answer)["mean"]))
     finally:
         writer.close()  # the end of the stream

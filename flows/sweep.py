@@ -1,7 +1,8 @@
-"""Sweep: one job for each row of a table of parameters, as many at a time as the queue takes, restartable.
+"""Sweep: one job for each row of a table of parameters, as many at a time as the queue accepts; restartable.
 
-Each value of a row is a variable of the job's script. The key of a row's job is made of the sweep's name and of
-the row, so a sweep that runs again under its name finds the rows that are done and waits for those that run.
+Each value of a row is an environment variable of the job's script. The key of a row's job is made from the name of
+the sweep and the row, so a sweep that is run again under its name finds the rows that are done, and waits for the
+rows that are running.
 """
 
 from __future__ import annotations
@@ -50,22 +51,22 @@ async def sweep(
     """Run a script once for each row of a table.
 
     Args:
-        name: Name of the sweep. The same name again goes on where the sweep stopped.
-        table: Rows of names and values, or a CSV or JSON file of such rows. Names become variables of the script.
-        script: The script, on this machine. It writes its result, a mapping, into `result.json`.
+        name: Name of the sweep. Running it again under the same name continues where it stopped.
+        table: Rows of names and values, or a CSV or JSON file of such rows. Names become environment variables.
+        script: Path of the script on this machine. It writes its result, a mapping, to `result.json`.
         backend: Name of a `psik-backend` block. Empty: this machine, without Globus or Slurm.
-        resources: What one row's job asks for.
+        resources: Resources for the job of one row.
         at_once: How many jobs may be in the queue or running at the same time. Empty: as many as the facility
-            takes; the others wait for a place in its queue.
-        tries: How many jobs a row may have. A new run with a higher number runs failed rows again.
-        patience: Longest time of a job in the queue; then it is canceled. Empty: no limit.
+            accepts; the others wait for a place in its queue.
+        tries: How many jobs a row may use. A new run with a higher number runs failed rows again.
+        patience: Longest time of a job in the queue before it is canceled. Empty: no limit.
 
     Returns:
         The rows with their results, in the order of the table.
     """
     rows = table if isinstance(table, list) else read_table(table)
     if not rows:
-        raise ValueError(f"The table of the sweep {name} has no rows. Give at least one.")
+        raise ValueError(f"The table of the sweep {name} has no rows. Add at least one.")
     where = await PsikBackend.aload(backend) if backend else PsikBackend()
     limits = WaitLimits(queue=patience, on_limit="cancel")
     room = asyncio.Semaphore(at_once or len(rows))
@@ -101,20 +102,20 @@ async def sweep(
     if failed:
         raise RuntimeError(
             f"{failed} of {len(rows)} rows of the sweep {name} failed; the table artifact says why. Retry this "
-            f"run, or run the sweep again with tries={tries + 1}: rows that are done are not run again."
+            f"flow run, or run the sweep again with tries={tries + 1}: rows that are done are not run again."
         )
-    get_run_logger().info("All %d rows of the sweep %s are completed", len(rows), name)
+    get_run_logger().info("All %d rows of the sweep %s have completed", len(rows), name)
     return results
 
 
 def result_of(done: JobResult) -> Row:
-    """What the script wrote into `result.json`."""
+    """What the script wrote to `result.json`."""
     try:
         found = json.loads(done.outputs.get("result.json", b""))
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{done.handle} completed, but its result.json is no JSON mapping. Mend the script.")
+        raise ValueError(f"{done.handle} completed, but its result.json is not a JSON mapping. Fix the script.")
     return found
 
 
@@ -130,7 +131,7 @@ def key_of(name: str, job: JobSpec, number: int) -> str:
 
 
 def artifact_name(name: str) -> str:
-    """What Prefect takes in the key of an artifact."""
+    """A name that Prefect accepts as part of an artifact key."""
     return "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())
 
 

@@ -1,11 +1,12 @@
-"""Tomography, whole: a new scan goes to the data store and to a facility, and its results come back, proven.
+"""The whole tomography pipeline: store a new scan, process it at a facility, and store the verified results.
 
     detector ──> data store ──> facility: reconstruct ──> multiscale image ──> data store
                     └ export-controlled: no further
 
-One flow for any facility: the block chooses. Data is deleted by prunes, which are scheduled here and delete only
-what the data store is proven to hold. The scripts in `flows/scripts` run as they are at the facility; they need
-the `tomography` extra there. Run as a script, this flow scans a phantom, and needs nothing but this machine.
+One flow serves all facilities; the block chooses one. Data is deleted by prunes, which this flow schedules, and
+which delete only what the data store is proven to hold. The scripts in `flows/scripts` run unchanged at the
+facility; they need the `tomography` extra there. Run as a script, this flow scans a phantom, and needs only this
+machine.
 """
 
 from __future__ import annotations
@@ -45,15 +46,18 @@ SCRIPTS = Path(__file__).parent / "scripts"
 
 
 class Resources(BaseModel):
-    """What the jobs ask for."""
+    """Resources for each job."""
 
-    minutes: int = Field(default=10, ge=1, description="Walltime of each job.")
+    minutes: int = Field(default=10, ge=1, description="Walltime of each job, in minutes.")
     cores: int = Field(default=2, ge=1, description="CPU cores of each job, on one node.")
-    python: str = Field(default="", description="Python with the `tomography` extra there. Empty: this one.")
+    python: str = Field(
+        default="",
+        description="Python with the `tomography` extra at the facility. Empty: the Python of this flow.",
+    )
 
 
 def run_name() -> str:
-    """What the flow run is called."""
+    """The name of the flow run."""
     return f"tomography {flow_run.parameters['scan']} @ {flow_run.parameters.get('facility') or 'this machine'}"
 
 
@@ -74,34 +78,35 @@ async def tomography(
     key: str | None = None,
     local: Path = Path("demo-output"),
 ) -> dict[str, Any]:
-    """Bring a scan from the detector to its reconstruction.
+    """Store a scan, reconstruct it, and store the results.
 
     Args:
         scan: Name of the scan: its raw data is `raw/SCAN.h5`, its results are `rec/FACILITY/SCAN` and
             `rec/FACILITY/SCAN.zarr`, or `rec/SCAN` where no facility is named.
         facility: Name of a `psik-backend` block. Empty: this machine, without Globus or Slurm.
         detector: Name of the `globus-collection` block where scans arrive. Empty: a directory of this machine.
-        store: The data store, likewise.
-        scratch: The facility's collection, likewise. Empty: `FACILITY-scratch`, if a facility is named.
-        stored: The raw data if it is stored already, by the dispatcher once for all facilities. Empty: store it.
-        export_controlled: Store the scan, and send it nowhere else.
+        store: Name of the `globus-collection` block of the data store. Empty: a directory of this machine.
+        scratch: Name of the facility's `globus-collection` block. Empty: `FACILITY-scratch` if a facility is
+            named, or else a directory of this machine.
+        stored: The raw data, if the dispatcher has already stored it for all facilities. Empty: store it.
+        export_controlled: Store the scan, but send it nowhere else.
         phantom: Compute the scan of a phantom at the detector first, and compare the result with the phantom.
-        resources: What the jobs ask for.
+        resources: Resources for each job.
         keep: How long data stays at the detector and at the facility.
-        hook: What tells a catalogue, as `file.py:function` or `module:function`. Empty: none.
-        hook_required: Fail if the hook fails; otherwise that is only shown.
-        key: What makes two runs of this flow the same one. Empty: each run is its own.
-        local: Where the directories of this machine are, and the pictures of a phantom.
+        hook: Function that registers data in a catalogue, as `file.py:function` or `module:function`. Empty: none.
+        hook_required: Fail if the hook fails. If not set, the failure is only shown.
+        key: Runs with the same key share their jobs. Empty: each run has its own jobs.
+        local: Directory on this machine for its data directories, and for the pictures of a phantom.
 
     Returns:
-        What is known of the result; for a phantom its errors: `nrmse` is relative to the phantom's own root mean
+        Facts about the result; for a phantom its errors: `nrmse` is relative to the phantom's own root mean
         square.
     """
     where = await PsikBackend.aload(facility) if facility else PsikBackend()
     home = await place(store, local / "data/store")
     scratch = scratch or (facility and f"{facility}-scratch")
     away = await place(scratch, local / "data/facility")
-    # Each facility has results of its own: several may work on one scan.
+    # Each facility has its own results, since several may process the same scan.
     rec = str(PurePosixPath("rec", facility or "", scan))
     image = f"{rec}.zarr"
     key = key or str(flow_run.id)
@@ -150,7 +155,7 @@ async def tomography(
 
 
 def script_job(name: str, environment: dict[str, str], resources: Resources) -> JobSpec:
-    """Make a job of one of the scripts, for the Python that has its libraries at the facility."""
+    """Make a job from one of the scripts, run by the Python at the facility that has its libraries."""
     text = (SCRIPTS / f"{name}.py").read_text(encoding="utf-8")
     return JobSpec(
         name=name,
@@ -166,14 +171,14 @@ def script_job(name: str, environment: dict[str, str], resources: Resources) -> 
 
 
 async def together(*work: Awaitable[Any]) -> None:
-    """Do several things at the same time, each to its end; then raise what failed first."""
+    """Run several awaitables concurrently until all have ended; then raise the first error."""
     for done in await asyncio.gather(*work, return_exceptions=True):
         if isinstance(done, BaseException):
             raise done
 
 
 def report_card(scan: str, facts: dict[str, Any], pictures: dict[str, bytes], directory: Path) -> str:
-    """The errors and the pictures as Markdown; the pictures are also left as files."""
+    """The errors and the pictures as Markdown; the pictures are also written as files."""
     directory.mkdir(parents=True, exist_ok=True)
     get_run_logger().info("Error against the phantom: %.3f; pictures in %s", facts["nrmse"], directory.resolve())
     text = f"## {markdown(scan)}\n\n| | |\n|---|---|\n"

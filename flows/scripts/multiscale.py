@@ -46,7 +46,7 @@ def main() -> None:
         slices = find_slices(Path(_from_environment("IN")))
         out = Path(_from_environment("OUT"))
         if out.suffix != ".zarr" or (out.exists() and not (out / "zarr.json").is_file()):
-            raise JobError(f"OUT must end in .zarr and be new or an earlier image, and is {out}.")
+            raise JobError(f"OUT must end in .zarr and be new or an earlier image, but is {out}.")
         part = out.with_name(f".{out.name}.part")
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(part, ignore_errors=True)
@@ -96,7 +96,9 @@ def write_image(path: Path, slices: list[Path], *, name: str) -> None:
         batch = [_read_slice(slice_) for slice_ in slices[start : start + CHUNK]]
         for slice_, pixels in zip(slices[start:], batch, strict=False):
             if pixels.shape != first.shape:
-                raise JobError(f"IN: {slice_} has the shape {pixels.shape}, and the first {first.shape}.")
+                raise JobError(
+                    f"IN: {slice_} has the shape {pixels.shape}, but the first slice has {first.shape}."
+                )
         level[start : start + len(batch)] = np.stack(batch)
     print(f"level 0: {shapes[0]}", flush=True)
 

@@ -82,7 +82,9 @@ def open_scan(path: Path) -> Scan:
         data, theta = _dataset(file, "data"), _dataset(file, "theta")
         white, dark = _dataset(file, "data_white"), _dataset(file, "data_dark")
         if data.ndim != 3 or 0 in data.shape:
-            raise JobError(f"{path}: /exchange/data is not (angles, rows, columns) but {data.shape}.")
+            raise JobError(
+                f"{path}: /exchange/data must be (angles, rows, columns), but has the shape {data.shape}."
+            )
         angles, rows, columns = data.shape
         if theta.shape != (angles,):
             raise JobError(f"{path}: /exchange/theta has the shape {theta.shape} for {angles} projections.")
@@ -90,7 +92,7 @@ def open_scan(path: Path) -> Scan:
             if frames.ndim != 3 or frames.shape[0] == 0 or frames.shape[1:] != (rows, columns):
                 raise JobError(
                     f"{path}: /exchange/{name} must be (frames, {rows}, {columns}) like the projections, "
-                    f"and has the shape {frames.shape}."
+                    f"but has the shape {frames.shape}."
                 )
         for row in range(rows):
             lit = np.count_nonzero(_mean_row(white, row) > _mean_row(dark, row))
@@ -106,7 +108,7 @@ def reconstruct(scan: Scan, out: Path, *, threads: int) -> None:
     """Write one TIFF per detector row of `scan` to `out`.
 
     Threads are enough: back-projection spends its time in NumPy, which works beside other threads. They start
-    at once, where a process would import everything anew, and never outlive a job that is killed.
+    at once, where a process would import everything again, and never outlive a job that is killed.
     """
     out.mkdir(parents=True, exist_ok=True)
     for stale in out.glob("slice_*.tiff"):
@@ -161,7 +163,7 @@ def count_threads() -> int:
         text = os.environ.get(name)
         if text:
             if not text.isdecimal() or int(text) < 1:
-                raise JobError(f"{name} must be a whole number, 1 or more, and is {text!r}.")
+                raise JobError(f"{name} must be a whole number, 1 or more, but is {text!r}.")
             return min(int(text), MAX_THREADS)
     # A container or a cpuset may allow fewer CPUs than the machine has; macOS cannot tell.
     allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -14,8 +14,8 @@ Environment:
 `nrmse` is the root mean square error in the circle that every projection sees, over the root mean square of
 the phantom there: 0 is perfect, 1 is as wrong as an empty image. `psnr_db` relates the error to the range of
 the phantom, and `ssim` is the mean structural similarity of the slices, both in that circle. Prints one line.
-`report.json` is written last, so where it is, all is. Exits with 1 and one sentence on stderr if something is
-missing or the image disagrees with the slices.
+`report.json` is written last, so if it exists, everything does. Exits with 1 and one sentence on stderr if
+something is missing or the image disagrees with the slices.
 """
 
 from __future__ import annotations
@@ -87,13 +87,15 @@ def read_slices(directory: Path, shape: tuple[int, ...]) -> Array:
     """Read the reconstruction, which must have the shape of the phantom."""
     paths = sorted(directory.glob("slice_*.tiff"))
     if len(paths) != shape[0]:
-        raise JobError(f"REC: {directory} holds {len(paths)} slices of a scan that has {shape[0]}.")
+        raise JobError(f"REC: {directory} holds {len(paths)} slices, but the scan has {shape[0]}.")
     try:
         volume = np.stack([tifffile.imread(path) for path in paths])
     except (OSError, ValueError, struct.error) as error:  # a broken file raises any of them
         raise JobError(f"REC: the slices in {directory} cannot be read as one volume: {error}.") from error
     if volume.shape != shape:
-        raise JobError(f"REC: the slices in {directory} make {volume.shape}, and the phantom has {shape}.")
+        raise JobError(
+            f"REC: the slices in {directory} have the shape {volume.shape}, but the phantom has {shape}."
+        )
     return volume.astype(np.float32)
 
 

@@ -28,7 +28,7 @@ class SlurmRow(NamedTuple):
 def _slurm_row(value: object) -> SlurmRow:
     fields = value if isinstance(value, list) and all(isinstance(field, str) for field in value) else []
     if len(fields) != len(SlurmRow._fields) or not fields[0].strip():
-        raise ValueError(f"it should be {len(SlurmRow._fields)} texts, the first one a state of Slurm")
+        raise ValueError(f"it should be {len(SlurmRow._fields)} strings, the first one a Slurm state")
     return SlurmRow(*map(plain, fields))
 
 
@@ -59,7 +59,7 @@ class Wrong(Answer):
 
 
 class Report(Answer):
-    """What was found of one entry of `expect` or `outputs`."""
+    """What was found for one entry of `expect` or `outputs`."""
 
     path: Text
     expanded: Text
@@ -73,17 +73,18 @@ class Report(Answer):
 
 
 class Warned(Answer):
-    """The signal that a script is to get before its time limit, and how many seconds before."""
+    """The signal that a script gets before its time limit, and how many seconds before."""
 
     name: Text
     seconds: Count
 
 
 class Facts(Partial):
-    """One job, as `status` and `cancel` see it; `same` as before, `later` if there was no room for it.
+    """One job, as `status` and `cancel` report it.
 
-    `missing`: its directory has been deleted. Without `alive` nobody asked whether it still runs, because psik's
-    record of its end stands.
+    `same`: nothing has changed since the last answer. `later`: it did not fit into this answer. `missing`: its
+    directory has been deleted. `alive` is absent where psik's record of the end is final, so that there was no
+    need to check whether the job still runs.
     """
 
     promised: ClassVar[frozenset[str]] = frozenset({"status", "type"})
@@ -122,7 +123,7 @@ class Facts(Partial):
 
     @property
     def asks_who_lives(self) -> bool:
-        """Whether somebody looked for its processes, or asked Slurm."""
+        """Whether its processes, or Slurm, were checked."""
         return "alive" in self.model_fields_set
 
     @property
@@ -148,7 +149,7 @@ class Refused(Answer):
 
 
 class SubmitAnswer(Answer):
-    """A job that was created, or that exists; of one that exists with its facts."""
+    """A job that was created, or one that already existed, with its facts."""
 
     created: bool
     prefix: str
@@ -170,7 +171,7 @@ class SubmitAnswer(Answer):
 
 
 class CheckAnswer(Partial):
-    """What was found of a job's results."""
+    """The reports on a job's results."""
 
     promised: ClassVar[frozenset[str]] = frozenset({"found"})
 
@@ -221,12 +222,12 @@ class Owner(Answer):
 def _job_state(value: object) -> JobState:
     state = next((state for state in JobState if state == value), None)
     if state is None:
-        raise ValueError("it is not a state of psik")
+        raise ValueError("it is not a psik state")
     return state
 
 
 class Entry(Answer):
-    """A job as its own records have it."""
+    """A job according to its own records."""
 
     prefix: str
     key: str
@@ -242,7 +243,7 @@ class Entry(Answer):
 
 
 class ListAnswer(Answer):
-    """Jobs by stamp, each of which is checked apart as an `Entry`, and whether there are more."""
+    """Jobs by stamp, each checked separately as an `Entry`, and whether there are more."""
 
     jobs: dict[str, Any]
     more: bool
@@ -257,7 +258,7 @@ class RemoveAnswer(Answer):
     @model_validator(mode="after")
     def _says_which(self) -> Self:
         if self.removed == (self.kept is not None):
-            raise ValueError("it is to be either removed or kept")
+            raise ValueError("it must say either removed or kept")
         return self
 
 
@@ -268,6 +269,6 @@ class HelloAnswer(Answer):
 
 
 class JobsAnswer(Answer):
-    """The answers for several jobs by stamp, each of which is checked apart."""
+    """The answers for several jobs by stamp, each checked separately."""
 
     jobs: dict[str, Any]

@@ -1,8 +1,8 @@
-"""What arrives from the facility is checked here, once: the base of all answers, and how one is read.
+"""Check each answer from the facility once, on arrival: the base class of all answers, and how one is read.
 
-An answer that does not fit is an error for the job that it is about, and for no other. Fields that a model does
-not know are left out, since the code there may be of another release. Text that is only shown is made plain;
-logs, the names of output files and their contents keep what was written.
+A malformed answer is an error for the job that it is about, and for no other. Unknown fields are ignored, since
+the code there may be from another release. Text that is only shown is made plain; logs, and the names and
+contents of output files, are kept as they were written.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from prefect_psik.plain_text import plain
 
 #: The last second that a date can be made of: the end of the year 9999.
 LAST_SECOND = 253_402_300_799.0
-#: More than any count of bytes or files; a longer number may not even become text.
+#: More than any count of bytes or files; Python refuses to print numbers that are much longer.
 _MOST = 10**24
-#: What an error says of a malformed answer.
+#: Longest description of what is wrong with an answer, in characters.
 _WORDS = 300
 
 
@@ -76,11 +76,11 @@ class Refusal(Answer):
 
 
 class NotOurs(FacilitySetupError):
-    """Something at the facility belongs to others, and is not used: a wait ends with it."""
+    """Something at the facility belongs to somebody else and is not used; a wait ends with this error."""
 
 
 class QueueFull(SubmitRejected):
-    """The queue takes no more jobs of this account for now; whoever submits waits for a place.
+    """The queue accepts no more jobs of this account for now; the submission waits for a free place.
 
     Args:
         message: What sbatch said.
@@ -99,14 +99,14 @@ def read(model: type[A], answer: object, *, what: str, place: str) -> A:
     """Check an answer.
 
     Args:
-        model: What it should be.
-        answer: As JSON brought it.
+        model: The model that it should fit.
+        answer: The decoded JSON.
         what: What it is about, for the error.
-        place: Who answered, for the error.
+        place: Where it comes from, for the error.
 
     Raises:
-        PrefectPsikError: It is a refusal; by its kind.
-        RemoteCodeError: It is not what it should be.
+        PrefectPsikError: It is a refusal; the class depends on its kind.
+        RemoteCodeError: It does not fit the model.
     """
     if isinstance(answer, dict) and "error" in answer:
         raise error_from(_checked(Refusal, answer["error"], what, place), place)
@@ -116,7 +116,7 @@ def read(model: type[A], answer: object, *, what: str, place: str) -> A:
 def read_jobs(
     model: type[A], answers: dict[str, Any], stamps: Iterable[str], *, place: str
 ) -> dict[str, A | PrefectPsikError]:
-    """Check the answers for several jobs, each by itself; an error stands for a job, and for no other."""
+    """Check the answers for several jobs separately; a job whose answer is malformed gets the error instead."""
     found: dict[str, A | PrefectPsikError] = {}
     for stamp in stamps:
         try:
@@ -134,9 +134,8 @@ def _checked(model: type[A], answer: object, what: str, place: str) -> A:
         where = ".".join(map(str, first["loc"]))
         why = f"{where}: {first['msg'].removeprefix('Value error, ')}"[:_WORDS]
     raise RemoteCodeError(
-        f"The answer of {place} about {what} cannot be used ({why}). Something changed the records of "
-        "prefect-psik there, or the code there is of another release: look at the job's directory, and make a "
-        "preflight."
+        f"The answer from {place} about {what} cannot be used ({why}). Either prefect-psik's records there were "
+        "changed, or the code there is from another release. Check the job's directory, and run a preflight."
     )
 
 

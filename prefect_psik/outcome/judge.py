@@ -1,8 +1,8 @@
-"""Facts from the facility -> JobStatus: pure functions, the only place that decides what became of a job.
+"""Turn facts from the facility into a JobStatus: pure functions, the only code that decides what became of a job.
 
-It never defaults to success. Completed needs psik's own completed line and everything that `expect` and
-`outputs` name, as far as it was looked at: `may_lack` says when it has to be. What cannot be known yet is not
-final; what stays unknowable is a failure that says so.
+It never defaults to success. A job is completed only if psik recorded that, and if everything that `expect` and
+`outputs` name was found, once that has been checked: `may_lack` says when it must be. While the outcome is still
+unknown, the status is not final; if it stays unknown, the job failed, and the message says so.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from prefect_psik.spec.launcher import CANCELED, NOT_THE_OWNER
 
 #: psik's exit code for its own timer, for a missing interpreter and for a broken pipe.
 PSIK_TROUBLE = "9"
-#: Exit codes of a shell whose meaning few know by heart.
+#: Exit codes of a shell that need an explanation.
 _EXIT_HINTS = {
-    126: ": a command of it, or its interpreter, cannot be executed",
-    127: ": a command of it, or its interpreter, was not found",
+    126: ": one of its commands, or its interpreter, cannot be executed",
+    127: ": one of its commands, or its interpreter, was not found",
 }
 
 
@@ -54,9 +54,9 @@ class Row(NamedTuple):
 
 
 def parse_status(text: str) -> list[Row]:
-    """Read psik's status.csv; lines that are cut off or no rows at all are left out."""
+    """Read psik's status.csv; malformed lines, and lines that are cut off, are left out."""
     rows = []
-    for line in text.split("\n")[:-1]:  # behind the last newline is what is not all there yet
+    for line in text.split("\n")[:-1]:  # the text after the last newline is a line still being written
         fields = line.split(",", 3)
         with contextlib.suppress(ValueError, IndexError):
             row = Row(float(fields[0]), int(fields[1]), JobState(fields[2]), fields[3].strip())
@@ -66,11 +66,10 @@ def parse_status(text: str) -> list[Row]:
 
 
 def rows_of_run(rows: list[Row], jobndx: int, refused: int = 0) -> list[Row]:
-    """Select what one run wrote.
+    """Select the rows of one job run.
 
-    psik's own cancel writes run number 0, which then stands for the run submitted last. A second Slurm
-    job of the same run that the launcher's guard refused wrote a line when it began and one when it ended;
-    neither counts.
+    psik's own cancel writes run number 0, which means the run submitted last. If the launcher's guard refused a
+    second Slurm job of the same run, that job wrote one line when it began and one when it ended; neither counts.
     """
     selected: list[Row] = []
     current = 0
@@ -96,7 +95,7 @@ def judge(facts: Facts, handle: JobHandle) -> JobStatus:
 
     Args:
         facts: Of one job, as `remote.status` gathers them.
-        handle: Of the run that is looked at.
+        handle: Of the job run in question.
     """
     if facts.missing:
         return _without_directory(facts, handle)
@@ -126,23 +125,25 @@ def judge(facts: Facts, handle: JobHandle) -> JobStatus:
 
 
 def _without_directory(facts: Facts, handle: JobHandle) -> JobStatus:
-    gone = f"its directory {handle.path} is gone"
+    gone = f"its directory {handle.path} no longer exists"
     row, alive = row_of(facts), facts.alive if facts.asks_who_lives else False
     unheard = alive is None and (facts.vanished is None or facts.accounting in ("silent", "unasked"))
     if alive or unheard:
         state = JobState.active if row and not is_waiting(facts) else JobState.queued
-        still = "Slurm still has it: cancel it" if alive else "Slurm does not tell whether it has it"
+        still = (
+            "Slurm still has the job: cancel it" if alive else "Slurm does not say whether it still has the job"
+        )
         return JobStatus(handle=handle, state=state, reason=f"{gone}, but {still}")
     killed = judge_slurm(facts, handle)
     if killed is not None:
-        return killed.model_copy(update={"ended": slurm_end(facts), "warnings": [f"Also {gone}."]})
-    says = f" (Slurm calls it {row.state})" if row else ""
-    text = f"{gone}, so nothing is known of its end{says}"
+        return killed.model_copy(update={"ended": slurm_end(facts), "warnings": [f"In addition, {gone}."]})
+    says = f" (Slurm reports {row.state})" if row else ""
+    text = f"{gone}, so how it ended is unknown{says}"
     return ended(handle, JobState.failed, FailureCause.lost, text)
 
 
 def _is_alive(facts: Facts, final: Row | None) -> bool:
-    # Somebody still has it to run, or may have: not final, whatever psik wrote before.
+    # While it is, or may be, queued or running, nothing is final, whatever psik wrote before.
     return facts.alive is not False if facts.asks_who_lives else final is None
 
 
@@ -153,16 +154,16 @@ def _not_final(facts: Facts, handle: JobHandle, rows: list[Row], why: str | None
     started = max((row.time for row in rows if row.state is JobState.active), default=None)
     if started is not None and is_waiting(facts) and facts.squeue_time > started:
         state = JobState.queued
-        reason = f"{reason or 'waiting'}; Slurm will start it again, and its logs begin anew"
+        reason = f"{reason or 'waiting'}; Slurm will start it again, with new logs"
     return JobStatus(handle=handle, state=state, reason=reason, stuck=wait is not None and wait.stuck)
 
 
 def _remarks(status: JobStatus, facts: Facts, rows: list[Row]) -> list[str]:
-    """What a person should know beside the outcome."""
+    """Warnings: what a person should know besides the outcome."""
     remarks = list(status.warnings)
     starts = sum(row.state is JobState.active for row in rows)
     if starts > 1 and facts.type == "slurm":
-        remarks.append(f"Slurm started it {starts} times; logs are those of the last start alone.")
+        remarks.append(f"Slurm started it {starts} times; the logs are from the last start only.")
     row = row_of(facts)
     odd = odd_state(row.state) if row and status.state is JobState.completed else None
     return [*remarks, *([f"{odd}."] if odd else [])]
@@ -185,7 +186,7 @@ def _times(rows: list[Row]) -> dict[str, float]:
 
 
 def _nodes(facts: Facts) -> dict[str, Any]:
-    """How many nodes there are and their names: the launcher's words `2 n[1-2]`."""
+    """The number of nodes and their names, from the launcher's line `2 n[1-2]`."""
     words = re.fullmatch(r"([0-9]{1,9})(?: (.*))?", facts.nodes or "")
     return {"nodes": int(words[1]), "node_list": words[2] or None} if words else {}
 
@@ -195,7 +196,7 @@ def _final_row(rows: list[Row], slurm_ended: float | None) -> Row | None:
     starts = [n for n, row in enumerate(rows) if row.state is JobState.active]
     finals = [row for row in rows[max(starts, default=-1) + 1 :] if row.state.is_final]
     if len(starts) > 1:
-        # Processes of an earlier start, cut off from Slurm, may write their end after the last start began.
+        # Processes of an earlier start that lost Slurm may still record their end after the last start began.
         latest = float("inf") if slurm_ended is None else slurm_ended + LATE_SECONDS
         own = [row for row in finals if row.state is not JobState.canceled and row.time <= latest]
         if own:
@@ -238,24 +239,24 @@ def _from_psik(final: Row, facts: Facts, handle: JobHandle) -> JobStatus:
 
 
 def lacking(status: JobStatus, missing: Sequence[tuple[str, str]]) -> JobStatus:
-    """Turn a job that ended well into one that failed, for what is missing of its results.
+    """Turn a job that ended well into a failed one, because some of its results are missing.
 
     Args:
         status: Of the job.
         missing: Entries of `expect` and `outputs`, each with a sentence.
     """
-    text = f"its script ended well, but {in_words([sentence for _, sentence in missing])}"
+    text = f"its script succeeded, but {in_words([sentence for _, sentence in missing])}"
     changes = {"state": JobState.failed, "cause": FailureCause.missing_output, "message": text}
     return status.model_copy(update={**changes, "missing": [path for path, _ in missing]})
 
 
 def may_lack(status: JobStatus, facts: Facts) -> bool:
-    """Whether the end of a job depends on its results, which `remote.check` has to look at."""
+    """Whether the outcome depends on the job's results, so that `remote.check` has to verify them."""
     return status.exit_code == 0 and facts.to_check
 
 
 def _gone(facts: Facts, handle: JobHandle, *, started: bool) -> JobStatus:
-    """Nothing of the job is alive, and psik wrote no end."""
+    """No process of the job is alive, and psik recorded no end."""
     if facts.cancel_asked is not None:
         return _canceled(facts, handle)
     console = facts.console

@@ -1,4 +1,4 @@
-"""What the facility answers to a preflight: frozen models, as `arrival` reads them."""
+"""The facility's answer to a preflight: frozen models, as `arrival` reads them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SiteFacts(Answer):
 
 
 class Owners(Answer):
-    """What others put, or can put, in the place of job directories, as sentences."""
+    """Where others have replaced job directories, or could replace them, as sentences."""
 
     shared: list[Text]
     planted: list[Text]
@@ -46,7 +46,7 @@ class PythonFacts(Answer):
 
 
 class Said(Answer):
-    """What a command of Slurm said; `ok` is None if it was not asked, `full` the limit that leaves no place."""
+    """What a Slurm command printed; `ok` is None if it was not run, `full` is the limit that is reached."""
 
     ok: bool | None
     text: Text
@@ -54,7 +54,7 @@ class Said(Answer):
 
 
 class SlurmFacts(Answer):
-    """The scheduler's commands and what they say; less of it where an earlier one fails."""
+    """The scheduler's commands and what they print; where one fails, the later ones are not run."""
 
     commands: list[Word]
     version: Text | None = None
@@ -66,7 +66,7 @@ class SlurmFacts(Answer):
 
 
 class PreflightAnswer(Answer):
-    """What decides whether a job can be submitted."""
+    """All that decides whether a job can be submitted."""
 
     letter: Text | None = None
     now: Time = 0.0

@@ -1,4 +1,4 @@
-"""Reservations that keep a job from its start: read from Slurm's words and compared with the job."""
+"""Reservations that keep a job from starting: read from Slurm's output and compared with the job."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pydantic import Field
 
 from prefect_psik.outcome.arrival import Answer, Text
 
-#: No cluster has more nodes, and no reservations of more in all; lists that name more are not read: a job can
-#: write what it likes where these come from.
+#: No cluster has more nodes, and no set of reservations more in all. Longer lists are not read: a job can write
+#: anything into the file they come from.
 MOST_NODES, MOST_READ = 200_000, 1_000_000
 #: The longest name that a host may have.
 LONGEST_NAME = 255
@@ -38,12 +38,12 @@ class Held(Answer):
     Args:
         partition: One name or several with commas.
         limit: Its time limit, as Slurm writes it.
-        nodes: How many nodes it asks for at least: `2`, or `2-4`.
-        required: Those that it names.
-        excluded: Those that it does not want.
+        nodes: The number of nodes that it asks for: `2`, or `2-4`.
+        required: The nodes that it must have.
+        excluded: The nodes that it must not have.
         reservations: Lines of `scontrol -o show reservation`, with Unix times.
         partitions: The nodes of each partition.
-        clock: Unix time -> what the facility's clocks show then, with the name of its time zone.
+        clock: Unix time -> the facility's local time, with the name of its time zone.
     """
 
     partition: str = ""
@@ -57,24 +57,24 @@ class Held(Answer):
 
 
 def held_by(held: Held, seconds: float, now: float, reason: str = "") -> str | None:
-    """Say which reservation keeps a job from its start, until when, and how short it would have to be.
+    """Say which reservation keeps a job from starting, until when, and how short the job would have to be.
 
     Args:
         held: What the facility knows.
         seconds: The job's time limit; infinite: it has none.
         now: By the facility's clock, Unix time.
-        reason: Slurm's own; where that speaks of maintenance, a job whose nodes are not known waits for one.
+        reason: Slurm's own; if it mentions maintenance, a job whose nodes are unknown waits for that.
 
     Returns:
-        Words that follow the job's name; None: no reservation does, as far as can be seen.
+        Text that follows the job's name; None if no reservation is known to hold it.
     """
     due = [found for found in read_reservations(held.reservations) if found.start < now + seconds]
     obstacle = _obstacle(held, [found for found in due if found.end > now], now, sure="maintenance" in reason)
     if obstacle is None:
         return None
     if obstacle.start <= now:
-        return f"the {obstacle} of nodes that it needs ends {_on_the_clock(held, obstacle.end)}"
-    text = f"does not fit before the {obstacle} of {_on_the_clock(held, obstacle.start)}"
+        return f"the {obstacle} on nodes that it needs ends {_on_the_clock(held, obstacle.end)}"
+    text = f"does not fit before the {obstacle} that starts {_on_the_clock(held, obstacle.start)}"
     minutes = int(obstacle.start - now) // 60
     return f"{text}; with a duration of at most {in_hours(minutes)} it could start now" if minutes else text
 
@@ -165,7 +165,7 @@ def _numbers(text: str) -> list[str]:
 
 
 def lasting(reason: str) -> str:
-    """A reason without what changes with the time alone: how short the job would have to be."""
+    """A reason without the part that changes as time passes: how short the job would have to be."""
     return re.sub(r"; with a duration of at most .+? it could start now", "", reason)
 
 

@@ -1,4 +1,4 @@
-"""What the facility found of a job's results -> sentences, and its output files: pure functions."""
+"""Turn the facility's reports on a job's results into sentences, and read its output files: pure functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prefect_psik.exceptions import RemoteCodeError
 from prefect_psik.outcome.answers import FetchAnswer, Report, Wrong
 from prefect_psik.plain_text import printable
 
-#: Entries that a message tells; more are counted.
+#: Entries that a message lists; the rest are only counted.
 _TOLD = 5
 
 
@@ -28,7 +28,7 @@ def _unmet(report: Report) -> str | None:
     if count is None and good >= at_least:
         return None
     if report.trouble:
-        return f"the search for {path} stopped because {report.trouble}: name a narrower path"
+        return f"the search for {path} stopped because {report.trouble}: use a narrower path"
     if count is not None and good == matches == count and not report.unread:
         return None
     wrong = [described(one) for one in report.wrong]
@@ -45,13 +45,13 @@ def _unmet(report: Report) -> str | None:
 
 
 def in_words(sentences: Sequence[str]) -> str:
-    """Several sentences as one text, which tells the first and counts the others."""
+    """Join several sentences; lists the first few and counts the others."""
     more = len(sentences) - _TOLD
     return "; ".join([*sentences[:_TOLD], *([f"and {more} more"] if more > 0 else [])])
 
 
 def described(wrong: Wrong) -> str:
-    """Why a file is no result of this run, or does not come back."""
+    """Why a file does not count as a result of this run, or is not returned."""
     name = printable(wrong.name)
     match wrong.why:
         case "dangling":
@@ -59,13 +59,13 @@ def described(wrong: Wrong) -> str:
         case "outside":
             return f"{name} points to {printable(wrong.target)}, outside the job's directory"
         case "link":
-            return f"{name} is a link to a directory, which is followed only where it is named itself"
+            return f"{name} is a link to a directory; such links are followed only if an entry names them"
         case "number":
-            return f"{name} is one of more than {wrong.most:,} output files"
+            return f"{name} is beyond the limit of {wrong.most:,} output files"
         case "special":
             return f"{name} is a {wrong.kind}, not a file"
         case "hollow":
-            return f"{name} is a directory without a file in it"
+            return f"{name} is a directory that contains no files"
         case "small" if wrong.size == 0:
             return f"{name} is empty"
         case "small":
@@ -76,9 +76,9 @@ def described(wrong: Wrong) -> str:
                 f"{_clock(wrong.begun)} (if that is intended, set fresh: job or fresh: any)"
             )
         case "size":
-            return f"{name} has {_bytes(wrong.size)}, too many to come back here"
+            return f"{name} has {_bytes(wrong.size)}, too many to be returned here"
         case "name":
-            return f"{name} stands for two files with names that are not UTF-8; only the first came back"
+            return f"{name} stands for two files whose names are not UTF-8; only the first was returned"
         case _:
             return f"{name} cannot be read ({wrong.text or wrong.why})"
 
@@ -95,34 +95,36 @@ def brought(answer: FetchAnswer, asked: Sequence[str], place: str) -> dict[str, 
     """The output files of an answer of `remote.fetch`.
 
     Raises:
-        RemoteCodeError: It lacks a file that it announces, holds one that nobody asked for, or one whose
-            bytes are not what it says.
+        RemoteCodeError: It lacks a file that it lists, contains one that nobody asked for, or one whose
+            size is not the one listed.
     """
     if not answer.sizes.keys() == answer.files.keys() == answer.entries.keys():
         lost = sorted(answer.sizes.keys() ^ answer.files.keys() | answer.sizes.keys() ^ answer.entries.keys())
         raise RemoteCodeError(
-            f"The answer of {place} announces different output files than it holds: {lost[:_TOLD]}."
+            f"The answer from {place} contains other output files than it lists: {lost[:_TOLD]}."
         )
     files, entries = {}, set(asked)
     for name, text in answer.files.items():
         if not _is_asked_for(name, answer.entries[name], entries):
-            raise RemoteCodeError(f"The answer of {place} holds {name!r}, which the job's outputs do not name.")
+            raise RemoteCodeError(
+                f"The answer from {place} contains {name!r}, which the job's outputs do not name."
+            )
         try:
             files[name] = base64.b64decode(text, validate=True)
         except ValueError as err:
             raise RemoteCodeError(
-                f"The answer of {place} holds {name} in bytes that do not decode: {err}."
+                f"The answer from {place} contains {name}, but its base64 cannot be decoded: {err}."
             ) from None
         if len(files[name]) != answer.sizes[name]:
             raise RemoteCodeError(
-                f"The answer of {place} holds {len(files[name]):,} bytes of {name}, and announces "
+                f"The answer from {place} contains {len(files[name]):,} bytes of {name}, but says that it has "
                 f"{answer.sizes[name]:,}."
             )
     return files
 
 
 def _is_asked_for(name: str, entry: str, asked: Container[str]) -> bool:
-    """Whether an entry may bring a file of this name; which names a glob matches is for the facility to say."""
+    """Whether an entry may return a file of this name; which names a glob matches, the facility decides."""
     if entry not in asked or name.startswith("/") or ".." in name.split("/"):
         return False
     is_glob = any(char in entry for char in "*?[$~")
@@ -130,7 +132,7 @@ def _is_asked_for(name: str, entry: str, asked: Container[str]) -> bool:
 
 
 def left_behind(answer: FetchAnswer, directory: str) -> list[str]:
-    """A warning for each output file that did not come back."""
+    """A warning for each output file that was not returned."""
     fetch = f"Fetch it by Globus Transfer from {directory}."
     warnings = [f"The output {described(one)}. {fetch}" for one in answer.left]
-    return [*warnings, *([f"{answer.more:,} more output files did not come back."] if answer.more else [])]
+    return [*warnings, *([f"{answer.more:,} more output files were not returned."] if answer.more else [])]

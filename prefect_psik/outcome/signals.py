@@ -1,4 +1,4 @@
-"""What signals from outside make of the end of a job: who is to blame, and whether its work is to be continued."""
+"""How signals from outside change the outcome: what caused the end, and whether the work is to be continued."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from prefect_psik.models.jobs import JobHandle, JobState, JobStatus
 from prefect_psik.outcome.answers import Facts
 from prefect_psik.outcome.slurm import canceled, ended, row_of
 
-#: Signals that no process sends itself by a fault of its own, nor Slurm where it says so.
+#: Signals that come from outside: a faulty process does not raise them itself, and if Slurm sends them, its state
+#: says so.
 _FROM_OUTSIDE = frozenset(
     {
         *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM),
@@ -28,12 +29,12 @@ def signal_name(number: int) -> str:
 
 
 def by_signal(facts: Facts, handle: JobHandle, *, started: bool) -> JobStatus | None:
-    """The end of a job whose batch shell, which is psik, a signal ended; None if none did."""
+    """The end of a job whose batch shell (psik) was ended by a signal; None if it was not."""
     number = _batch_shell_ended_by(facts)
     if number is None:
         return None
     if number == signal.SIGKILL:
-        text = "its batch shell was killed by SIGKILL from outside, so what became of its script is not known"
+        text = "its batch shell was killed by SIGKILL from outside, so what became of its script is unknown"
         return ended(handle, JobState.failed, FailureCause.lost, text)
     what = "script" if started else "job, before its script began,"
     outside = f"its {what} was ended by {signal_name(number)}, sent from outside of Prefect"
@@ -54,19 +55,19 @@ def _batch_shell_ended_by(facts: Facts) -> int | None:
 def after_warning(status: JobStatus, facts: Facts) -> JobStatus:
     """Judge the end of a job that was warned, with `warn_before` or `--signal`.
 
-    After its warning exit code 0 means that the work is done, if `expect` and `outputs` are there, and any other
-    one that it is to be continued. So is the work of a job that ran on until its time limit.
+    After the warning, exit code 0 means that the work is done, provided that `expect` and `outputs` are complete;
+    any other exit code means that the work is to be continued. So does reaching the time limit.
 
     Args:
-        status: The end as it is without a warning.
-        facts: Of the job; `signals` are those that its script got, `warning` is the one asked for.
+        status: The outcome without regard to the warning.
+        facts: Of the job; `signals` are those that its script received, `warning` is the one asked for.
     """
     if facts.warning is None:
         return status
     name = facts.warning.name
     number = _batch_shell_ended_by(facts)
     if number is not None and signal_name(number) == name:
-        text = f"its warning ({name}) came before its script could get it: its work is to be continued"
+        text = f"its warning ({name}) came before its script could receive it: its work is to be continued"
         changes = {
             "state": JobState.failed,
             "cause": FailureCause.walltime,
@@ -90,8 +91,8 @@ def after_warning(status: JobStatus, facts: Facts) -> JobStatus:
         return status.model_copy(update=changes)
     if status.state is JobState.completed and not facts.to_check:
         text = (
-            f"It was warned ({when}) and ended with exit code 0, which counts as done. Name its results in "
-            "expect, or have it end with another exit code where it stops early."
+            f"It was warned ({when}) and ended with exit code 0, which counts as done. List its results in "
+            "expect, or let its script exit with another code when it stops early."
         )
         return status.model_copy(update={"warnings": [*status.warnings, text]})
     return status

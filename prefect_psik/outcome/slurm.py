@@ -1,4 +1,4 @@
-"""What Slurm says of a job -> what it means, as tables; the part of `judge` that knows Slurm."""
+"""What Slurm's states and reasons mean, as tables; the part of `judge` that knows Slurm."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from prefect_psik.outcome.answers import Facts, SlurmRow
 from prefect_psik.outcome.arrival import LAST_SECOND
 from prefect_psik.outcome.reservations import held_by
 
-#: How long psik's last line may take to be seen on the login node after Slurm calls the job ended.
+#: How long psik's last line may take to reach the login node after Slurm reports the end of the job.
 SHARED_FILE_SYSTEM_SECONDS = 60.0
-#: After this time Slurm's accounting is not believed to hear of a job that left the queue.
+#: After this time without a record in Slurm's accounting, a job that left the queue counts as lost.
 FORGOTTEN_SECONDS = 600.0
-#: Clocks of nodes and of Slurm differ by less.
+#: The clocks of nodes and of Slurm differ by less than this.
 LATE_SECONDS = 2.0
-#: How long accounting is waited for to say who canceled a job.
+#: How long to wait for accounting to say who canceled a job.
 WHO_SECONDS = 40.0
 
 
-#: Ends that Slurm brought about: cause, and what a person should know.
+#: States in which Slurm itself ended the job: cause and message.
 _KILLED: dict[str, tuple[FailureCause, str]] = {
     "TIMEOUT": (
         FailureCause.walltime,
@@ -46,17 +46,17 @@ _KILLED: dict[str, tuple[FailureCause, str]] = {
         "a job of higher priority took its nodes{nodes}",
     ),
     "DEADLINE": (FailureCause.deadline, "Slurm removed it, because it could not finish before its deadline"),
-    "REVOKED": (FailureCause.lost, "it was moved to another cluster of the federation, where nobody looks"),
+    "REVOKED": (FailureCause.lost, "it was moved to another cluster of the federation, which is not monitored"),
 }
 
-#: Ends that say nothing of who is to blame: psik's record decides.
+#: Final states that do not say how the script ended: psik's record decides.
 _ENDED = frozenset({"COMPLETED", "FAILED"})
-#: States of a job that is to run and does not.
+#: States of a job that has yet to run, or to run again.
 _WAITING = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 )
 
-#: Words of slurmstepd and psik in log/console, for where Slurm no longer tells; the state they stand for.
+#: What slurmstepd and psik write to log/console, and the state it stands for; used when Slurm has no record left.
 _CONSOLE: tuple[tuple[str, str], ...] = (
     (r"DUE TO TIME LIMIT", "TIMEOUT"),
     (r"DUE TO NODE FAILURE", "NODE_FAIL"),
@@ -67,13 +67,13 @@ _CONSOLE: tuple[tuple[str, str], ...] = (
 
 
 class Pending(NamedTuple):
-    """Why a job has not started: in Slurm's words with a hint, and whether it will ever start by itself."""
+    """Why a job has not started: Slurm's reason with a hint, and whether it is stuck until somebody acts."""
 
     reason: str
     stuck: bool
 
 
-#: Reasons of pending jobs: words of Slurm, what a person can do, whether the job never starts by itself.
+#: Reasons of pending jobs: Slurm's word for it, what a person can do, whether the job is stuck until then.
 _PENDING: tuple[tuple[str, str, bool], ...] = (
     (
         r"PartitionTimeLimit",
@@ -91,19 +91,19 @@ _PENDING: tuple[tuple[str, str, bool], ...] = (
     (r"JobHeld", "it is held; release it with scontrol release", True),
     (
         r"Invalid",
-        "its account or quality of service is not valid here; cancel it and mend the backend's block",
+        "its account or quality of service is not valid here; cancel it and correct the backend's block",
         True,
     ),
-    (r"BadConstraints", "no node has the features it asks for; cancel it and mend them", True),
-    (r"AccountNotAllowed", "its account may not use this queue; cancel it and mend the backend's block", True),
+    (r"BadConstraints", "no node has the features it asks for; cancel it and correct them", True),
+    (r"AccountNotAllowed", "its account may not use this queue; cancel it and correct the backend's block", True),
     (
         r"QOSNotAllowed",
-        "its quality of service may not use this queue; cancel it and mend the backend's block",
+        "its quality of service may not use this queue; cancel it and correct the backend's block",
         True,
     ),
     (
         r"^(QOS|Assoc).*(PerJob|MaxWall|WallDuration)",
-        "one job may not ask for so much there; cancel it and ask for less",
+        "it asks for more than one job may use there; cancel it and ask for less",
         True,
     ),
     (
@@ -111,15 +111,19 @@ _PENDING: tuple[tuple[str, str, bool], ...] = (
         "its account's hours are used up; cancel it, or ask the project's owner for more",
         True,
     ),
-    (r"^QOS", "it is over a limit of its quality of service; it starts once others of that limit end", False),
-    (r"^Assoc", "it is over a limit of its account; it starts once others of that limit end", False),
-    (r"^BeginTime", "it is not to start before a given time", False),
+    (
+        r"^QOS",
+        "it is over a limit of its quality of service; it starts once other jobs under that limit end",
+        False,
+    ),
+    (r"^Assoc", "it is over a limit of its account; it starts once other jobs under that limit end", False),
+    (r"^BeginTime", "its earliest start time has not come yet", False),
     (r"^(ReqNodeNotAvail|Nodes required)", "nodes it needs are down, drained or reserved", False),
 )
 
 
 def row_of(facts: Facts) -> SlurmRow | None:
-    """The queue's row, else accounting's; who canceled a job is known to accounting alone."""
+    """The queue's row, or else accounting's; only accounting knows who canceled a job."""
     queue, accounted = facts.squeue, facts.sacct
     if queue and accounted and queue.state == "CANCELLED" and accounted.state.startswith("CANCELLED by"):
         queue = None
@@ -127,7 +131,7 @@ def row_of(facts: Facts) -> SlurmRow | None:
 
 
 def pending(facts: Facts) -> Pending | None:
-    """Why a job has not started, in Slurm's words with a hint; None if it has, or if there is nothing to say."""
+    """Why a job has not started: Slurm's reason with a hint; None if it has, or if Slurm gives no reason."""
     row = row_of(facts)
     if row is None or row.state != "PENDING" or row.reason in ("", "None"):
         return None
@@ -159,17 +163,17 @@ def _unix_time(text: str) -> float | None:
 
 
 def presence(facts: Facts, *, has_end: bool) -> tuple[bool, str | None]:
-    """Decide whether Slurm may still run a job, or run it again: then nothing is final.
+    """Decide whether Slurm may still run a job, or run it again; if so, nothing is final.
 
-    A command of Slurm that fails says nothing of the job. That the queue no longer lists it says that it has
-    ended; how, may be known to accounting alone, which runs behind, or does not answer for a while.
+    A Slurm command that fails says nothing about the job. A job that the queue no longer lists has ended; how it
+    ended may be known only to accounting, which lags behind, or does not answer for a while.
 
     Args:
         facts: Of one job.
-        has_end: psik recorded an end of its last start.
+        has_end: Whether psik recorded the end of its last start.
 
     Returns:
-        Whether to wait, and what for, where that is not plain.
+        Whether to wait, and what for, unless that is obvious.
     """
     if not facts.asks_who_lives:
         return not has_end, None
@@ -177,8 +181,8 @@ def presence(facts: Facts, *, has_end: bool) -> tuple[bool, str | None]:
     if row is not None and alive is False:
         if not has_end and _asks_more(row, facts):
             if row.state == "CANCELLED":
-                return True, "it was canceled; Slurm's accounting is asked by whom"
-            return True, "Slurm's accounting is asked how it failed"
+                return True, "it was canceled; waiting for Slurm's accounting to say by whom"
+            return True, "it failed; waiting for Slurm's accounting to say how"
         return False, None
     if facts.vanished is None:
         return alive is True or facts.native_id is not None or not has_end, facts.squeue_error
@@ -189,18 +193,18 @@ def presence(facts: Facts, *, has_end: bool) -> tuple[bool, str | None]:
         case "none":
             return (
                 age < SHARED_FILE_SYSTEM_SECONDS,
-                "Slurm's queue no longer has it, and there is no accounting here",
+                "it has left Slurm's queue, and this site keeps no accounting",
             )
         case "answers":
-            # Accounting that calls it live, or never heard of it, is behind; but not for ever.
-            text = "Slurm's queue no longer has it, and its accounting does not know of its end yet"
+            # Accounting that still lists it as live, or not at all, lags behind; but not for ever.
+            text = "it has left Slurm's queue, and Slurm's accounting has not recorded its end yet"
             return age < FORGOTTEN_SECONDS, text
     why = facts.sacct_error or "it was not asked yet"
-    return True, f"Slurm's queue no longer has it, and its accounting does not answer: {why}"
+    return True, f"it has left Slurm's queue, and Slurm's accounting does not answer: {why}"
 
 
 def _asks_more(row: SlurmRow, facts: Facts) -> bool:
-    """Whether to wait a little for accounting, to say who canceled a job, or what ended its batch shell."""
+    """Whether to wait a little for accounting to say who canceled a job, or what ended its batch shell."""
     end = _unix_time(row.end)
     failed = row.state == "FAILED" and not (facts.sacct and facts.sacct.state.startswith("FAILED"))
     if not (failed or row.state == "CANCELLED") or facts.cancel_asked is not None or end is None:
@@ -209,18 +213,18 @@ def _asks_more(row: SlurmRow, facts: Facts) -> bool:
 
 
 def is_waiting(facts: Facts) -> bool:
-    """Whether Slurm has a job in its queue, and does not run it."""
+    """Whether a job is in Slurm's queue but not running."""
     row = row_of(facts)
     return row is not None and row.state in _WAITING
 
 
 def console_state(facts: Facts) -> str:
-    """The state of Slurm that its words in log/console stand for, or nothing."""
+    """The Slurm state that log/console points to, or an empty string."""
     return next((state for pattern, state in _CONSOLE if re.search(pattern, facts.console)), "")
 
 
 def judge_slurm(facts: Facts, handle: JobHandle) -> JobStatus | None:
-    """The end that Slurm brought about, or None if it knows of none: then psik's record decides."""
+    """The end of a job that Slurm stopped; None if Slurm did not stop it, so that psik's record decides."""
     row = row_of(facts)
     word = row.state.split()[0] if row else ""
     nodes = row.nodes if row else ""
@@ -239,22 +243,24 @@ def judge_slurm(facts: Facts, handle: JobHandle) -> JobStatus | None:
 
 
 def outlived(facts: Facts, time: float) -> bool:
-    """Whether something was written after Slurm had ended the job: by processes that it no longer counts."""
+    """Whether a line was written after Slurm had ended the job, by processes that Slurm no longer controls."""
     row = row_of(facts)
     end = _unix_time(row.end) if row and row.state.startswith((*_KILLED, "CANCELLED")) else None
     return end is not None and time > end + LATE_SECONDS
 
 
 def odd_state(state: str) -> str | None:
-    """What to think of a state of Slurm for a job whose script ended by itself, well or not."""
+    """Explain a Slurm state that does not fit a job whose script ended on its own, with whatever exit code."""
     word = state.split()[0] if state else ""
     if word == "OUT_OF_MEMORY":
-        return "Slurm calls it OUT_OF_MEMORY: a process of it was killed, and its script went on for a while"
-    return f"Slurm calls it {word}, although its script ended by itself" if word in _KILLED else None
+        return (
+            "Slurm reports OUT_OF_MEMORY: one of its processes was killed, and its script kept running for a while"
+        )
+    return f"Slurm reports {word}, although its script ended on its own" if word in _KILLED else None
 
 
 def no_record(facts: Facts, handle: JobHandle, *, started: bool) -> JobStatus:
-    """Nothing runs any more, Slurm did not stop it, and psik recorded no end: a failure that says so."""
+    """The job no longer runs, Slurm did not stop it, and psik recorded no end: a failure that says so."""
     row = row_of(facts)
     console = facts.console.strip()
     last = f": {console.splitlines()[-1].strip()[:300]}" if console else ""
@@ -264,16 +270,14 @@ def no_record(facts: Facts, handle: JobHandle, *, started: bool) -> JobStatus:
         text = f"its batch script failed {when}{last or f' (Slurm: {reason})'}"
         return ended(handle, JobState.failed, FailureCause.launch, text)
     if row is not None:
-        text = (
-            f"Slurm calls it {row.state}, but psik recorded no end; what became of its script is not known{last}"
-        )
+        text = f"Slurm reports {row.state}, but psik recorded no end; what became of its script is unknown{last}"
     else:
-        text = f"Slurm no longer knows it, and psik recorded no end; what became of its script is not known{last}"
+        text = f"Slurm no longer knows it, and psik recorded no end; what became of its script is unknown{last}"
     return ended(handle, JobState.failed, FailureCause.lost, text)
 
 
 def canceled(facts: Facts, handle: JobHandle, *, outside: str) -> JobStatus:
-    """A canceled job: by us if we asked for it, else as `outside` says."""
+    """A canceled job: by us if we asked for it; if not, `outside` is the message."""
     if facts.cancel_asked is not None:
         return ended(handle, JobState.canceled, FailureCause.canceled_by_us, "it was canceled on request")
     return ended(handle, JobState.canceled, FailureCause.canceled_outside, outside)
@@ -287,7 +291,7 @@ def ended(
 
 
 class Usage(NamedTuple):
-    """What a job used, as far as accounting tells; memory in bytes, efficiency from 0 to 1."""
+    """What a job used, as far as accounting knows; memory in bytes, efficiency from 0 to 1."""
 
     state: str = ""
     elapsed: float | None = None
@@ -313,7 +317,7 @@ def usage_of(rows: Sequence[Sequence[str]]) -> Usage:
         elapsed=_number(elapsed),
         nodes=_number(nodes) or None,
         node_list=node_list if node_list not in ("", "None assigned") else None,
-        # Slurm looks at the memory every 30 s or so: a short job has none, or too little to tell.
+        # Slurm samples the memory every 30 s or so: for a short job the value is missing or too low.
         peak_memory=max(peaks, default=0) or None,
         cpu_efficiency=efficiency,
     )

@@ -1,10 +1,10 @@
-"""AT THE FACILITY: everything that runs there, as one text that is sent there, behind one entry: `call`.
+"""AT THE FACILITY: all code that runs there, sent there as one text, with one entry point: `call`.
 
-This package is a letter. Its parts are joined to one text, which imports nothing of ours, only the standard
-library, and psik where a job is submitted. JSON goes in and out; every operation is short, safe to run
-twice, and changes no state of its process (umask, working directory, environment, signals, log levels),
-because an endpoint may run several calls as threads of one process. It gathers facts and does atomic file
-work; what the facts mean is decided by `outcome` on our side.
+This package is a letter. Its parts are joined into one text, which imports only the standard library, and psik
+to submit a job, but none of our modules. JSON goes in and out. Every operation is short, safe to run twice, and
+changes no state of its process (umask, working directory, environment, signals, log levels), because an endpoint
+may run several calls as threads of one process. It gathers facts and does atomic file work; what the facts mean
+is decided by `outcome` on our side.
 
 A job directory is psik's, with one directory of ours in it::
 
@@ -14,11 +14,11 @@ A job directory is psik's, with one directory of ours in it::
                            intent.N                       run N is about to be submitted: time, attempt, asked
                            native.N                       what was started: pid, start, session (local)
                            process.N.ID nodes.N.ID owner.N refused.N.ID    written by the launcher in the job
-                           signals.N.ID                   signals that the script got from outside
-                           cancel.N                       somebody asked us to cancel run N
-                           none.N                         Slurm was first seen without a trace of run N
-                           vanished.N                     Slurm's queue was first seen without run N
-                           found.N                        what was found of run N's results, and when
+                           signals.N.ID                   signals that the script received from outside
+                           cancel.N                       we were asked to cancel run N
+                           none.N                         when Slurm first had no trace of run N
+                           vanished.N                     when Slurm's queue first no longer listed run N
+                           found.N                        reports on run N's results, and when they were made
                            end.N                          how Slurm ended run N, where psik recorded no end
     PREFIX/.runs/FLOWRUN/STAMP                            which jobs a flow run submitted
     PREFIX/.locks/STAMP                                   held while a job is created and submitted
@@ -61,7 +61,7 @@ PARTS = (
 
 @cache
 def letter() -> str:
-    """Return the text that is sent: all parts, without what they import from each other."""
+    """Return the text that is sent: all parts, without their imports from each other."""
     texts = ["from __future__ import annotations\n"]
     for part in PARTS:
         text = resources.files(__name__).joinpath(f"{part}.py").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The entry: `call`."""
+"""The entry point: `call`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prefect_psik.remote.wire import DEFECTS, PROTOCOL, Trouble, _defect, _os_tr
 
 
 def call(name: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one operation; the only entry.
+    """Carry out one operation; the only entry point.
 
     Returns:
         The operation's answer, or `{"error": {"kind", "message", ...}}`; always with the facility's clock.
@@ -40,7 +40,7 @@ def call(name: str, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def hello(payload: dict[str, Any]) -> dict[str, Any]:
-    """Say who and what answers."""
+    """Report who and what answers."""
     return {
         "protocol": PROTOCOL,
         "host": socket.gethostname(),

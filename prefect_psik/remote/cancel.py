@@ -1,4 +1,4 @@
-"""Jobs ended, confirmed and recorded: the operation `cancel`."""
+"""End jobs, confirm that they ended, and record it: the operation `cancel`."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
             answers[stamp] = {"error": Trouble("busy", message).answer}
         elif base in cancelled or (base in runs["local"] and not _has_end(base, jobndx)):
             with contextlib.suppress(OSError):
-                if not _has_end(base, jobndx):  # psik may have been quicker
+                if not _has_end(base, jobndx):  # psik may have been faster
                     _append(os.path.join(base, "status.csv"), f"{time.time()},{jobndx},canceled,")
                 _audit(prefix, "cancel", jobs[stamp], jobndx=jobndx)
     if any(base not in remaining and base not in cancelled for base in runs["slurm"]):
-        # It ended by itself meanwhile: what Slurm said before that is of no use.
+        # It has ended on its own in the meantime, so Slurm's earlier answer is out of date.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(prefix, ".locks", "squeue.json"))
     snapshot = _Snapshot(prefix, [])
@@ -69,7 +69,7 @@ def cancel(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _note_cancel(base: str, job: dict[str, Any], runs: dict[str, dict[str, int]]) -> None:
-    """Record that a run is to be canceled, if it has not ended, and add it to those of its kind."""
+    """Record that a run is to be canceled, unless it has ended, and add it to the runs of its kind."""
     record = _read_json(os.path.join(base, "prefect", "job.json"))
     jobndx = job.get("jobndx") or _last_run(base) or 1
     if record is None or _has_end(base, jobndx):
@@ -82,17 +82,17 @@ def _note_cancel(base: str, job: dict[str, Any], runs: dict[str, dict[str, int]]
 
 
 def _end_in_slurm(runs: dict[str, int]) -> tuple[dict[str, str], set[str]]:
-    """Ask Slurm to end these runs and wait until it says so; only ids that this prefix recorded are touched.
+    """Ask Slurm to end these runs, wait until it reports their end; touches only ids that this prefix recorded.
 
     Returns:
-        What it says of those that go on, and those that it calls cancelled. One that ended in another way
-        needs no record of ours: `status` reads why.
+        Why some keep running, and those that Slurm reports as cancelled. A run that ended in another way needs no
+        record of ours: `status` finds out how.
     """
     ids = {base: _native_id(base, jobndx) or "" for base, jobndx in runs.items()}
     cancelled = {base for base, native_id in ids.items() if not native_id}  # it never began
     waiting = {base: native_id for base, native_id in ids.items() if native_id.isdecimal()}
-    # scancel would read an option, or somebody's jobs, in what a job may write into its own record.
-    odd = {base: f"{ids[base]!r} is not an id of Slurm" for base in ids.keys() - waiting.keys() - cancelled}
+    # A job can write to its own record; scancel might read an option there, or the ids of other jobs.
+    odd = {base: f"{ids[base]!r} is not a Slurm job id" for base in ids.keys() - waiting.keys() - cancelled}
     if not waiting:
         return odd, cancelled
     ok, text = _slurm("scancel", *waiting.values())
@@ -102,7 +102,7 @@ def _end_in_slurm(runs: dict[str, int]) -> tuple[dict[str, str], set[str]]:
         listed, answer = _ask_squeue("-j", ",".join([*waiting.values(), "999999999", "999999998"]))
         if listed:
             rows = _rows_by_id(answer)
-            # What squeue no longer lists has ended; its row stays for a while after the end.
+            # A job that squeue no longer lists has ended; its row stays for a while after the end.
             states = {
                 base: rows[native_id][0] if native_id in rows else "gone" for base, native_id in waiting.items()
             }
@@ -111,7 +111,7 @@ def _end_in_slurm(runs: dict[str, int]) -> tuple[dict[str, str], set[str]]:
                 base: waiting[base] for base, state in states.items() if state not in SLURM_FINAL | {"gone"}
             }
             how = "accepted" if ok else f"refused ({text})"
-            answer = f"scancel was {how}, but Slurm has it as {set(states.values())}"
+            answer = f"scancel was {how}, but Slurm still reports {', '.join(sorted(set(states.values())))}"
         if waiting:
             time.sleep(0.5)
     return {**odd, **dict.fromkeys(waiting, answer)}, cancelled
@@ -121,13 +121,13 @@ def _find_unrecorded(prefix: str, base: str, jobndx: int) -> str | None:
     """Look for a run whose submission was never confirmed, and record its id.
 
     Returns:
-        Why nothing is known of it yet; None if it has an id now, or is known not to have begun.
+        Why nothing is known about it yet; None if it now has an id, or is known not to have begun.
     """
     if _recorded_id(base, jobndx) is not None:
         return None
     with _lock_file(os.path.join(prefix, ".locks", os.path.basename(base))) as handle:
         if not _try_lock(handle):
-            return "it is being submitted just now"
+            return "it is being submitted right now"
         try:
             intent = _read_json(os.path.join(base, "prefect", f"intent.{jobndx}"))
             if intent is None or _adopt(base, jobndx, float(intent["time"])) is not None:
@@ -135,11 +135,11 @@ def _find_unrecorded(prefix: str, base: str, jobndx: int) -> str | None:
         except (Trouble, OSError, *DEFECTS) as err:
             return str(err)
         left = _doubt_left(base, jobndx, slurm=True)
-    return f"Slurm has no trace of it yet, and may have for {left:.0f} s more" if left > 0 else None
+    return f"Slurm has no trace of it yet, but one may still appear for {left:.0f} s" if left > 0 else None
 
 
 def _end_processes(runs: list[tuple[str, int]]) -> dict[str, str]:
-    """Ask all processes of these runs to end, then force them; return those that are still there."""
+    """Ask all processes of these runs to end, then kill them; return the runs that still have some."""
     begin = time.monotonic()
     asked: set[tuple[str, int]] = set()
     alive: dict[str, str] = {}
@@ -155,8 +155,8 @@ def _end_processes(runs: list[tuple[str, int]]) -> dict[str, str]:
             except (OSError, *DEFECTS) as err:
                 members, damaged[base] = [], f"its records cannot be read ({err!r})"
             if members:
-                alive[base] = f"processes {[process.pid for process in members]} are alive"
-            # psik's runner passes the signal on to the script; without it we tell everybody.
+                alive[base] = f"processes {[process.pid for process in members]} are still running"
+            # psik's runner passes the signal on to the script; when forcing, every process gets one.
             for process in members if force else members[:1]:
                 if force or (base, process.pid) not in asked:
                     asked.add((base, process.pid))

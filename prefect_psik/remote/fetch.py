@@ -1,4 +1,4 @@
-"""What a job left: the operation `check` looks whether it is all there, `fetch` brings small files back."""
+"""A job's results: the operation `check` verifies that they are complete, `fetch` returns small files."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from prefect_psik.remote.ownership import _job_directory
 from prefect_psik.remote.wire import DEFECTS, _defect, _existing_prefix, _jobs, _os_trouble
 
 OUTPUT_BYTES = 3 * 1024 * 1024
-#: Files that one job brings back, and how many of the others are told by name.
+#: Most files that one job returns, and how many of the others are listed by name.
 OUTPUT_FILES = 5000
 TOLD = 100
-#: A call that has looked for so long, or has so much to say, leaves its other jobs to the next one.
+#: After this time, or with this many bytes in its answer, a call leaves its remaining jobs to the next one.
 LOOK_CALL_SECONDS = 30.0
 LOOK_CALL_BYTES = 3 * 1024 * 1024
-#: How long a look at the results stands for the next.
+#: How long a report on the results is reused.
 FOUND_SECONDS = 30.0
-#: What the clock of another file system may be behind that of the prefix.
+#: How far the clock of another file system may be behind that of the prefix.
 SKEW_SECONDS = 2.0
-#: Matches that do not count and are described, for each entry.
+#: How many matches that do not count are described for each entry.
 DESCRIBED = 3
 
 
 def check(payload: dict[str, Any]) -> dict[str, Any]:
-    """Look whether what the jobs' `expect` and `outputs` name is there, complete and fresh.
+    """Check that everything the jobs' `expect` and `outputs` name exists, and is complete and fresh.
 
     Payload:
         prefix, and jobs: each with stamp and jobndx.
@@ -48,7 +48,7 @@ def check(payload: dict[str, Any]) -> dict[str, Any]:
 def _for_each(
     operation: str, payload: dict[str, Any], work: Callable[[str, int, dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Answer for each job by itself; those for which a call has no time left come later."""
+    """Answer for each job separately; jobs for which the call has no time left get `{"later": true}`."""
     prefix, begin, spent = _existing_prefix(payload), time.monotonic(), 0
     answers: dict[str, Any] = {}
     for job in _jobs(payload):
@@ -69,7 +69,7 @@ def _for_each(
 
 
 def _found(base: str, jobndx: int, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The reports on all entries. A look stands for a while; status tells the last one."""
+    """The reports on all entries. They are reused for a while; `status` returns the last ones."""
     path = os.path.join(base, "prefect", f"found.{jobndx}")
     wanted, known = _wanted(record), _read_json(path) or {}
     at, found = known.get("time"), known.get("found")
@@ -86,7 +86,7 @@ def _found(base: str, jobndx: int, record: dict[str, Any]) -> list[dict[str, Any
 
 
 def _wanted(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The entries of `expect` and `outputs`, each with all its fields; a text alone is a path."""
+    """The entries of `expect` and `outputs`, each with all its fields; a plain string is a path."""
     defaults = {"count": None, "at_least": 1, "min_bytes": 1, "fresh": "run"}
     return [
         {**defaults, **({"path": entry} if isinstance(entry, str) else entry), "brought": kind == "outputs"}
@@ -96,12 +96,12 @@ def _wanted(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class _Place:
-    """Where a run of a job left its results, and since when they are its own."""
+    """Where a job run left its results, and from what time on a file counts as its own."""
 
     def __init__(self, base: str, record: dict[str, Any], jobndx: int) -> None:
         self.directory = _directory(base, record)
         self.top = os.path.realpath(self.directory)
-        # A job that Slurm starts again gets a new mark of the launcher, and keeps its run number.
+        # A job that Slurm starts again gets a new process file from the launcher, but keeps its run number.
         started = f"process.{jobndx}.{_owner(base, jobndx)}"
         self.begins = {
             "run": _mark(base, started, f"intent.{jobndx}"),
@@ -122,20 +122,20 @@ class _Place:
         return self._real[name]
 
     def begun(self, fresh: str, device: int) -> float:
-        """When the run began, by the clock of a file system; of another one than the prefix's, somewhat before."""
+        """When the run began, by the file system's clock; slightly earlier if it is not the prefix's."""
         mark = self.begins.get(fresh)
         if mark is None:
             return 0.0
         return mark.st_mtime if device == mark.st_dev else mark.st_mtime - SKEW_SECONDS
 
     def name(self, path: str) -> str:
-        """A path as people read it, relative to the job's directory where it is in it."""
+        """A path for messages: relative to the job's directory if it is inside."""
         short = os.path.relpath(path, self.directory) if path.startswith(self.directory + os.sep) else path
         return _readable(short)
 
 
 def _mark(base: str, *names: str) -> os.stat_result | None:
-    """The first of these files of ours that exists: its time is the file server's."""
+    """The status of the first of these records that exists; its time is by the file server's clock."""
     for name in names:
         with contextlib.suppress(OSError):
             return os.stat(os.path.join(base, "prefect", name))
@@ -143,7 +143,7 @@ def _mark(base: str, *names: str) -> os.stat_result | None:
 
 
 def _report(place: _Place, wanted: dict[str, Any], walk: _Walk) -> dict[str, Any]:
-    """Count the matches of an entry, and describe those that do not count; stop when there are enough."""
+    """Count the matches of an entry, and describe those that do not count; stop once there are enough."""
     matches, good, trouble = 0, 0, None
     wrong: list[dict[str, Any]] = []
     names: dict[str, str] = {}
@@ -154,7 +154,7 @@ def _report(place: _Place, wanted: dict[str, Any], walk: _Walk) -> dict[str, Any
             walk.pay()
             above = os.path.dirname(path)
             if names.setdefault(place.above(path), above) != above:
-                continue  # its directory was here under another name
+                continue  # its directory was already seen under another name
             matches += 1
             why = _wrong(place, path, wanted, walk)
             if why is None:
@@ -181,7 +181,7 @@ def _unread(place: _Place, walk: _Walk) -> list[dict[str, Any]]:
 
 
 def _wrong(place: _Place, path: str, wanted: dict[str, Any], walk: _Walk) -> dict[str, Any] | None:
-    """Why a match is no result of this run; None if it is one."""
+    """Why a match is not a result of this run; None if it is one."""
     try:
         found = os.stat(path)
     except OSError as err:
@@ -201,7 +201,7 @@ def _wrong(place: _Place, path: str, wanted: dict[str, Any], walk: _Walk) -> dic
 
 
 def _wrong_directory(path: str, min_bytes: int, begun: float, walk: _Walk) -> dict[str, Any] | None:
-    """A directory needs a file in it, at any depth, that was written since; of any size, unless one is asked."""
+    """A directory must contain, at any depth, a file written since then; of any size, unless min_bytes is set."""
     newest = None
     for entry in _below(path, walk):
         with contextlib.suppress(OSError):
@@ -218,8 +218,8 @@ def _wrong_directory(path: str, min_bytes: int, begun: float, walk: _Walk) -> di
 def _written(found: os.stat_result) -> float:
     """When a file was last written.
 
-    `cp -p`, `rsync -a` and `tar` set an old time of modification; that of change is the server's own. Nor is a
-    time of modification believed that lies in the future.
+    `cp -p`, `rsync -a` and `tar` set an old modification time; the change time is the server's own. A modification
+    time in the future is not trusted, either.
     """
     return (
         found.st_ctime if found.st_mtime > found.st_ctime + SKEW_SECONDS else max(found.st_mtime, found.st_ctime)
@@ -240,14 +240,14 @@ def _readable(path: str) -> str:
 
 
 def fetch(payload: dict[str, Any]) -> dict[str, Any]:
-    """Bring back the small result files that the job's `outputs` name; a directory brings all that is in it.
+    """Return the small result files that the job's `outputs` name; for a directory, everything in it.
 
     Returns:
         `{"jobs": {stamp: {"entries": {name: entry}, "sizes": {name: bytes}, "files": {name: base64}, "good":
-        {entry: number}, "left": [{"name", "why", ...}], "more": number, "trouble": text}}}`: which entry brings
-        a file, its size and contents; how many files of an entry count, come or not; some that do not come, and
-        how many more of these there are. Names are paths below the job's directory. A job for which this answer
-        has no room is `{"later": true}`.
+        {entry: number}, "left": [{"name", "why", ...}], "more": number, "trouble": text}}}`: which entry names
+        a file, its size and contents; how many files of an entry count, returned or not; some that are not
+        returned, and how many more of these there are. Names are paths below the job's directory. A job that does
+        not fit into this answer is `{"later": true}`.
     """
     budget = OUTPUT_BYTES
 
@@ -255,7 +255,7 @@ def fetch(payload: dict[str, Any]) -> dict[str, Any]:
         nonlocal budget
         answer, spent, crowded = _brought(_Place(base, record, jobndx), record, budget)
         if crowded and budget < OUTPUT_BYTES:
-            return {"later": True}  # with an answer to itself it may have room
+            return {"later": True}  # it may fit into an answer of its own
         budget -= spent
         return answer
 
@@ -263,7 +263,7 @@ def fetch(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _brought(place: _Place, record: dict[str, Any], budget: int) -> tuple[dict[str, Any], int, bool]:
-    """The output files of a job, what they take of the budget, and whether one of them did not fit into it."""
+    """The output files of a job, how much of the budget they use, and whether one of them did not fit."""
     met: dict[str, str] = {}
     entries: dict[str, str] = {}
     good: dict[str, int] = {}
@@ -279,7 +279,7 @@ def _brought(place: _Place, record: dict[str, Any], budget: int) -> tuple[dict[s
             if name in met:
                 why = {"why": "name"}
             met[name] = path
-            cost = 3 * len(json.dumps(name))  # it stands in the answer three times
+            cost = 3 * len(json.dumps(name))  # the answer contains it three times
             if why is None and len(files) >= OUTPUT_FILES:
                 why = {"why": "number", "most": OUTPUT_FILES}
             elif why is None:
@@ -302,9 +302,9 @@ def _brought(place: _Place, record: dict[str, Any], budget: int) -> tuple[dict[s
 def _output_files(
     place: _Place, record: dict[str, Any], walk: _Walk
 ) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
-    """Yield the files that `outputs` name: by which entry, where, and why one does not come.
+    """Yield the files that `outputs` name: the entry, the path, and why the file is not returned.
 
-    A link to a directory is followed where it is named, not where it lies below a directory.
+    A link to a directory is followed if an entry names it, not if it lies below a directory.
     """
     for wanted in _wanted(record):
         if not wanted["brought"]:
@@ -321,7 +321,7 @@ def _output_files(
 
 
 def _content(path: str, most: int) -> tuple[bytes, dict[str, Any] | None]:
-    """Read a plain file of at most so many bytes; else say why not. What became a FIFO since never blocks."""
+    """Read a plain file of at most `most` bytes; if not, say why. A file that has become a FIFO never blocks."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as file:

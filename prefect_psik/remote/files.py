@@ -48,7 +48,7 @@ def _write_whole(path: str, data: bytes, mode: int = 0o600) -> None:
 
 
 def _remove_tree(path: str, limit: int = 20) -> list[str]:
-    """Delete a directory and all in it that can be deleted; returns some of what could not, with why."""
+    """Delete a directory as far as possible; returns some of the paths that remain, with the reason."""
     left: list[str] = []
 
     def note(_function: Any, name: str, failure: Any) -> None:
@@ -62,7 +62,7 @@ def _remove_tree(path: str, limit: int = 20) -> list[str]:
     except RecursionError:
         left.append(f"{path}: its directories are nested too deeply")
     if os.path.lexists(path) and not left:
-        left.append(f"{path}: somebody else writes there")
+        left.append(f"{path}: something is still writing there")
     return left if os.path.lexists(path) else []
 
 
@@ -73,10 +73,10 @@ def _append(path: str, line: str) -> None:
 
 @contextlib.contextmanager
 def _open_ours(path: str, flags: int) -> Iterator[int]:
-    """Open a plain file of this user or of root; what is in its place instead neither acts nor blocks.
+    """Open a plain file of this user or of root; a link or FIFO in its place is refused, and never blocks.
 
     Raises:
-        NotOurs: It is somebody else's, a link, or no plain file.
+        NotOurs: It belongs to somebody else, is a link, or not a plain file.
     """
     try:
         handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
@@ -92,7 +92,7 @@ def _open_ours(path: str, flags: int) -> Iterator[int]:
 
 
 def _open(path: str) -> IO[bytes]:
-    """Open a plain file to read; a FIFO that a job put there must not hold up the others."""
+    """Open a plain file for reading; a FIFO that a job put there must not block the call."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     file = os.fdopen(handle, "rb", closefd=True)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -115,7 +115,7 @@ def _read(path: str, limit: int = STATUS_LIMIT) -> bytes | None:
 
 
 def _read_log(path: str, limit: int) -> bytes | None:
-    """Read the end of a log, which is the script's to do with as it likes, or None if there is none."""
+    """Read the end of a log, which the script may have replaced by anything; None if there is none."""
     try:
         with _open(path) as file:
             return _end_of(file, limit)
@@ -167,14 +167,14 @@ async def _locked(prefix: str, stamp: str) -> Any:
             while not (held := _try_lock(handle)) and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)
             if held and not _is_at(path, handle):
-                continue  # it was removed with its job: the lock is another file now
+                continue  # it was removed together with its job, so the lock is another file now
             yield held
             return
 
 
 @contextlib.contextmanager
 def _lock_file(path: str) -> Iterator[int]:
-    """Open a file to lock; whatever was locked through it is released at the end."""
+    """Open a file for locking; its lock is released at the end."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         yield handle

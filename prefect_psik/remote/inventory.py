@@ -1,4 +1,4 @@
-"""What lies under a prefix: the operations `list` and `remove`."""
+"""The jobs under a prefix: the operations `list` and `remove`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _all_stamps(prefix: str) -> list[str]:
 
 def _run_directory(prefix: str, flow_run: Any) -> str:
     if not isinstance(flow_run, str) or not RUN_ID.fullmatch(flow_run):
-        raise Trouble("payload", f"{flow_run!r} is no id of a flow run.")
+        raise Trouble("payload", f"{flow_run!r} is not a flow run id.")
     return os.path.join(prefix, ".runs", flow_run)
 
 
@@ -78,7 +78,7 @@ def _stamps_of_run(prefix: str, flow_run: Any) -> list[str]:
 
 
 def _note_owner(prefix: str, job: dict[str, Any]) -> None:
-    """Remember under the flow runs that submit a job, or find it again, which it is: their cancel must find it."""
+    """Record the job under each flow run that submitted or re-found it, so that a cancel of the run finds it."""
     owner = job.get("owner") or {}
     for flow_run in owner.get("flow_runs") or []:
         directory = _run_directory(prefix, flow_run)
@@ -88,7 +88,7 @@ def _note_owner(prefix: str, job: dict[str, Any]) -> None:
 
 
 def _runs_by_stamp(prefix: str) -> dict[str, list[str]]:
-    """The flow runs that are noted for each job."""
+    """The flow runs recorded for each job."""
     found: dict[str, list[str]] = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(prefix), ".runs", "*", "*"))):
         found.setdefault(os.path.basename(path), []).append(os.path.basename(os.path.dirname(path)))
@@ -96,7 +96,7 @@ def _runs_by_stamp(prefix: str) -> dict[str, list[str]]:
 
 
 def _legible_entry(prefix: str, stamp: str, flow_runs: list[str]) -> dict[str, Any] | None:
-    """List one job; what is wrong with its records concerns no other: `{"error"}`."""
+    """List one job; bad records become its own `{"error"}` and affect no other job."""
     try:
         return _entry(_job_directory(prefix, stamp), flow_runs)
     except OSError as err:
@@ -127,11 +127,11 @@ def _entry(base: str, flow_runs: list[str]) -> dict[str, Any] | None:
 
 
 def remove(payload: dict[str, Any]) -> dict[str, Any]:
-    """Remove job directories of jobs that have ended; one that may be alive stays.
+    """Remove the directories of jobs that have ended; a job that may still be running is kept.
 
     Returns:
-        `{"jobs": {stamp: {"removed": true} or {"kept": why}}}`; removed is only what is gone. What cannot be
-        deleted of a job stays in `.locks/removed.STAMP`, and every later call tries again.
+        `{"jobs": {stamp: {"removed": true} or {"kept": why}}}`; removed means that the whole directory has been
+        deleted. Parts that cannot be deleted stay in `.locks/removed.STAMP`, and every later call tries again.
     """
     prefix = _existing_prefix(payload)
     _check_one(os.path.join(prefix, AUDIT), stat.S_IFREG)
@@ -148,17 +148,17 @@ def _remove_one(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[s
     lock = os.path.join(prefix, ".locks", stamp)
     with _lock_file(lock) as handle:
         if not _try_lock(handle):
-            return {"kept": "somebody works on it"}
+            return {"kept": "another call is working on it"}
         facts = _facts(prefix, {"stamp": stamp}, snapshot)
         if "error" in facts:
             return {"kept": facts["error"]["message"]}
         if facts.get("missing"):
-            return {"kept": "it is no job of ours"}
+            return {"kept": "it is not a job of prefect-psik"}
         if facts.get("alive", False) is not False:
-            return {"kept": "it may be alive"}
+            return {"kept": "it may still be running"}
         if facts["jobndx"] != job.get("jobndx", facts["jobndx"]):
-            return {"kept": "it has had another run since"}
-        # Out of the way first: nobody sees half a job directory.
+            return {"kept": "it has been run again since"}
+        # Rename it first, so that nobody ever sees half a job directory.
         away = os.path.join(prefix, ".locks", f"removed.{stamp}")
         try:
             os.rename(base, away)

@@ -1,4 +1,4 @@
-"""A job directory: psik's records and ours."""
+"""The records in a job directory: psik's and ours."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from prefect_psik.remote.ownership import _check_owned
 
 FINAL = ("completed", "failed", "canceled")
 STATES = ("new", "queued", "active", *FINAL)
-#: The end of the year 9999: a later time is none.
+#: The end of the year 9999: later times are not accepted.
 LAST_SECOND = 253_402_300_799.0
 STREAMS = ("stdout", "stderr", "console")
 
 
 def _rows(base: str) -> list[tuple[float, int, str, str]]:
-    """Read psik's status.csv: time, jobndx, state, info; lines that are no such thing are left out."""
+    """Read psik's status.csv: time, jobndx, state, info; malformed lines are left out."""
     return _parsed(_status_text(base))
 
 
@@ -29,7 +29,7 @@ def _status_text(base: str) -> str:
 
 def _parsed(text: str) -> list[tuple[float, int, str, str]]:
     rows = []
-    for line in text.split("\n")[:-1]:  # behind the last newline is what is not all there yet
+    for line in text.split("\n")[:-1]:  # the text after the last newline is a line still being written
         fields = line.split(",", 3)
         with contextlib.suppress(ValueError, IndexError):
             row = float(fields[0]), int(fields[1]), fields[2], fields[3].strip()
@@ -39,7 +39,7 @@ def _parsed(text: str) -> list[tuple[float, int, str, str]]:
 
 
 def _last_run(base: str) -> int:
-    """The highest run number that was submitted or meant to be, 0 if none."""
+    """The highest run number that was, or was about to be, submitted; 0 if there is none."""
     numbers = [row[1] for row in _rows(base)]
     for path in glob.glob(os.path.join(glob.escape(base), "prefect", "intent.*")):
         with contextlib.suppress(ValueError):
@@ -48,7 +48,7 @@ def _last_run(base: str) -> int:
 
 
 def _native_id(base: str, jobndx: int) -> str | None:
-    """The id of the job that does the work of a run: it passed the launcher's guard, or else was recorded."""
+    """The id of the job that does the work of a run: that which passed the launcher's guard, or was recorded."""
     return _owner(base, jobndx) or _recorded_id(base, jobndx)
 
 
@@ -96,7 +96,7 @@ def _has_end(base: str, jobndx: int) -> bool:
 
 def _log(base: str, stream: str, jobndx: int) -> str:
     numbered = os.path.join(base, "log", f"{stream}.{jobndx}")
-    # Slurm begins log/console anew for each run: that of an earlier one is kept under its number.
+    # Slurm overwrites log/console in each run; the log of an earlier run is kept under its number.
     return (
         os.path.join(base, "log", "console") if stream == "console" and not os.path.exists(numbered) else numbered
     )

@@ -1,4 +1,4 @@
-"""One run handed to psik, once."""
+"""Submit one job run through psik, once."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from prefect_psik.remote.sbatch import _Heard, _left_out, _listening
 from prefect_psik.remote.slurm import _find_in_slurm, _slurm_message_seconds, _submit_limit_is_zero
 from prefect_psik.remote.wire import Trouble
 
-#: An intent without a trace of the job is believed to have died only after this time.
+#: An intent without a trace of the job counts as abandoned only after this time.
 DOUBT_SECONDS = 15.0
-#: What a path in psik's batch script may not have.
+#: Characters that a path in psik's batch script must not contain.
 NOT_PLAIN = r"[^\w./+,:=@~-]"
 
 
@@ -48,10 +48,10 @@ async def _launch(
         if left > 0:
             raise Trouble(
                 "busy",
-                f"{said}An earlier call may have started job {job['stamp']}, of which there is no trace yet; it "
-                f"is submitted again if there is none after {left:.0f} s.",
+                f"{said}An earlier call may have started job {job['stamp']}, but there is no trace of it yet. It "
+                f"is submitted again if there is still none in {left:.0f} s.",
             )
-    # psik's local backend appends the console of all runs to one file; Slurm begins it anew.
+    # psik's local backend appends the console of all runs to one file; Slurm overwrites it.
     console = 0 if slurm else _size(_log(base, "console", jobndx))
     if slurm and jobndx > 1:
         _keep_console(base, jobndx - 1)
@@ -83,7 +83,7 @@ async def _launch(
             raise _no_place(heard.submit_limit, text) from None
         raise _refusal(text, heard.submit_limit) from None
     finally:
-        # psik's local backend forks; should the child come back up here, it must not go on as this process.
+        # psik's local backend forks; if the child returns to this point, it must not continue as this process.
         if os.getpid() != pid:
             os._exit(70)
     if not slurm:
@@ -93,7 +93,7 @@ async def _launch(
 
 
 def _doubt_left(base: str, jobndx: int, *, slurm: bool) -> float:
-    """Seconds for which a run without a trace may still turn up, from when none was found first."""
+    """Seconds for which a run without a trace may still turn up, counted from the first search without one."""
     path = os.path.join(base, "prefect", f"none.{jobndx}")
     note = _read_json(path)
     if note is None:
@@ -114,7 +114,7 @@ async def _psik_submit(job: Any, base: str, heard: _Heard, slurm: bool) -> tuple
     job.spec.attributes.pop("psik_python", None)
     if slurm:
         job.base = type(job.base)(_plain(base))
-        # The working directory is kept in Slurm's accounting too: by it a job is found after a lost reply.
+        # Slurm's accounting keeps the working directory, too: it identifies a job whose reply was lost.
         job.spec.attributes[f"--chdir={base}"] = f"--chdir={base}"
     # A job that psik forks would inherit the listener, and its warnings would not reach its console.
     with _listening(heard) if slurm else contextlib.nullcontext():
@@ -125,11 +125,12 @@ async def _psik_submit(job: Any, base: str, heard: _Heard, slurm: bool) -> tuple
 def _plain(base: str) -> str:
     """The job's directory by a name that psik's batch script can hold.
 
-    psik writes it into options of sbatch, which end at blanks and read quotes and %, and into a string of Python.
-    The prefix then gets a link beside its first part that is not plain, or else in the home directory.
+    psik writes it into sbatch options, which end at blanks and interpret quotes and %, and into a Python string.
+    If the path has such characters, a link to the prefix is made beside its first odd part, or else in the home
+    directory.
 
     Raises:
-        Trouble: Neither can be.
+        Trouble: Neither link can be made.
     """
     if not re.search(NOT_PLAIN, base):
         return base
@@ -148,8 +149,8 @@ def _plain(base: str) -> str:
                 return os.path.join(link, stamp)
     raise Trouble(
         "setup",
-        f"psik cannot submit to Slurm below {prefix}: the path has blanks, quotes or the like, and a link "
-        f"without them cannot be made in {' or '.join(places)}. Choose another prefix.",
+        f"psik cannot submit to Slurm below {prefix}: the path contains blanks, quotes or other special "
+        f"characters, and no link without them can be made in {' or '.join(places)}. Choose another prefix.",
     )
 
 
@@ -161,17 +162,17 @@ def _remove_traces(base: str, intent: str, jobndx: int) -> None:
 
 
 def _no_place(limit: str, text: str) -> Trouble:
-    """Word a submission for which there is no place in the queue yet."""
+    """Word the error for a submission that has to wait for a place in the queue."""
     return Trouble("full", f"The queue takes no more jobs for now ({limit}): {text}", limit=limit)
 
 
 def _is_closed(job: dict[str, Any]) -> bool:
-    """Whether the limit on jobs in the queue is 0, so that no end of another job makes a place."""
+    """Whether the limit on jobs in the queue is 0, so that no place will ever become free."""
     return _submit_limit_is_zero(*(job.get("line") or (None, None))[:2])
 
 
 def _refusal(text: str, limit: str | None) -> Trouble:
-    """Word a submission that was refused."""
+    """Word the error for a submission that was refused."""
     if limit:
         text += f". The limit {limit} is 0, so waiting does not help: choose another account or quality of service"
     if "No such file or directory: 'sbatch'" in text:

@@ -1,4 +1,4 @@
-"""Which paths a name or glob of `expect` or `outputs` stands for; without recursion, and within limits."""
+"""Which paths a name or glob of `expect` or `outputs` matches; without recursion, and within limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import time
 from typing import Iterator
 
-#: Most entries of directories that are looked at for one job in one call, and for how long.
+#: The most directory entries that one call reads for one job, and for how long.
 WALK_ENTRIES = 1_000_000
 WALK_SECONDS = 20.0
 #: A class of one character: of `*`, `?` and `[` it quotes them, any other is meant as it stands.
@@ -17,11 +17,11 @@ _AS_IT_STANDS = re.compile(r"\[([^]*?[!])\]")
 
 
 class TooMuch(Exception):
-    """There is more to look at than the limits allow."""
+    """The search would exceed its limits."""
 
 
 class _Walk:
-    """What one job's walk may still cost, and which directories it could not read."""
+    """The limits of one job's search, and which directories it could not read."""
 
     def __init__(self) -> None:
         self.entries = 0
@@ -63,11 +63,11 @@ def _expand(name: str) -> str:
 
 
 def _matching(directory: str, name: str, walk: _Walk) -> Iterator[str]:
-    """Yield the paths that a name stands for: the one that exists as written, else what matches it as a glob.
+    """Yield the paths that a name matches: the path itself if it exists as written, else its matches as a glob.
 
-    `*`, `?` and `[…]` match within one part of a path, and no dot at its beginning; `**` stands for any number
-    of directories, follows no links, and makes the others match dots, too. `[*]`, `[?]` and `[[]` quote. Behind
-    a name that ends in a slash are only directories.
+    `*`, `?` and `[…]` match within one part of a path, but no dot at its beginning; `**` matches any number of
+    directories, follows no links, and makes the others match leading dots, too. `[*]`, `[?]` and `[[]` quote. A
+    name that ends in a slash matches only directories.
     """
     for written in (name, _expand(name)):
         path = os.path.join(directory, written)
@@ -86,7 +86,7 @@ def _expanded(top: str, parts: list[str], walk: _Walk) -> Iterator[str]:
     left = [(top, 0)]
     while left:
         path, number = left.pop()
-        if (path, number) in seen:  # several ** come to the same place in several ways
+        if (path, number) in seen:  # several ** reach the same path in several ways
             continue
         if parts.count("**") > 1:
             seen.add((path, number))
@@ -119,12 +119,12 @@ def _expanded(top: str, parts: list[str], walk: _Walk) -> Iterator[str]:
 
 
 def _is_plain(part: str) -> bool:
-    """Whether a part of a path is no glob."""
+    """Whether a part of a path has no wildcards."""
     return not re.search(r"[*?[]", _AS_IT_STANDS.sub("", _QUOTED.sub("", part)))
 
 
 def _below(directory: str, walk: _Walk) -> Iterator[os.DirEntry[str]]:
-    """Yield all that lies below a directory and is no directory itself."""
+    """Yield everything below a directory, at any depth, except directories."""
     left = [directory]
     while left:
         found = walk.listed(left.pop())

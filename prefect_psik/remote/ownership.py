@@ -1,4 +1,4 @@
-"""Whose a prefix, a job directory and its records are: what somebody else may have put there is not used."""
+"""Who owns a prefix, a job directory and its records: nothing that somebody else may have put there is used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 import stat
 from typing import Iterator
 
-#: What decides which script runs and how a job ended. Until job.json is written, the rest is still being made.
+#: The files that decide which script runs and how a job ended. Without job.json, the others are being written.
 JOB_PARTS = (
     ("prefect/job.json", stat.S_IFREG),
     ("prefect/script", stat.S_IFREG),
@@ -24,7 +24,7 @@ _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class NotOurs(PermissionError):
-    """Somebody else owns something, or can replace it; the text is the whole sentence."""
+    """Somebody else owns something, or can replace it; the text is a whole sentence."""
 
 
 def _trusted(found: os.stat_result) -> bool:
@@ -36,7 +36,7 @@ def _not_ours(path: str, found: os.stat_result, why: str, advice: str) -> NotOur
 
 
 def _described(found: os.stat_result) -> str:
-    """Owner, group and mode, for people."""
+    """Owner, group and mode, for a message."""
     mode = "link" if stat.S_ISLNK(found.st_mode) else f"mode {stat.S_IMODE(found.st_mode):04o}"
     return f"owner {_login(found.st_uid)}, group {_group(found.st_gid)}, {mode}"
 
@@ -58,37 +58,37 @@ def _group(gid: int) -> str:
 
 
 def _check_owned(path: str, found: os.stat_result, kind: int) -> None:
-    """Refuse what is not ours, or not of this kind: `stat.S_IFDIR`, `S_IFREG` (a plain file) or `S_IFLNK`.
+    """Refuse a path that is not ours, or not of this kind: `stat.S_IFDIR`, `S_IFREG` (a plain file) or `S_IFLNK`.
 
     Raises:
         NotOurs: It belongs neither to this user nor to root, or is a link, or of another kind.
     """
-    advice = "Nothing in it was used. Find out who put it there, and move it away or choose another prefix."
+    advice = "Nothing in it was used. Find out who put it there, then move it away or choose another prefix."
     if not _trusted(found):
         if os.geteuid() == 0:
             advice += " Or run the worker or endpoint as its owner."
         if _login(found.st_uid) == "nobody":
-            advice += " Network file systems show nobody where they do not know or not trust a user."
+            advice += " Network file systems show nobody as the owner if they do not know or trust the real one."
         raise _not_ours(path, found, _not_of_ours(), advice)
     if stat.S_ISLNK(found.st_mode) and kind != stat.S_IFLNK:
-        raise _not_ours(path, found, "is a link, and what it leads to is not followed", advice)
+        raise _not_ours(path, found, "is a link, and links are not followed here", advice)
     if stat.S_IFMT(found.st_mode) != kind:
         what = "directory" if kind == stat.S_IFDIR else "plain file"
         raise _not_ours(path, found, f"is not a {what}", advice)
 
 
 def _check_closed(path: str, found: os.stat_result) -> None:
-    """Refuse what somebody else may write.
+    """Refuse a path that somebody else may write.
 
-    With a POSIX ACL the bits of the group are its mask, so write access for others by such an ACL is seen, too.
+    With a POSIX ACL the group bits of the mode are the mask of the ACL, so they also reveal write access by ACL.
 
     Raises:
-        NotOurs: The group or all may write it.
+        NotOurs: The group or everybody may write it.
     """
     if found.st_mode & _OTHERS:
         who = "everybody" if found.st_mode & stat.S_IWOTH else f"the group {_group(found.st_gid)}"
-        advice = f"Check that it is as you left it, then close it: {_chmod('go-w', path)}."
-        raise _not_ours(path, found, f"can be written by {who}", advice)
+        advice = f"Check that nobody has changed it, then remove the write permission: {_chmod('go-w', path)}."
+        raise _not_ours(path, found, f"is writable by {who}", advice)
 
 
 def _job_directory(prefix: str, stamp: str) -> str:
@@ -124,10 +124,11 @@ def _check_one(path: str, kind: int) -> bool:
 def _check_place(prefix: str) -> list[str]:
     """Check a prefix, as far as it exists, and every directory and link on the way to it.
 
-    Nobody but root and this user may be able to put something else in the place of a job directory: owners are
-    these two, and where others may write, the sticky bit keeps entries their owners'. A directory of a group on
-    purpose (setgid, as in mode 2770), or above the prefix one of another owner, is used, with a warning that its
-    members or its owner could do so. The prefix itself is not everybody's, sticky or not, and no link.
+    Nobody but root and this user may be able to replace a job directory: these two own every step, and where
+    others may write, the sticky bit protects the entries of each owner. Two exceptions are used with a warning
+    that others could do so: a directory shared by a group on purpose (setgid, as in mode 2770), and a directory
+    above the prefix that has another owner. The prefix itself must not be a link, nor be writable by everybody,
+    sticky or not.
 
     Returns:
         The warnings, as sentences.
@@ -141,16 +142,16 @@ def _check_place(prefix: str) -> list[str]:
             _check_owned(path, found, stat.S_IFDIR)
             shared = _is_of_a_group(found) or _is_sticky(found) or _is_private(path, found)
             if found.st_mode & _OTHERS and not shared:
-                raise _not_ours(path, found, "can be written by others", f"Close it: {_how_to_close(path)}.")
+                raise _not_ours(path, found, "is writable by others", f"Close it: {_how_to_close(path)}.")
         warnings += _check_step(path, found)
     return warnings
 
 
 def _check_above(path: str) -> None:
-    """Check every directory and link on the way to a path, and not the path.
+    """Check every directory and link on the way to a path, but not the path itself.
 
     Raises:
-        NotOurs: Somebody else could put something else in its place.
+        NotOurs: Somebody else could replace it.
     """
     for step, found in _way_to(os.path.join(os.path.dirname(path), "")):
         _check_step(step, found)
@@ -164,16 +165,18 @@ def _check_step(path: str, found: os.stat_result) -> list[str]:
     if _is_of_a_group(found) or _is_closed_directory(found):
         who = f"The group {_group(found.st_gid)}" if known else f"The owner of {path}, {_login(found.st_uid)},"
         cure = (
-            f"The sticky bit prevents it: {_chmod('+t', path)}" if known else "It should belong to root or to you"
+            f"The sticky bit prevents that: {_chmod('+t', path)}"
+            if known
+            else "It should belong to root or to you"
         )
         return [
-            f"{who} can put other directories in the place of jobs below {path} on {socket.gethostname()} "
+            f"{who} can replace the directories of jobs below {path} on {socket.gethostname()} "
             f"({_described(found)}), and so change what a waiting job runs. {cure}."
         ]
-    advice = "Others could put other directories in the place of jobs. Choose a prefix in a directory of your own"
+    advice = "Others could replace the directories of jobs. Choose a prefix in a directory of your own"
     if not known:
         raise _not_ours(path, found, _not_of_ours(), f"{advice}.")
-    why = "can be written by others and has no sticky bit"
+    why = "is writable by others and has no sticky bit"
     raise _not_ours(path, found, why, f"{advice}, or close this one: {_how_to_close(path)}.")
 
 
@@ -191,23 +194,23 @@ def _not_of_ours() -> str:
 
 
 def _is_closed_directory(found: os.stat_result) -> bool:
-    """Whether nobody but its owner may write a directory, such as that of a project's leader."""
+    """Whether only its owner may write to a directory, such as that of a project's leader."""
     return stat.S_ISDIR(found.st_mode) and not found.st_mode & _OTHERS
 
 
 def _is_of_a_group(found: os.stat_result) -> bool:
-    """Whether a directory is a group's on purpose, by the setgid bit, and not everybody's."""
+    """Whether a directory is shared by a group on purpose (setgid), and not writable by everybody."""
     shared = found.st_mode & stat.S_IWGRP and found.st_mode & stat.S_ISGID
     return bool(shared) and stat.S_ISDIR(found.st_mode) and not found.st_mode & stat.S_IWOTH
 
 
 def _is_sticky(found: os.stat_result) -> bool:
-    """Whether the sticky bit keeps a group, not everybody, from the entries of others."""
+    """Whether a directory has the sticky bit and is not writable by everybody."""
     return bool(found.st_mode & stat.S_ISVTX) and not found.st_mode & stat.S_IWOTH
 
 
 def _is_loose(path: str, found: os.stat_result) -> bool:
-    """Whether others can rename and replace what a directory holds. The bits of a link mean nothing."""
+    """Whether others can rename and replace entries of a directory. The mode of a link means nothing."""
     if not stat.S_ISDIR(found.st_mode) or found.st_mode & stat.S_ISVTX:
         return False
     return bool(found.st_mode & _OTHERS) and not _is_private(path, found)
@@ -235,7 +238,7 @@ def _has_acl(path: str) -> bool:
 
 
 def _is_unmapped_root(found: os.stat_result) -> bool:
-    """Whether this is the machine's root's, in a container that has no number for it and shows nobody instead."""
+    """Whether the owner is the machine's root, seen from a container that shows it as nobody."""
     try:
         with open("/proc/self/uid_map") as mapped, open("/proc/sys/kernel/overflowuid") as overflow:
             whole = mapped.read().split() == ["0", "0", "4294967295"]
@@ -245,9 +248,9 @@ def _is_unmapped_root(found: os.stat_result) -> bool:
 
 
 def _way_to(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield every directory and link on the way to a path, from the root on, and the path; up to what is missing.
+    """Yield every directory and link on the way to a path, from / on, then the path; stop where one is missing.
 
-    Links above the path are followed as the system follows them; the path itself is yielded as it is.
+    Links above the path are followed as the system follows them; the path itself is not.
     """
     seen, done, left = 0, os.sep, path.split(os.sep)[:0:-1]
     yield done, os.lstat(done)

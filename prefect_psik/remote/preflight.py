@@ -1,4 +1,4 @@
-"""What a submission needs, looked at without one: the operation `preflight`."""
+"""Check what a submission needs, without submitting: the operation `preflight`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from prefect_psik.remote.site import _check_backend, _check_prefix, _site_rules
 from prefect_psik.remote.slurm import COMMAND_SECONDS, _slurm, _submit_limit_is_zero
 from prefect_psik.remote.wire import LETTER, PROTOCOL, Trouble, _named_prefix, _prefix, _writable_prefix
 
-#: Written and removed again: a quota shows in bytes, not in an empty file.
+#: Size of a file that is written and removed again: a full quota shows only when bytes are written.
 PROBE_BYTES = 256 * 1024
-#: As many directories of others as are described.
+#: How many directories that belong to others are described at most.
 PLANTED = 5
-#: Commands that submit, to name the scheduler of a site where psik finds none.
+#: Submit commands of other schedulers, to name the one a site has if it is not Slurm.
 SUBMIT_COMMANDS = ("sbatch", "qsub", "bsub", "condor_submit", "flux")
 PACKAGES = ("psik", "globus-compute-endpoint", "globus-compute-sdk")
 
 
 def preflight(payload: dict[str, Any]) -> dict[str, Any]:
-    """Gather what decides whether a job can be submitted; submits nothing.
+    """Gather all that decides whether a job can be submitted; submits nothing.
 
     Payload:
         prefix, backend (psik's BackendConfig), spec (psik's JobSpec) and line, as for `submit`.
@@ -53,7 +53,7 @@ def preflight(payload: dict[str, Any]) -> dict[str, Any]:
         "site": _look_at_site(payload),
     }
     if "error" in facts["site"]:
-        return facts  # what the site rules out is not touched
+        return facts  # a prefix or backend that the site forbids is not touched
     facts["prefix"] = _look_at_prefix(payload)
     backend = payload["backend"]
     if backend.get("type") == "slurm":
@@ -112,7 +112,7 @@ def _look_at_prefix(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _planted(prefix: str) -> list[str]:
-    """Say which directories in the places of jobs are somebody else's: some of them, and no more than so many."""
+    """Describe job directories that belong to somebody else: the first few of them."""
     found: list[str] = []
     for stamp in _all_stamps(prefix):
         try:
@@ -125,11 +125,11 @@ def _planted(prefix: str) -> list[str]:
 
 
 def _locks_work(path: str) -> bool:
-    """Whether a lock keeps somebody else out: some network file systems accept it and do nothing."""
+    """Whether a lock really excludes others: some network file systems accept locks but ignore them."""
     try:
         with _lock_file(path) as mine, _lock_file(path) as other:
             if not _try_lock(mine):
-                return True  # another preflight keeps us out
+                return True  # another preflight holds it
             kept_out = not _try_lock(other)
             fcntl.flock(mine, fcntl.LOCK_UN)
             return kept_out and _try_lock(other)
@@ -158,7 +158,7 @@ def _look_at_slurm(backend: dict[str, Any], spec: dict[str, Any], has_psik: bool
 
 
 def _partition(name: str | None) -> dict[str, str] | None:
-    """What Slurm says of a partition, or of the default one: `sbatch --test-only` looks at no limits."""
+    """What Slurm says about a partition, or the default one: `sbatch --test-only` does not check its limits."""
     ok, text = _slurm("scontrol", "-o", "show", "partition", *([name] if name else []))
     for line in text.splitlines() if ok else []:
         fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
@@ -179,7 +179,7 @@ def _test_only(backend: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
         config = psik.models.BackendConfig.model_validate(backend)
         arguments = psik.backends.slurm.mk_args(model, psik.models.ExtraInfo(backend=config))
     except (ImportError, AttributeError) as err:
-        return {"ok": None, "text": f"this psik does not tell its options ({err})"}
+        return {"ok": None, "text": f"this version of psik does not expose its sbatch options ({err})"}
     ok, text = _slurm("sbatch", "--test-only", *arguments, script="#!/bin/sh\ntrue\n")
     lines = [re.sub("^(sbatch|allocation failure): (error: )?", "", line) for line in text.splitlines()]
     full = None if ok else _submit_limit(text)

@@ -46,7 +46,7 @@ def _processes() -> dict[int, Process]:
 
 
 def _note_process(base: str, jobndx: int, native_id: str) -> None:
-    """Remember what was started, so that a recycled pid is never taken for it."""
+    """Record the process that was started, so that a reused pid is never mistaken for it."""
     process = _processes().get(int(native_id))
     note = {"pid": int(native_id), "start": process and process.start, "session": process and process.session}
     _write_whole(os.path.join(base, "prefect", f"native.{jobndx}"), json.dumps(note).encode())
@@ -74,7 +74,7 @@ def _members(base: str, jobndx: int, table: dict[int, Process]) -> list[Process]
 
 
 def _works_in(pid: int, base: str) -> bool:
-    """Whether a process has the job's directory as its own, as psik's runner has; unknowable without /proc."""
+    """Whether a process works in the job's directory, as psik's runner does; assumed if there is no /proc."""
     record = _read_json(os.path.join(base, "prefect", "job.json")) or {}
     try:
         return os.readlink(f"/proc/{pid}/cwd") == os.path.realpath(_directory(base, record))

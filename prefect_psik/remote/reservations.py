@@ -1,4 +1,4 @@
-"""Reservations that may keep pending jobs from their start, as Slurm shows them."""
+"""Reservations that may keep pending jobs from starting, as Slurm shows them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from prefect_psik.remote.files import _user
 from prefect_psik.remote.slurm import _slurm
 
-#: Reasons of pending jobs behind which a reservation may stand.
+#: Reasons of pending jobs that may be caused by a reservation.
 RESERVED = re.compile("ReqNodeNotAvail|[Rr]eserved")
 #: What is kept of a reservation.
 RESERVATION_FIELDS = re.compile(r"(?<!\S)(?:ReservationName|StartTime|EndTime|Nodes|Flags)=\S*")
 #: What squeue is asked of a pending job: `%P`, `%l`, `%D`, `%n` and `%x`.
 ASKED_FIELDS = ("partition", "limit", "nodes", "required", "excluded")
-#: Each of these commands may take so long: a call asks squeue first, and has 60 s for all.
+#: The time limit of each of these commands: a call runs squeue first, and has 60 s for everything.
 HELD_SECONDS = 5.0
 #: What is kept for all jobs, and what the facts of one job may carry; more is left out.
 HELD_BYTES = 1024 * 1024
@@ -24,14 +24,14 @@ HELD_JOB_BYTES = 64 * 1024
 
 
 def _held(rows: dict[str, list[str]]) -> dict[str, Any]:
-    """Look up what may keep pending jobs from their start, where Slurm's reasons speak of a reservation.
+    """Look up what may keep pending jobs from starting, if Slurm's reasons mention a reservation.
 
     Args:
         rows: The queue, as `_rows_by_id` reads it.
 
     Returns:
-        `{"reserved": as of `_reservations`, "jobs": {native id: ASKED_FIELDS by name}}`; empty where no reason
-        speaks of one, where a command fails, and where it is too much to keep.
+        `{"reserved": as of `_reservations`, "jobs": {native id: ASKED_FIELDS by name}}`; empty if no reason
+        mentions one, if a command fails, and if there is too much to keep.
     """
     if not any(row[0] == "PENDING" and RESERVED.search(row[5]) for row in rows.values()):
         return {}
@@ -75,7 +75,7 @@ def _reservations(seconds: float) -> dict[str, Any] | None:
 
 
 def _held_of(held: dict[str, Any], native_id: str) -> dict[str, Any] | None:
-    """What may keep one job from its start: with its own partitions, and the reservations of nodes like theirs.
+    """What may keep one job from starting: its own partitions, and the reservations on nodes like theirs.
 
     Args:
         held: As `_held` returns it, or what a job wrote in its place.

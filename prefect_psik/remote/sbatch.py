@@ -1,4 +1,4 @@
-"""sbatch, as psik starts it: its environment, the job's id among its words, and what a failure means."""
+"""sbatch, as psik starts it: its environment, the job id in its output, and what a failure means."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Iterator
 from prefect_psik.remote.signals import HAND_ON_SIGNALS
 from prefect_psik.remote.slurm import _slurm_environment
 
-#: psik's batch script gets one more thing to do, before its import of this name; another script stays as it is.
-#: psik takes the last word of sbatch for the job's id; it gets the number and nothing else. Without a number it
-#: gets nothing, which is no id and no refusal: the job is then looked for.
+#: Inserts our code into psik's batch script, before it imports asyncio; any other script is passed on unchanged.
+#: psik takes the last word that sbatch prints as the job id, so this prints the number alone. Without a number it
+#: prints nothing, which is neither an id nor a refusal: the job is then searched for.
 _SBATCH = r"""
 signals=$1
 shift
@@ -25,9 +25,9 @@ id=$(printf '%s\n' "$said" | sed -n 's/.*Submitted batch job \([0-9][0-9]*\).*/\
 test -n "$id" || id=$(printf '%s\n' "$said" | sed -n 's/^\([0-9][0-9]*\)\(;.*\)*$/\1/p' | sed -n 1p)
 test -n "$id" && printf '%s\n' "$id" || printf '%s\n' "$said" >&2
 """
-#: Reasons of "Batch job submission failed" with which the request may have arrived all the same, or was never
-#: judged: Slurm's own phrases and the system's. sbatch repeats a request, so even a refused connection says
-#: nothing of the one before.
+#: Reasons of "Batch job submission failed" that leave open whether the request arrived or was decided: phrases of
+#: Slurm and of the system. sbatch repeats a request, so even a refused connection says nothing about the earlier
+#: one.
 UNCLEAR = (
     "Unexpected message received",
     "Communication connection failure",
@@ -58,11 +58,11 @@ UNCLEAR = (
     "Resource temporarily unavailable",
     "Transport endpoint is not connected",
 )
-#: sbatch could not read Slurm's configuration, so it asked nobody.
+#: sbatch could not read Slurm's configuration, so it sent no request.
 NOT_ASKED = re.compile("fatal: (Could not establish a configuration source|Unable to process configuration file)")
 #: How sbatch ends a submission that is over a limit of its account or quality of service. The name of the limit
-#: stands alone on a line before it. One on the number of jobs passes once others end; all others (time, nodes or
-#: CPUs of one job) are refusals for good.
+#: stands alone on a line before it. A limit on the number of jobs passes once other jobs end; all other limits
+#: (time, nodes or CPUs of one job) are final refusals.
 OVER_A_LIMIT = "Job violates accounting/QOS policy"
 SUBMIT_LIMIT = re.compile(r"(Assoc|QOS|Max)\w*SubmitJob\w*")
 #: Exit code of sbatch's option parser. It is that of ssh, too, which may stand behind a site's sbatch.
@@ -71,9 +71,9 @@ _VOICE = re.compile(r"^(\S*/)?sbatch: ((error|fatal): )?")
 
 
 def _sbatch_loop() -> Any:
-    """Make an event loop on which psik's sbatch reads no options from the environment, and answers with the id.
+    """Make an event loop on which psik's sbatch reads no options from the environment, and prints only the job id.
 
-    The batch script hands signals on.
+    The batch script passes signals on to the job's script.
 
     psik starts sbatch on the running loop with the environment of this process, which other threads share.
     """
@@ -92,13 +92,13 @@ def _sbatch_loop() -> Any:
 
 
 def _left_out() -> list[str]:
-    """Say which options of the environment do not count, for those who wanted them."""
+    """Name the sbatch options in the environment that jobs ignore, for users who expect them to apply."""
     names = sorted(name for name in os.environ if name.startswith("SBATCH_") or name == "SLURM_CLUSTERS")
     if not names:
         return []
     return [
-        f"{', '.join(names)} in the environment of the endpoint do not count for this job. What jobs shall have "
-        "belongs in the fields and options of the psik-backend block."
+        f"Jobs ignore {', '.join(names)} from the environment of the endpoint. Set what jobs need in the fields "
+        "and options of the psik-backend block."
     ]
 
 
@@ -136,7 +136,7 @@ class _Heard:
 
     @property
     def refused(self) -> bool:
-        """The option parser, slurmctld or the site refused; killed by a signal sbatch says nothing."""
+        """Whether the option parser, slurmctld or the site refused; an sbatch killed by a signal did not."""
         if not 0 < (self.code or 0) < 128:
             return self.is_usage
         reasons = re.findall("Batch job submission failed: (.*)", self.text)
@@ -145,7 +145,7 @@ class _Heard:
 
 @contextlib.contextmanager
 def _listening(heard: _Heard) -> Iterator[None]:
-    """Collect what sbatch says: psik only logs it. Other jobs of this process are not heard."""
+    """Collect what sbatch prints, which psik only logs; its output for other jobs of this process is ignored."""
     import contextvars
     import logging
 

@@ -1,4 +1,4 @@
-"""Signals that Slurm, or a person, sends to the batch shell of a job: handed on to its script, and noted."""
+"""Signals that Slurm or a person sends to the batch shell of a job: passed on to its script, and recorded."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def hand_on_signals():
 try:
     hand_on_signals()
 except Exception as err:  # a job without its signals is better than none
-    print("Signals are not handed on to the script: %r" % err, file=sys.stderr)
+    print("Signals are not passed on to the script: %r" % err, file=sys.stderr)
 """
 MAX_SIGNALS_BYTES = 4096
 
 
 def _signals(base: str, jobndx: int) -> list[str]:
-    """The names of the signals that the script of a run got from outside, in their order."""
+    """The names of the signals that the script of a run received from outside, in order."""
     launched = _launched(base, jobndx)
     data = launched and _read(os.path.join(base, "prefect", f"signals.{jobndx}.{launched[0]}"), MAX_SIGNALS_BYTES)
     return data.decode("utf-8", "replace").split() if data else []

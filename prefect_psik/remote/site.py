@@ -1,4 +1,4 @@
-"""What may be asked for: what the site's own psik.json pins, where it exists, and nothing past psik's fields."""
+"""What jobs may ask for: the limits of the site's own psik.json, if there is one, and psik's own fields."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any
 
 from prefect_psik.remote.wire import Trouble
 
-#: In psik's own format. What it leaves out is not pinned.
+#: In psik's own format. Anything it leaves out is not restricted.
 SITE_FILE = "/etc/prefect-psik/psik.json"
 SITE_BYTES = 1024 * 1024
 _BACKEND_FIELDS = ("type", "queue_name", "project_name", "reservation_id")
-#: Options of sbatch that say the same as a field of psik's backend.
+#: sbatch options that mean the same as a field of psik's backend.
 _SAME_AS = {"--partition": "queue_name", "--account": "project_name", "--reservation": "reservation_id"}
-#: psik writes it into the first line of its batch script, where a blank or a newline would say something else.
+#: psik writes it into the first line of its batch script, where a blank or a newline would change its meaning.
 _PSIK_PYTHON = re.compile(r"/[\w./+,:=@~-]+")
 #: Another cluster has partitions and accounts of its own.
 _NEVER = ("--clusters",)
 
 
 def _site_rules(path: str | None = None) -> dict[str, Any]:
-    """Read what the site allows; empty if it says nothing.
+    """Read what the site allows; empty if it has no rules.
 
     Returns:
-        `{"file", "prefix", "backends"}`; prefix is None, and backends empty, where the file does not pin them.
+        `{"file", "prefix", "backends"}`; prefix is None, and backends empty, if the file does not restrict them.
 
     Raises:
-        Trouble: There is a file, and it cannot be believed or understood. Then nothing may be submitted.
+        Trouble: The file exists, but cannot be trusted or understood. Then nothing may be submitted.
     """
     path = path or SITE_FILE
     try:
@@ -49,11 +49,11 @@ def _site_rules(path: str | None = None) -> dict[str, Any]:
         pins = {name: _pins(each) for name, each in backends.items()}
         prefix = os.path.expanduser(os.path.expandvars(document["prefix"])) if "prefix" in document else None
     except (AttributeError, TypeError, ValueError) as err:
-        raise _no_rules(path, f"it is no psik.json ({err})") from None
+        raise _no_rules(path, f"it is not a valid psik.json ({err})") from None
     if unknown:
         raise _no_rules(path, f"it has the unknown field {unknown[0]!r}")
     if prefix is not None and ("$" in prefix or not os.path.isabs(prefix)):
-        raise _no_rules(path, f"its prefix becomes {prefix!r}, which is no absolute path")
+        raise _no_rules(path, f"its prefix becomes {prefix!r}, which is not an absolute path")
     return {"file": path, "prefix": prefix, "backends": pins}
 
 
@@ -61,12 +61,12 @@ def _pins(backend: dict[str, Any]) -> dict[str, str]:
     pins = {name: backend[name] for name in _BACKEND_FIELDS if backend.get(name) is not None}
     pins.update(backend.get("attributes", {}))
     if not all(isinstance(value, str) for value in pins.values()):
-        raise TypeError("a value is no text")
+        raise TypeError("a value is not a string")
     return pins
 
 
 def _site_text(path: str) -> bytes:
-    """Read a file that only somebody else than this user can have written; follows no link."""
+    """Read a file that cannot have been written by this user; follows no link."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     directory = os.open(os.path.dirname(path), flags | os.O_DIRECTORY)
     try:
@@ -74,11 +74,11 @@ def _site_text(path: str) -> bytes:
         try:
             above, found = os.fstat(directory), os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
-                raise OSError(None, "it is no plain file")
+                raise OSError(None, "it is not a plain file")
             if (above.st_mode | found.st_mode) & 0o022:
-                raise OSError(None, "it or its directory can be written by a group or by all")
+                raise OSError(None, "it or its directory is writable by a group or by everybody")
             if above.st_uid == os.getuid() != 0 or found.st_uid not in (0, above.st_uid):
-                raise OSError(None, "it does not belong to root or to the owner of its directory, or that is you")
+                raise OSError(None, "it must belong to root, or to the owner of its directory if that is not you")
             return os.read(handle, SITE_BYTES)
         finally:
             os.close(handle)
@@ -89,9 +89,9 @@ def _site_text(path: str) -> bytes:
 def _no_rules(path: str, why: str) -> Trouble:
     return Trouble(
         "setup",
-        f"{path} on {socket.gethostname()} says what this site allows, but cannot be used: {why.rstrip('.')}. "
-        "Nothing is submitted until the site's administrator mends it: a plain file of root with mode 0644, in "
-        "psik's format.",
+        f"{path} on {socket.gethostname()}, which sets what this site allows, cannot be used: {why.rstrip('.')}. "
+        "Nothing is submitted until the site's administrator fixes it: it must be a plain file in psik's format, "
+        "owned by root, with mode 0644.",
     )
 
 
@@ -104,13 +104,13 @@ def _check_prefix(rules: dict[str, Any], prefix: str) -> None:
     if os.path.commonpath([top, os.path.realpath(prefix)]) != top:
         raise Trouble(
             "rejected",
-            f"{rules['file']} on {socket.gethostname()} does not allow the prefix {prefix}: it must be {allowed}, "
-            "or below. Change the prefix of the psik-backend block.",
+            f"{rules['file']} on {socket.gethostname()} does not allow the prefix {prefix}: it must be {allowed} "
+            "or a directory below it. Change the prefix of the psik-backend block.",
         )
 
 
 def _check_backend(rules: dict[str, Any], backend: dict[str, Any], arguments: dict[str, str]) -> None:
-    """Refuse a job that none of the site's backends allows, and options that would get around its check.
+    """Refuse a job that none of the site's backends allows, and options that would bypass the check.
 
     Args:
         rules: From `_site_rules`.
@@ -135,14 +135,14 @@ def _check_backend(rules: dict[str, Any], backend: dict[str, Any], arguments: di
 
 
 def _check_attributes(backend: dict[str, Any]) -> None:
-    """Refuse what psik would merge from the backend's attributes into the arguments of sbatch."""
+    """Refuse backend attributes that psik would merge into sbatch's arguments."""
     attributes = dict(backend.get("attributes") or {})
     python = attributes.pop("psik_python", None)
     if attributes:
         raise Trouble(
             "rejected",
-            f"The attributes of psik's backend have {min(attributes, key=str)!r}, which psik would hand to sbatch "
-            "unchecked: only psik_python can be given there. Options of sbatch belong in the options of the "
+            f"The attributes of psik's backend contain {min(attributes, key=str)!r}, which psik would pass to "
+            "sbatch unchecked: only psik_python may be set there. Put sbatch options in the options of the "
             "psik-backend block, or in the attributes of the job.",
         )
     if python is not None and not (isinstance(python, str) and _PSIK_PYTHON.fullmatch(python)):
@@ -154,7 +154,7 @@ def _check_attributes(backend: dict[str, Any]) -> None:
 
 
 def _asked_for(rules: dict[str, Any], backend: dict[str, Any], arguments: dict[str, str]) -> dict[str, set[str]]:
-    """What a job asks for, by psik's fields and sbatch's long options; sbatch takes beginnings of these, too."""
+    """What a job asks for, by psik's fields and sbatch's long options, which sbatch lets users abbreviate."""
     asked = {name: {str(backend[name])} for name in _BACKEND_FIELDS if backend.get(name) is not None}
     given = list((backend.get("attributes") or {}).items())
     for argument in dict.fromkeys([*arguments, *arguments.values()]):
@@ -162,8 +162,8 @@ def _asked_for(rules: dict[str, Any], backend: dict[str, Any], arguments: dict[s
         if not argument.startswith("--") or any(never.startswith(name) for never in _NEVER):
             raise Trouble(
                 "rejected",
-                f"{rules['file']} on {socket.gethostname()} pins what jobs may ask for, so {argument!r} cannot be "
-                "given: write long options of sbatch, such as --qos, and no other cluster.",
+                f"{rules['file']} on {socket.gethostname()} restricts what jobs may ask for, so {argument!r} is "
+                "refused: use sbatch's long options, such as --qos, and no other cluster.",
             )
         given.append((name, value))
     watched = [*_SAME_AS, *(name for pins in rules["backends"].values() for name in pins)]

@@ -1,4 +1,4 @@
-"""Slurm's commands, and how their answers are read."""
+"""Run Slurm's commands and read their output."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from prefect_psik.remote.wire import Trouble
 COMMAND_SECONDS = 30.0
 #: State, start, end, exit code, nodes and reason of a job.
 ROW_FIELDS = 6
-#: How sacct says that this site keeps no accounts, which is no trouble.
+#: How sacct says that this site keeps no accounting, which is not an error.
 NO_ACCOUNTING = re.compile(
     r"accounting storage is disabled|not running a supported accounting_storage|sacct is not on"
 )
-#: Slurm's commands read options from these, which would count for jobs that do not ask for them.
+#: Slurm's commands read options from these, which would then apply to jobs that did not ask for them.
 OPTION_VARIABLES = re.compile("(SBATCH|SLURM|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
-#: Of these, where Slurm is and the login there.
+#: Of these, the ones that say where Slurm is and how to log in.
 REACH_VARIABLES = re.compile("SLURM_(CONF|CONF_SERVER|JWT|SACK_.*)$")
 #: Slurm's states that end a job; all others are live.
 SLURM_FINAL = frozenset(
@@ -42,7 +42,7 @@ SLURM_FINAL = frozenset(
 
 
 def _slurm_environment() -> dict[str, str]:
-    """The environment of Slurm's commands: all but the options that they would read from it."""
+    """The environment for Slurm's commands, without the options that they would read from it."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -53,7 +53,7 @@ def _slurm_environment() -> dict[str, str]:
 def _slurm(*command: str, script: str | None = None, seconds: float = COMMAND_SECONDS) -> tuple[bool, str]:
     """Run one of Slurm's commands; returns whether it succeeded, and what it printed.
 
-    With a script as its input, what it says on stderr counts too: there sbatch answers.
+    With a script as its input, stderr is included, since sbatch answers there.
     """
     environment = {**_slurm_environment(), "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
     try:
@@ -108,18 +108,18 @@ def _find_in_slurm(base: str, since: float) -> str | None:
     """Look for a job of this directory that was submitted since then, in the queue and in accounting.
 
     Raises:
-        Trouble: Slurm does not answer, so nothing is known.
+        Trouble: Slurm does not answer, so whether there is one is unknown.
     """
     taken = {row[3] for row in _rows(base) if row[2] == "queued"}
     ok, listed = _slurm("squeue", "-h", "-t", "all", "-u", _user(), "-o", "%i|%Z")
     if not ok:
-        raise Trouble("busy", f"Slurm cannot be asked whether job {base} was submitted: {listed}")
+        raise Trouble("busy", f"squeue failed, so it is unknown whether job {base} was submitted: {listed}")
     found = [line.strip().split("|") for line in listed.splitlines()]
     begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
     which = ("-u", _user(), "-S", begin)
     ok, accounted = _slurm("sacct", "-n", "-P", "-X", *which, "-o", "JobID,WorkDir,State,Start")
     if not ok and not NO_ACCOUNTING.search(accounted):
-        raise Trouble("busy", f"Slurm's accounting cannot be asked whether job {base} was submitted: {accounted}")
+        raise Trouble("busy", f"sacct failed, so it is unknown whether job {base} was submitted: {accounted}")
     for line in accounted.splitlines() if ok else []:
         fields = line.strip().rsplit("|", 2)
         # A job that sbatch refused may be listed too: failed, and never started.

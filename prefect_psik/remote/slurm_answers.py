@@ -1,4 +1,4 @@
-"""What Slurm's commands said last, shared by all callers, and what that says of one job."""
+"""The last answers of Slurm's commands, shared by all callers, and what they say about one job."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from prefect_psik.remote.slurm import NO_ACCOUNTING, _ask_sacct, _ask_squeue, _h
 #: Slurm is asked about all jobs of this user at once, and not more often than this.
 SQUEUE_SECONDS = 15.0
 SACCT_SECONDS = 60.0
-#: What the clocks of login nodes differ by, at most.
+#: The largest difference between the clocks of login nodes.
 CLOCK_SECONDS = 600.0
-#: Ended jobs whose row in accounting is kept for all callers; those that were asked for first go first.
+#: How many rows of ended jobs in accounting are kept for all callers; the oldest are dropped first.
 SACCT_ROWS = 5000
-#: Ends of which accounting knows more than the queue: who brought them about, and the exit code.
+#: Final states of which accounting knows more than the queue: who caused them, and the exit code.
 TOLD_BY_ACCOUNTING = ("CANCELLED", "FAILED")
 
 
 def _shared_queue(prefix: str) -> dict[str, Any]:
-    """What squeue said last, renewed by one caller for all.
+    """The last answer of squeue, renewed by one caller for all.
 
     Returns:
-        `{"time", "rows", "error", "held"}`: after an error all but that is of the last answer. `held` is what
-        may keep pending jobs from their start, as `_held` looked it up.
+        `{"time", "rows", "error", "held"}`: after an error, the rest is from the last good answer. `held` is what
+        may keep pending jobs from starting, as `_held` looked it up.
     """
     path = os.path.join(prefix, ".locks", "squeue.json")
     nothing: dict[str, Any] = {"time": 0.0, "rows": {}, "error": None, "held": {}}
@@ -51,10 +51,10 @@ def _shared_queue(prefix: str) -> dict[str, Any]:
 
 
 def _shared_accounts(prefix: str, wanted: list[str]) -> dict[str, Any]:
-    """What sacct said last, renewed by one caller for all who wanted to know something since.
+    """The last answer of sacct, renewed by one caller for all that have asked since.
 
-    The end of a job is asked for until it is known, at most once a minute; a job that was never asked for
-    comes up sooner.
+    The end of a job is asked for until it is known, at most once a minute; for a job that was never asked about,
+    sooner.
 
     Returns:
         `{"time", "rows", "error", "asked", "wanted"}`.
@@ -89,18 +89,18 @@ def _shared_accounts(prefix: str, wanted: list[str]) -> dict[str, Any]:
 
 
 def _share(path: str, fresh: dict[str, Any]) -> None:
-    """Keep what Slurm said for others; where the disk is full, they ask themselves."""
+    """Keep Slurm's answer for other callers; if the disk is full, they ask Slurm themselves."""
     with contextlib.suppress(OSError):
         _write_whole(path, json.dumps(fresh).encode())
 
 
 def _shared(path: str, nothing: dict[str, Any], is_known: Callable[[Any], bool] = _is_row) -> dict[str, Any]:
-    """What a command of Slurm said last, if it is what we keep: every job of this user can write there.
+    """The last answer of a Slurm command, if it is valid: every job of this user can write to the file.
 
     Args:
         path: The file.
-        nothing: What stands for an unusable file; each value in the file must be of the kind of the one here.
-        is_known: Whether a value of `rows` is one of ours.
+        nothing: Returned for an unusable file; each value in the file must be of the same type as here.
+        is_known: Whether a value of `rows` is valid.
     """
     known = nothing
     with contextlib.suppress(OSError):
@@ -121,14 +121,14 @@ def _is_like(value: Any, other: Any) -> bool:
 def _slurm_facts(
     base: str, jobndx: int, native_id: str | None, intent: float | None, shared: Any
 ) -> dict[str, Any]:
-    """What Slurm says of one job: its row in the queue, else in accounting.
+    """What Slurm says about one job: its row in the queue, or else in accounting.
 
     Args:
         base: The job's directory.
         jobndx: Of the run.
         native_id: Slurm's id of it.
-        intent: When it was about to be submitted; a list that is older says nothing of it.
-        shared: What was looked up for all jobs.
+        intent: When it was about to be submitted; an older list says nothing about it.
+        shared: The answers for all jobs.
     """
     if native_id is None or not native_id.isdecimal():
         return {"alive": None}
@@ -161,7 +161,7 @@ def _slurm_facts(
 
 
 def _vanished(base: str, jobndx: int, now: float) -> float:
-    """When the queue was first seen without this job."""
+    """When the queue first no longer listed this job."""
     path = os.path.join(base, "prefect", f"vanished.{jobndx}")
     note = _read_json(path)
     if note is None:

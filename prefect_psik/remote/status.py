@@ -1,4 +1,4 @@
-"""The facts of jobs: the operation `status`."""
+"""Gather the facts about jobs: the operation `status`."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from prefect_psik.remote.slurm import _has_ended, _is_row
 from prefect_psik.remote.slurm_answers import _shared_accounts, _shared_queue, _slurm_facts
 from prefect_psik.remote.wire import DEFECTS, Trouble, _defect, _existing_prefix, _jobs, _os_trouble
 
-#: psik's exit codes behind which Slurm may stand: its own timer, SIGKILL, and a child killed by SIGKILL.
+#: Exit codes in psik's record that Slurm may have caused: of psik's timer, SIGKILL, and a child killed by SIGKILL.
 KILLED = ("9", "-9", "137")
 TAIL_BYTES = 4096
 LOG_CHUNK_BYTES = 16 * 1024
 LOG_CALL_BYTES = 1024 * 1024
-#: What one answer carries of facts, tails of logs included; the wire takes 5 MB.
+#: Most bytes of facts in one answer, log tails included; the transport takes 5 MB.
 FACTS_CALL_BYTES = 3 * 1024 * 1024
-#: What psik and the job's own files may take of that for one job.
+#: Most bytes of facts about one job.
 FACTS_JOB_BYTES = 1024 * 1024
 
 
 class _Snapshot:
-    """What is looked up once for all jobs of a call, when first needed, and what the call may still carry."""
+    """What is looked up once for all jobs of a call, when first needed, and how much its answer may still hold."""
 
     def __init__(self, prefix: str, jobs: list[dict[str, Any]]) -> None:
         self.log_budget = LOG_CALL_BYTES
@@ -76,7 +76,7 @@ class _Snapshot:
 
 
 def _legible_id(prefix: str, job: dict[str, Any]) -> str | None:
-    """The native id of a job; none where its records do not have it, about which its own answer says more."""
+    """The native id of a job; None if its records do not have it, which the job's own answer explains."""
     try:
         base = _job_directory(prefix, job["stamp"])
         native_id = _native_id(base, job.get("jobndx") or _last_run(base) or 1)
@@ -89,15 +89,17 @@ def status(payload: dict[str, Any]) -> dict[str, Any]:
     """Gather facts of many jobs.
 
     Payload:
-        prefix, and jobs: each with stamp, jobndx, native_id and type (for a job whose directory is gone),
+        prefix, and jobs: each with stamp, jobndx, native_id and type (for a job without its directory),
         seen (the token of the last answer), and offsets: bytes already read of each log; without offsets no
         log text comes.
 
     Returns:
-        `{"jobs": {stamp: facts or {"error"}}}`; a job whose token is unchanged comes as `{"same": true}`, and so
-        does one for which this answer has no room: `{"same": true, "later": true}`.
+        `{"jobs": {stamp: facts or {"error"}}}`; a job whose token is unchanged is `{"same": true}`, and one
+        that does not fit into this answer is `{"same": true, "later": true}`.
     """
-    prefix = _existing_prefix(payload, "busy")  # it was there when they were submitted: a wait outlasts a mount
+    prefix = _existing_prefix(
+        payload, "busy"
+    )  # it existed when the jobs were submitted, so a wait sits out a missing mount
     jobs = _jobs(payload)
     snapshot = _Snapshot(prefix, jobs)
     answers: dict[str, Any] = {}
@@ -113,13 +115,13 @@ def status(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _facts(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str, Any]:
-    """Gather the facts of one job; what is wrong with its directory concerns no other: `{"error"}`."""
+    """Gather the facts about one job; a bad directory becomes its own `{"error"}` and affects no other job."""
     try:
         facts = _gathered(prefix, job, snapshot)
         size = len(json.dumps(facts))
         if size > FACTS_JOB_BYTES:
             raise Trouble(
-                "payload", f"The records of job {job['stamp']} have {size:,} bytes, too many for an answer."
+                "payload", f"The records of job {job['stamp']} have {size:,} bytes, too many for one answer."
             )
         return facts
     except Trouble as trouble:
@@ -154,7 +156,7 @@ def _gathered(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str
     if end is not None:
         facts.update(end)
     elif not _is_lasting(_parsed(text), jobndx, record):
-        # Who is alive first, then psik's record: a job that ends in between has written its last line.
+        # First what is alive, then psik's record: a job that ends in between has then written its last line.
         if record["type"] == "slurm":
             facts.update(_slurm_facts(base, jobndx, native_id, facts["intent"], snapshot))
         else:
@@ -174,9 +176,9 @@ def _gathered(prefix: str, job: dict[str, Any], snapshot: _Snapshot) -> dict[str
 
 
 def _with_token(facts: dict[str, Any], snapshot: _Snapshot) -> dict[str, Any]:
-    """Add the token, and below it what changes by itself."""
+    """Add the token, then the facts that change with time and so do not count for it."""
     token = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    # Where Slurm tells an end, or nothing, and psik does not yet, time alone changes what it means.
+    # If Slurm reports an end, or nothing, and psik no end yet, their meaning changes with time alone.
     timed = facts.get("vanished") or facts.get("alive") is False
     facts["token"] = None if timed else token
     facts["now"] = time.time()
@@ -201,7 +203,7 @@ def _facts_without_directory(base: str, job: dict[str, Any], snapshot: _Snapshot
     native_id = job.get("native_id")
     if job.get("type") != "slurm" or not isinstance(native_id, str) or not native_id.isdecimal():
         return {**facts, "token": "missing"}
-    with contextlib.suppress(FileNotFoundError):  # not even the place for what Slurm said is there
+    with contextlib.suppress(FileNotFoundError):  # not even the directory for Slurm's answers exists
         facts.update(_slurm_facts(base, job.get("jobndx") or 1, native_id, None, snapshot))
     return _with_token(facts, snapshot)
 
@@ -211,30 +213,30 @@ def _ends(rows: list[tuple[float, int, str, str]], jobndx: int) -> bool:
 
 
 def _is_lasting(rows: list[tuple[float, int, str, str]], jobndx: int, record: dict[str, Any]) -> bool:
-    """Whether psik's record of an end stands; else Slurm may run the job again, or have killed it."""
+    """Whether psik's record of the end is final; if not, Slurm may run the job again, or have killed it."""
     killed = any(row[1] == jobndx and row[2] == "failed" and row[3] in KILLED for row in rows)
     doubtful = record["type"] == "slurm" and (bool(record.get("requeue")) or killed)
     return _ends(rows, jobndx) and not doubtful
 
 
 def _kept_end(ours: str, jobndx: int) -> dict[str, Any] | None:
-    """The end that was kept, if it is one: the job itself can write there."""
+    """The end that was kept, if it is valid: the job itself can write to the file."""
     kept = _read_json(os.path.join(ours, f"end.{jobndx}")) or {}
     rows = {name: kept.get(name) if _is_row(kept.get(name)) else None for name in ("squeue", "sacct")}
     return {"alive": False, **rows} if any(map(_has_ended, rows.values())) else None
 
 
 def _keep_end(ours: str, jobndx: int, facts: dict[str, Any], record: dict[str, Any], *, ended: bool) -> None:
-    """Keep an end that Slurm told and psik did not.
+    """Keep an end that Slurm reported but psik did not record.
 
-    Slurm forgets it, and processes that it no longer counts may write another end later.
+    Slurm forgets it, and processes that Slurm no longer controls may record another end later.
     """
     row = facts.get("sacct") or facts.get("squeue")
     if facts.get("alive") is not False or row is None or ended or record.get("requeue"):
         return
     more = row[0] == "CANCELLED" or (row[0] == "FAILED" and not facts.get("sacct"))
     if row[0] == "COMPLETED" or (more and facts.get("accounting") != "none"):
-        return  # psik may tell more yet, or accounting
+        return  # psik or accounting may still report more
     path = os.path.join(ours, f"end.{jobndx}")
     if not os.path.exists(path):
         kept = {"alive": False, "squeue": facts.get("squeue"), "sacct": facts.get("sacct")}
@@ -243,7 +245,7 @@ def _keep_end(ours: str, jobndx: int, facts: dict[str, Any], record: dict[str, A
 
 
 def _nodes(base: str, jobndx: int) -> str | None:
-    """How many nodes the job got, and their names, as the launcher left them."""
+    """How many nodes the job got, and their names, as the launcher wrote them down."""
     launched = _launched(base, jobndx)
     data = launched and _read(os.path.join(base, "prefect", f"nodes.{jobndx}.{launched[0]}"), 4096)
     return data.decode("utf-8", "replace").strip() if data else None
@@ -255,7 +257,7 @@ def _tail(path: str, begin: int) -> str:
 
 
 def _log_text(path: str, offset: int, snapshot: _Snapshot) -> dict[str, Any]:
-    """Text of a log from a byte offset on; a log that became shorter was begun anew."""
+    """Text of a log from a byte offset on; a log that has become shorter was started again."""
     size = _size(path)
     begin = offset if 0 <= offset <= size else 0
     length = min(size - begin, LOG_CHUNK_BYTES, snapshot.log_budget)
@@ -267,5 +269,5 @@ def _log_text(path: str, offset: int, snapshot: _Snapshot) -> dict[str, Any]:
     snapshot.log_budget -= len(data)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(data)
-    # The beginning of a character that is not all there yet waits for the next time.
+    # The first bytes of an incomplete character are left for the next call.
     return {"text": text, "next": begin + len(data) - len(decoder.getstate()[0]), "size": size}

@@ -1,4 +1,4 @@
-"""Jobs created or found again: the operation `submit`."""
+"""Create jobs, or find them again: the operation `submit`."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def submit(payload: dict[str, Any]) -> dict[str, Any]:
         prefix, and jobs: each with stamp, key, digest, canonical, attempt, backend (psik's BackendConfig),
         spec (psik's JobSpec), script, files, outputs, expect, owner, and optionally rerun_after: the run
         that ended badly, after which a newer attempt may start the next one; line: the account, quality of
-        service and partition, on which limits of the queue depend; full: the limit by which the queue is known to
-        be full, so that the job is only looked for.
+        service and partition, on which limits of the queue depend; full: the limit that the queue is known to have
+        reached, so that the job is only searched for.
 
     Returns:
         `{"jobs": {stamp: answer or {"error"}}}`, an answer being `{"created", "prefix", "jobndx", "native_id",
@@ -82,7 +82,7 @@ async def _submit_all(psik: Any, rules: dict[str, Any], prefix: str, jobs: list[
                 return await _submit_one(psik, rules, prefix, {"full": full.get(line), **job})
             except Trouble as trouble:
                 if trouble.answer["kind"] == "full":
-                    full[line] = trouble.answer["limit"]  # where one found no place, the next one need not ask
+                    full[line] = trouble.answer["limit"]  # the next job in this line need not ask sbatch
                 return {"error": trouble.answer}
             except OSError as err:
                 return {"error": _os_trouble(err).answer}
@@ -166,13 +166,13 @@ async def _submit_one(psik: Any, rules: dict[str, Any], prefix: str, job: dict[s
 
 
 def _check_queue(base: str, job: dict[str, Any], jobndx: int) -> None:
-    """Leave a run alone where the queue is known to be full, unless an earlier call may have started it."""
+    """Do not submit a run while the queue is known to be full, unless an earlier call may have started it."""
     if job.get("full") and not os.path.exists(os.path.join(base, "prefect", f"intent.{jobndx}")):
-        raise _no_place(job["full"], "others wait for a place already")
+        raise _no_place(job["full"], "other jobs are already waiting for a place")
 
 
 def _is_kept(prefix: str, stamp: str) -> bool:
-    """Say whether a prefix has this job. One that cannot be read has not: the site's word on it comes first."""
+    """Whether a prefix has this job. An unreadable prefix has not: the site's rules are checked first."""
     try:
         return _record(prefix, stamp) is not None
     except OSError:
@@ -184,14 +184,14 @@ def _record(prefix: str, stamp: str) -> dict[str, Any] | None:
 
 
 async def _allowed(psik: Any, rules: dict[str, Any], prefix: str, base: str) -> Any:
-    """Read a stored job that is to run again: it may have been ruled out since it was created."""
+    """Read a stored job that is to run again, and check it: the site's rules may have changed since."""
     _check_prefix(rules, prefix)
     try:
         stored = await psik.Job(base)
     except FileNotFoundError:
         if rules:
             raise
-        return None  # nothing can be started from it, but an earlier call may have
+        return None  # it cannot be started, but an earlier call may have done so
     backend = stored.info.backend.model_dump()
     arguments = {key: value for key, value in stored.spec.attributes.items() if key not in backend["attributes"]}
     _check_backend(rules, backend, arguments)
@@ -213,7 +213,7 @@ def _existing(prefix: str, base: str, job: dict[str, Any], jobndx: int) -> dict[
 
 
 async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Any:
-    """Make the job directory; job.json is written last, so a directory without it can go. Returns psik's job."""
+    """Make the job directory; job.json is written last, so one without it can be removed. Returns psik's job."""
     import anyio
     import psik.config
     import psik.models
@@ -223,10 +223,10 @@ async def _create(psik: Any, prefix: str, base: str, job: dict[str, Any]) -> Any
         _plain(base)
     if os.path.lexists(base):
         if not os.path.isdir(ours) and os.listdir(base):
-            raise Trouble("setup", f"{base} exists and is no job directory of prefect-psik. Move it away.")
+            raise Trouble("setup", f"{base} exists, but is not a job directory of prefect-psik. Move it away.")
         shutil.rmtree(base)
     spec = dict(job["spec"])
-    os.mkdir(base, 0o700)  # it fails if somebody else was quicker: what is in theirs is not ours to remove
+    os.mkdir(base, 0o700)  # it fails if somebody else was faster; their files are not ours to remove
     try:
         os.mkdir(ours, 0o700)
         if spec.get("directory"):
@@ -280,7 +280,8 @@ def _given_directory(given: str) -> str:
     if not os.path.isdir(path) or not os.path.isabs(path):
         raise Trouble(
             "spec",
-            f"The job's directory {given!r} is no directory on {socket.gethostname()} ({path}). Create it first.",
+            f"The job's directory {given!r} is not a directory on {socket.gethostname()} ({path}). Create it "
+            "first.",
         )
     return os.path.normpath(path)
 
@@ -291,7 +292,7 @@ def _write_inputs(directory: str, files: dict[str, dict[str, Any]]) -> None:
         path = os.path.normpath(os.path.join(top, name))
         parent = os.path.dirname(path)
         if not path.startswith(top + os.sep):
-            raise Trouble("spec", f"The input file {name!r} would lie outside of the job's directory {top}.")
+            raise Trouble("spec", f"The input file {name!r} would be outside the job's directory {top}.")
         if not (os.path.realpath(parent) + os.sep).startswith(top + os.sep):
             raise Trouble("spec", f"The input file {name!r} would leave the job's directory {top} through a link.")
         os.makedirs(parent, mode=0o700, exist_ok=True)

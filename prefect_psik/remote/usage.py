@@ -19,14 +19,14 @@ USAGE_FIELDS = "JobID,State,ElapsedRaw,CPUTimeRAW,TotalCPU,MaxRSS,NNodes,NodeLis
 
 
 def usage(payload: dict[str, Any]) -> dict[str, Any]:
-    """Tell what ended jobs used, as far as accounting knows by now.
+    """Report what ended jobs used, as far as accounting knows by now.
 
     Payload:
         prefix, and jobs: each with stamp and jobndx.
 
     Returns:
-        `{"jobs": {stamp: {"usage", "wait"}}}`: lines of sacct, of the job and its steps; where they are not
-        all there yet, the seconds after which to ask again, or None if that is of no use.
+        `{"jobs": {stamp: {"usage", "wait"}}}`: sacct's lines for the job and its steps; if they are not complete
+        yet, the seconds after which to ask again, or None if asking again is useless.
     """
     prefix = _existing_prefix(payload)
     ids = {job["stamp"]: _legible_id(prefix, job) for job in _jobs(payload)}

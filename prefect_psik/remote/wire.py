@@ -1,4 +1,4 @@
-"""What comes in, checked, and how trouble goes out."""
+"""Checks of incoming payloads, and how errors are sent back."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from prefect_psik.remote.files import AUDIT, _make_directory, _user, _write
 from prefect_psik.remote.ownership import NotOurs, _check_one, _check_place
 
 PROTOCOL = 1
-#: Which text answers; the joined letter ends with its own.
+#: The digest of the text that answers; the joined letter ends by setting its own.
 LETTER = ""
-#: What we keep below a prefix beside the jobs' directories.
+#: Our own directories below a prefix, beside those of the jobs.
 OWN_DIRECTORIES = (".locks", ".runs")
 STAMP = re.compile(r"[0-9]+(\.[0-9]+)?")
-#: What a malformed payload or a defect of this file raises; never the whole of Exception.
+#: Raised by a malformed payload or a bug in this code; never plain Exception.
 DEFECTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-#: What may pass by itself. A full disk is often emptied soon: by its users, or by the site.
+#: Errors that may pass on their own. Somebody often soon makes space on a full disk.
 PASSING = (
     errno.EAGAIN,
     errno.EINTR,
@@ -36,7 +36,7 @@ PASSING = (
 
 
 class Trouble(Exception):
-    """Something that the caller must know, as a sentence.
+    """An error for the caller, worded as a sentence.
 
     `kind` is one of: payload, setup, foreign, spec, rejected, full, conflict, busy.
     """
@@ -47,10 +47,10 @@ class Trouble(Exception):
 
 
 def _defect(name: str, err: BaseException) -> Trouble:
-    """What nobody foresaw: a sentence, and the traceback for those who mend it."""
+    """Word an unforeseen error: a sentence, with the traceback for those who fix it."""
     import traceback
 
-    text = f"The call {name!r} cannot be carried out: {err!r}. Its payload is malformed, or this is a defect."
+    text = f"The call {name!r} failed: {err!r}. Its payload is malformed, or this is a bug in prefect-psik."
     return Trouble(
         "payload", text, traceback="".join(traceback.format_exception(type(err), err, err.__traceback__))
     )
@@ -59,28 +59,28 @@ def _defect(name: str, err: BaseException) -> Trouble:
 def _jobs(payload: dict[str, Any]) -> list[dict[str, Any]]:
     jobs = payload["jobs"]
     if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
-        raise Trouble("payload", "The payload's jobs are no list of objects.")
+        raise Trouble("payload", "The payload's jobs are not a list of objects.")
     for job in jobs:
         if not isinstance(job["stamp"], str) or not STAMP.fullmatch(job["stamp"]):
             raise Trouble(
-                "payload", f"{job['stamp']!r} is no stamp of psik: it must be digits, with at most one dot."
+                "payload", f"{job['stamp']!r} is not a psik stamp: it must be digits, with at most one dot."
             )
         if not isinstance(job.get("jobndx", 1), int):
-            raise Trouble("payload", f"{job['jobndx']!r} is no run number of job {job['stamp']}.")
+            raise Trouble("payload", f"{job['jobndx']!r} is not a run number of job {job['stamp']}.")
     return list(jobs)
 
 
 def _named_prefix(payload: dict[str, Any]) -> str:
-    """The path of the prefix, whoever may have put something there: for what the site says of it."""
+    """The path of the prefix, without a check of its owner: for comparison with the site's rules."""
     given = payload["prefix"]
     if not isinstance(given, str) or "\0" in given or "\n" in given:
-        raise Trouble("payload", f"{given!r} is no path.")
+        raise Trouble("payload", f"The prefix {given!r} is not a path.")
     path = os.path.expanduser(os.path.expandvars(given))
     if "$" in path or not os.path.isabs(path):
         raise Trouble(
             "setup",
-            f"The prefix {given!r} becomes {path!r} on {socket.gethostname()}, which is no absolute path. "
-            "Use variables that are set there, or write the path out.",
+            f"The prefix {given!r} becomes {path!r} on {socket.gethostname()}, which is not an absolute path. "
+            "Use variables that are set there, or write out the path.",
         )
     return os.path.normpath(path)
 
@@ -96,30 +96,30 @@ def _prefix(payload: dict[str, Any]) -> str:
 
 
 def _check_records(prefix: str) -> None:
-    """Refuse records beside the jobs' directories that somebody else may have put there, or can write."""
+    """Refuse records beside the jobs' directories that somebody else may have put there, or can change."""
     for name in OWN_DIRECTORIES:
         _check_one(os.path.join(prefix, name), stat.S_IFDIR)
 
 
 def _existing_prefix(payload: dict[str, Any], kind: str = "setup") -> str:
-    """Return the prefix, or raise a Trouble of this kind if it is not there."""
+    """Return the prefix, or raise a Trouble of this kind if it does not exist."""
     prefix = _prefix(payload)
     if not os.path.isdir(prefix):
         raise Trouble(
             kind,
             f"The prefix {prefix} does not exist on {socket.gethostname()}: its file system is not mounted, or "
-            "it was removed.",
+            "the directory was deleted.",
         )
     return prefix
 
 
 def _writable_prefix(payload: dict[str, Any]) -> str:
-    """Return the prefix, made if only its last component is missing, or if it is missing in a mount point."""
+    """Return the prefix; created if only its last component is missing, or if it is below a mount point."""
     prefix = _prefix(payload)
     try:
         for directory in (*_missing_above(prefix), prefix):
             _make_directory(directory)
-        _check_place(prefix)  # what was missing may be somebody else's by now
+        _check_place(prefix)  # somebody else may have created it in the meantime
         _make_directory(os.path.join(prefix, ".locks"))
         _check_records(prefix)
         _check_one(os.path.join(prefix, AUDIT), stat.S_IFREG)
@@ -131,17 +131,17 @@ def _writable_prefix(payload: dict[str, Any]) -> str:
     except OSError as err:
         raise Trouble(
             "busy" if err.errno in PASSING else "setup",
-            f"The prefix {prefix} on {socket.gethostname()} is not writable for {_user()}: {err.strerror}. "
-            "Choose another prefix in the block, or mend its permissions or quota.",
+            f"The prefix {prefix} on {socket.gethostname()} is not writable by {_user()}: {err.strerror}. "
+            "Choose another prefix in the block, or fix its permissions or quota.",
         ) from None
     return prefix
 
 
 def _missing_above(prefix: str) -> list[str]:
-    """The directories above a prefix that can be made.
+    """The missing directories above a prefix, which may be created.
 
-    Where these are missing, the prefix' file system may not be mounted: made below the bare mount point, it would
-    know nothing of jobs that the real one has, and they would run again.
+    If they are missing, the file system of the prefix may not be mounted. A prefix created on the bare mount point
+    would not have the records of the real one, so that its jobs would run again.
     """
     above = path = os.path.dirname(prefix)
     missing: list[str] = []
@@ -151,9 +151,9 @@ def _missing_above(prefix: str) -> list[str]:
     if missing and (path == os.sep or not os.path.ismount(path)):
         raise Trouble(
             "setup",
-            f"The prefix {prefix} on {socket.gethostname()} cannot be used: {above} does not exist. Either its "
-            "file system is not mounted: then mount it, and submit again. Or it was never made: then make it "
-            f"there, once (mkdir -p {shlex.quote(above)}), and submit again.",
+            f"The prefix {prefix} on {socket.gethostname()} cannot be used: {above} does not exist. If its "
+            "file system is not mounted, mount it. If the directory has never existed, create it there, once "
+            f"(mkdir -p {shlex.quote(above)}). Then submit again.",
         )
     return missing
 

@@ -52,7 +52,7 @@ async def _(place: Place) -> None:
 @case("what the remote code refuses is a sentence")
 async def _(place: Place) -> None:
     answer = await place.transport().call("status", {"prefix": place.prefix, "jobs": 5}, timeout=CALL_SECONDS)
-    assert "no list of objects" in answer["error"]["message"]
+    assert "not a list of objects" in answer["error"]["message"]
 
 
 @case("a time limit, and usable again")

@@ -137,7 +137,7 @@ def test_a_prefix_that_is_not_writable(tmp_path: Path) -> None:
 def test_a_prefix_that_is_no_absolute_path(given: str) -> None:
     with pytest.raises(FacilitySetupError) as wrong:
         run_job(PsikBackend(prefix=given), bash("true"))
-    assert_says(wrong.value, given, "no absolute path", "this machine")
+    assert_says(wrong.value, given, "not an absolute path", "this machine")
 
 
 Python = Callable[[str | None], Path]
@@ -205,7 +205,7 @@ def test_a_directory_that_does_not_exist_there(prefix: Path, tmp_path: Path) -> 
     gone = tmp_path / "not there"
     with pytest.raises(SpecError) as wrong:
         run_job(backend_at(prefix), bash("true", directory=str(gone)))
-    assert_says(wrong.value, str(gone), "no directory", "Create it first")
+    assert_says(wrong.value, str(gone), "not a directory", "Create it first")
     assert_nothing(prefix)
 
 
@@ -389,7 +389,7 @@ def test_a_stamp_that_climbs_out_is_refused(prefix: Path) -> None:
     prefix.mkdir()
     (prefix.parent / "victim").mkdir()
     handle = {"prefix": str(prefix), "stamp": "../victim", "key": "k"}
-    with pytest.raises(PrefectPsikError, match="no stamp"):
+    with pytest.raises(PrefectPsikError, match="not a psik stamp"):
         cancel_job(handle)
     assert (prefix.parent / "victim").is_dir()
 
@@ -401,7 +401,7 @@ def test_a_job_that_is_gone_is_lost_and_not_completed(prefix: Path) -> None:
     assert status.state.value == "failed"
     assert status.cause is not None
     assert status.cause.value == "lost"
-    assert "gone" in status.message
+    assert "no longer exists" in status.message
     assert_nothing(prefix)
 
 

@@ -77,13 +77,13 @@ async def test_an_optional_facility_that_fails_is_told(worker: Services, marks: 
     verdicts = await dispatch(marks, choices)
     assert verdicts["good"].startswith("Completed")
     assert "The facility is broken" in verdicts["broken"]
-    assert table(worker)["other"] == "not asked for"
+    assert table(worker)["other"] == "turned off"
     assert names(marks) == {"scan-1.good.1", "scan-1.broken.1"}
 
 
 async def test_s8_a_required_child_that_fails_makes_the_run_red(worker: Services, marks: Path) -> None:
     """In splash-flows the dispatcher is always green. Here it fails, and stops no other child (S9)."""
-    with pytest.raises(RuntimeError, match=r"not done at broken: Failed: .*The facility is broken"):
+    with pytest.raises(RuntimeError, match=r"not completed at broken: Failed: .*The facility is broken"):
         await dispatch(marks, {"broken": "required", "good": "optional"})
     assert table(worker)["good"].startswith("Completed")
 
@@ -101,7 +101,7 @@ async def test_a_cancel_reaches_the_children(worker: Services, marks: Path) -> N
     worker.cancel(parent)
     with worker.client() as api:
         await asyncio.to_thread(cancel_children, dispatcher, api.read_flow_run(parent), Cancelling())
-    with pytest.raises(RuntimeError, match="not done at slow: Cancelled"):
+    with pytest.raises(RuntimeError, match="not completed at slow: Cancelled"):
         await task
     assert worker.state(child).is_cancelled()
 
@@ -109,9 +109,9 @@ async def test_a_cancel_reaches_the_children(worker: Services, marks: Path) -> N
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"good": "yes"}, "is not usable: .*Write it as"),
+        ({"good": "yes"}, "is not valid: .*Write it as"),
         ({"good": "off"}, "turns all facilities off"),
-        ("perlmutter", "is not usable"),
+        ("perlmutter", "is not valid"),
     ],
 )
 async def test_a_variable_that_is_wrong_is_told(worker: Services, marks: Path, choices: Any, words: str) -> None:
@@ -121,7 +121,7 @@ async def test_a_variable_that_is_wrong_is_told(worker: Services, marks: Path, c
 
 
 async def test_an_attempt_that_goes_on_is_waited_for_and_not_begun_anew(worker: Services, marks: Path) -> None:
-    with pytest.raises(RuntimeError, match="not done at slow: It is still"):
+    with pytest.raises(RuntimeError, match="not completed at slow: It was still"):
         await dispatch(marks, {"slow": "required"}, retries=1, limit=timedelta(seconds=25))
     await asyncio.to_thread(wait_until, lambda: names(marks))
     assert names(marks) == {"scan-1.slow.1"}
@@ -138,14 +138,14 @@ async def test_s9_a_missing_variable_is_told_as_that(worker: Services) -> None:
 async def test_a_child_that_cannot_be_started_is_told(
     worker: Services, marks: Path, refused: dict[str, Any]
 ) -> None:
-    with pytest.raises(RuntimeError, match="not done at good: It was not started"):
+    with pytest.raises(RuntimeError, match="not completed at good: It was not started"):
         await dispatch(marks, {"good": "required"}, **refused)
     assert table(worker)["good"].startswith("It was not started")
 
 
 async def test_s9_a_facility_that_is_refused_abandons_no_other(worker: Services, marks: Path) -> None:
     """In splash-flows one exception ends the gather. Here each facility has a verdict, and the table is there."""
-    with pytest.raises(RuntimeError, match=r"not done at unknown: It was not started(.|\n)*unknown"):
+    with pytest.raises(RuntimeError, match=r"not completed at unknown: It was not started(.|\n)*unknown"):
         await dispatch(marks, {"unknown": "required", "good": "required"})
     assert table(worker)["good"].startswith("Completed")
     assert names(marks) == {"scan-1.good.1"}

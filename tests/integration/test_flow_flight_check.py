@@ -53,7 +53,7 @@ async def test_each_backend_has_a_verdict_and_trouble_is_an_event(
     closed = backend_at(prefix).model_copy(update={"accept_jobs": False, "note": "maintenance"})
     await closed.asave("checked-closed", overwrite=True)
     names = ["checked", "checked-off", "checked-here", "checked-closed", "checked-missing"]
-    with pytest.raises(RuntimeError, match="2 of 5 places do not work") as told:
+    with pytest.raises(RuntimeError, match="2 of 5 checks failed") as told:
         await flight_check(names)
     assert "DOWN" in str(told.value)
     table = newest_table()
@@ -78,7 +78,7 @@ async def test_a_tiny_file_goes_to_each_collection_and_back(globus: Globus, tmp_
     await GlobusCollection(base_path=str(tmp_path)).asave("flight-local", overwrite=True)
     globus.order_fault("path", match="scratch*denied*", code="PERMISSION_DENIED", seconds=3600)
     names = ["flight-away", "flight-twin", "flight-denied", "flight-local"]
-    with pytest.raises(RuntimeError, match="1 of 4 places do not work"):
+    with pytest.raises(RuntimeError, match="1 of 4 checks failed"):
         await flight_check([], names, home="flight-home")
     table = newest_table()
     assert table["flight-away"].startswith("works: ")
@@ -99,7 +99,7 @@ async def test_a_network_that_fails_in_one_check_is_its_verdict(
             raise httpx.ReadTimeout("")
 
     monkeypatch.setattr(flows.flight_check, "arun_preflight", breaks)
-    with pytest.raises(RuntimeError, match="1 of 2 places do not work"):
+    with pytest.raises(RuntimeError, match="1 of 2 checks failed"):
         await flight_check(["checked-here", "checked-far"])
     table = newest_table()
     assert table["checked-here"].startswith("works: ")

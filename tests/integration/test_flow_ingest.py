@@ -111,7 +111,7 @@ async def test_a_hook_that_fails_is_shown_and_the_pipeline_goes_on(
     found = await run(home / "out")
     assert 0 < found["nrmse"] < 1
     assert catalogue.datasets == {}
-    assert "The catalogue does not know the raw of ingested" in caplog.text
+    assert "The catalogue has no entry for scan ingested (raw)" in caplog.text
     assert "read-only today" in caplog.text
 
 

@@ -67,7 +67,7 @@ async def test_a_service_that_leaves_is_told_in_its_own_words(
         return status
 
     monkeypatch.setattr(flows.streaming, "acancel_job", cancel_what_ended)
-    with pytest.raises(RuntimeError, match=r"leaves was given up: .*exit code 7"):
+    with pytest.raises(RuntimeError, match=r"leaves was abandoned: .*exit code 7"):
         await streaming("leaves", "streams-here")
 
 

@@ -97,7 +97,7 @@ if [ "$N" = 1 ]; then printf '{wrong}'; else echo '{{"square": 4}}'; fi >result.
 """)
     with pytest.raises(RuntimeError, match="1 of 2 rows"):
         await sweep("wrong", [{"N": 1}, {"N": 2}], path, backend)
-    assert "its result.json is no JSON mapping" in artifact("sweep-wrong")
+    assert "its result.json is not a JSON mapping" in artifact("sweep-wrong")
     assert '"square": 4' in artifact("sweep-wrong")
 
 

@@ -127,7 +127,7 @@ def test_a_maintenance_is_told_before_and_while_a_job_waits(
     try:
         long = script("true", name=name, resources=ResourceSpec(duration=45, exclusive_node_use=False))
         (check,) = [check for check in run_preflight.fn(backend, long).checks if check.name == "maintenance"]
-        assert "does not fit before the maintenance of " in check.message
+        assert "does not fit before the maintenance that starts " in check.message
         assert "at most 29 min it could start now" in check.message
         handle = submit.fn(backend, long, key=name)
         wait_until(lambda: "Reserved for maintenance" in facility.squeue("-h", "-n", name, "-t", LIVE, "-o", "%r"))

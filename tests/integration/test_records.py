@@ -84,7 +84,7 @@ def test_jobs_are_listed_newest_first_and_by_flow_run(backend: PsikBackend) -> N
 
 def test_what_a_flow_run_is_called_is_no_path(backend: PsikBackend) -> None:
     run_job(backend, bash("true"))
-    with pytest.raises(Exception, match="no id of a flow run"):
+    with pytest.raises(Exception, match="not a flow run id"):
         list_jobs.fn(backend, flow_run="../../etc")
 
 

@@ -99,7 +99,7 @@ def test_a_link_an_empty_directory_and_a_name_in_brackets(prefix: Path) -> None:
         run_job(backend_at(prefix), bash(script, expect=names))
     for text in (
         "a.h5 is a link to /x/y, which does not exist",
-        "b.h5 is a directory without a file in it",
+        "b.h5 is a directory that contains no files",
         "c.h5 is a FIFO, not a file",
         "nothing matches scan[1].h5",
     ):
@@ -125,7 +125,7 @@ def test_what_does_not_come_back_is_told_in_the_log_and_on_the_card(prefix: Path
     state = recon(return_state=True)
     assert state.result() == {"small": b"s\n"}
     says = [
-        "The output big has 5,000,000 bytes, too many to come back here",
+        "The output big has 5,000,000 bytes, too many to be returned here",
         "The output link points to /etc/hostname, outside the job's directory",
         "The output pipe is a FIFO, not a file",
     ]

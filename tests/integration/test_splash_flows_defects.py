@@ -150,5 +150,5 @@ async def test_s17_a_scan_may_be_called_anything_that_a_file_may(home: Path) -> 
     assert len(list((rec / scan).iterdir())) == SMALL["slices"]
     assert "x" not in {name for _, _, names in os.walk(home) for name in names}
     for no_name in ("../etc", "a/b", "..", ""):
-        with pytest.raises(ParameterTypeError, match="is no name of a scan"):
+        with pytest.raises(ParameterTypeError, match="is not a scan name"):
             await tomography(no_name, phantom=Phantom(**SMALL), local=home / "out")

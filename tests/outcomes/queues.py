@@ -75,7 +75,10 @@ def foreign_cluster(site: Site) -> Seen:
 @case(
     "maintenance",
     "queued",
-    says=r"before the maintenance of \d+ \w+ \d\d:\d\d .+; with a duration of at most 2\d min it could start now",
+    says=(
+        r"before the maintenance that starts \d+ \w+ \d\d:\d\d .+; "
+        r"with a duration of at most 2\d min it could start now"
+    ),
     site="queue",
     phase=1,
 )
@@ -84,7 +87,7 @@ def maintenance(site: Site) -> Seen:
     site.ask("scontrol", "create", "reservation", "reservationname=service", *what)
     long = ResourceSpec(duration=45, exclusive_node_use=False)
     handle = site.submit("true", resources=long)
-    status = site.until(handle, lambda status: "maintenance of" in (status.reason or ""))
+    status = site.until(handle, lambda status: "maintenance that starts" in (status.reason or ""))
     assert not status.stuck, status
     seen = site.seen(status, now=True)
     shorter = ResourceSpec(duration=20, exclusive_node_use=False)

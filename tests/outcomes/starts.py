@@ -99,7 +99,7 @@ def interpreter_missing(site: Site) -> Seen:
     return site.run("#!/no/such/interpreter\ntrue\n")
 
 
-@case("job directory deleted while pending", "failed", "lost", says="directory .* is gone")
+@case("job directory deleted while pending", "failed", "lost", says="directory .* no longer exists")
 def job_directory_deleted(site: Site) -> Seen:
     handle = site.submit("true", at=site.at(options=HELD))
     shutil.rmtree(handle.path)

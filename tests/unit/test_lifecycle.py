@@ -234,7 +234,7 @@ async def test_small_outputs_come_back_and_large_ones_are_named() -> None:
     assert found.outputs == {"a": b"one"}
     assert found.warnings[0] == "before"
     assert "The output b has 5,000,000 bytes" in found.warnings[1]
-    assert found.warnings[2] == "7 more output files did not come back."
+    assert found.warnings[2] == "7 more output files were not returned."
     failed = await finish(channel_to(facility), ended(JobState.failed, cause=FailureCause.script, exit_code=3))
     assert (failed.outputs, failed.state, failed.cause) == ({}, JobState.failed, FailureCause.script)
 
@@ -256,15 +256,15 @@ async def test_outputs_that_went_before_they_were_fetched_fail_the_job(fetched: 
 @pytest.mark.parametrize(
     ("fetched", "says"),
     [
-        ({"files": {}}, "announces different output files than it holds"),
-        ({"sizes": {}}, "announces different output files than it holds"),
-        ({"sizes": {"a": 4}}, "holds 3 bytes of a, and announces 4"),
-        ({"files": {"a": "no base64!"}}, "in bytes that do not decode"),
+        ({"files": {}}, "contains other output files than it lists"),
+        ({"sizes": {}}, "contains other output files than it lists"),
+        ({"sizes": {"a": 4}}, "contains 3 bytes of a, but says that it has 4"),
+        ({"files": {"a": "no base64!"}}, "its base64 cannot be decoded"),
         ({"files": {"a": None}}, "files.a"),
         ({"sizes": {"b": 1}, "files": {"b": "eA=="}, "entries": {"b": "b"}}, "do not name"),
         ({"sizes": {"b": 1}, "files": {"b": "eA=="}, "entries": {"b": "a"}}, "do not name"),
         ({"sizes": {"../a": 1}, "files": {"../a": "eA=="}, "entries": {"../a": "a"}}, "do not name"),
-        ({"entries": {"b": "a"}}, "announces different output files than it holds"),
+        ({"entries": {"b": "a"}}, "contains other output files than it lists"),
     ],
 )
 async def test_an_answer_that_is_not_what_was_asked_for_is_an_error(fetched: dict[str, Any], says: str) -> None:
@@ -275,7 +275,7 @@ async def test_an_answer_that_is_not_what_was_asked_for_is_an_error(fetched: dic
 async def test_what_slurm_thought_of_a_script_that_ended_by_itself_is_a_warning_once() -> None:
     facility = Facility(usage=[["77", "TIMEOUT", *USED[0][2:]]])
     [warning] = (await finish(channel_to(facility), ended())).warnings
-    assert warning.startswith("Slurm calls it TIMEOUT")
+    assert warning.startswith("Slurm reports TIMEOUT")
     assert (await finish(channel_to(facility), ended(warnings=[warning]))).warnings == [warning]
     assert (await finish(channel_to(facility), ended(exit_code=None))).warnings == []
 

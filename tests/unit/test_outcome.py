@@ -233,7 +233,7 @@ TABLE: dict[str, tuple[dict[str, Any], JobState, FailureCause | None, int | None
         None,
         "on request",
     ),
-    "directory gone": ({"missing": True}, JobState.failed, FailureCause.lost, None, "/psik/123 is gone"),
+    "directory gone": ({"missing": True}, JobState.failed, FailureCause.lost, None, "/psik/123 no longer exists"),
     "expected files missing": (
         facts(*RUNNING, COMPLETED, found=[report("*.h5", 0), report("a", 1)]),
         JobState.failed,

@@ -314,7 +314,7 @@ def test_a_directory_above_that_its_owner_keeps_to_himself_is_used_with_a_warnin
     above.chmod(0o2750)
     assert "error" not in call("status", above / "psik")["jobs"][STAMP]
     [warning] = call("preflight", above / "psik")["prefix"]["owners"]["shared"]
-    assert warning.startswith(f"The owner of {above}, uid {OTHER}, can put other directories in the place of jobs")
+    assert warning.startswith(f"The owner of {above}, uid {OTHER}, can replace the directories of jobs")
 
 
 def test_directories_above_a_prefix_that_are_used(tmp_path: Path) -> None:

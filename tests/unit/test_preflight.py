@@ -65,8 +65,8 @@ def test_a_maintenance_ahead_is_a_warning(duration: int, waits: bool) -> None:
     if waits:
         assert found["maintenance"] == (
             Verdict.warning,
-            "The job would wait: does not fit before the maintenance of 1 Dec 08:00 CET; with a duration of "
-            "at most 5 h 15 min it could start now.",
+            "The job would wait: does not fit before the maintenance that starts 1 Dec 08:00 CET; with a duration "
+            "of at most 5 h 15 min it could start now.",
         )
 
 

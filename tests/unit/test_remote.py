@@ -291,7 +291,7 @@ def test_prefix_that_is_no_absolute_path_there_is_refused_with_what_it_becomes(
     with nothing_is_started() as launch:
         text = refusal(operation, {"prefix": prefix, "jobs": [new_job()]})
     assert repr(prefix) in text
-    assert "no absolute path" in text
+    assert "not an absolute path" in text
     assert not launch.called
     assert list(tmp_path.iterdir()) == []
 
@@ -613,7 +613,7 @@ def test_directory_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / STAMP / "data").write_text("precious")
     with nothing_is_started() as launch:
         answer = check_answer(remote.call("submit", {"prefix": str(tmp_path), "jobs": [new_job()]}))
-    assert "no job directory" in only(answer)["error"]["message"]
+    assert "not a job directory of prefect-psik" in only(answer)["error"]["message"]
     assert (tmp_path / STAMP / "data").read_text() == "precious"
     assert not launch.called
 

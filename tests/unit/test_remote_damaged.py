@@ -118,7 +118,7 @@ def test_what_a_job_writes_as_its_id_is_no_argument_of_a_command(tmp_path: Path,
     two_jobs(tmp_path / "p", "slurm")
     (tmp_path / "p" / BAD / "status.csv").write_text("1.0,1,queued,--user=beam\n2.0,1,active,\n")
     answers = {name: call(name, tmp_path / "p")[BAD] for name in ("status", "cancel")}
-    assert "is not an id of Slurm" in answers["cancel"]["error"]["message"]
+    assert "is not a Slurm job id" in answers["cancel"]["error"]["message"]
     said = " ".join(str(commands.calls(name)) for name in ("squeue", "sacct", "scancel"))
     assert "--user=beam" not in said
 

@@ -367,7 +367,7 @@ def test_a_job_that_slurm_does_not_end_is_told(
     prefix = tmp_path / "p"
     submit(prefix, job())
     slurm.say("squeue", "77|RUNNING|1|Unknown||n1|None")
-    assert "scancel was accepted, but Slurm has it as {'RUNNING'}" in trouble(cancel(prefix), "busy")
+    assert "scancel was accepted, but Slurm still reports RUNNING" in trouble(cancel(prefix), "busy")
     slurm.say("scancel", code=1, error="Access denied")
     assert "scancel was refused (Access denied)" in trouble(cancel(prefix), "busy")
     slurm.say("squeue", code=1, error="Socket timed out")
@@ -396,8 +396,8 @@ def test_a_cancel_finds_what_was_never_confirmed(slurm: Commands, tmp_path: Path
     slurm.say("sbatch", code=137)
     submit(prefix, job())
     with locked(prefix):
-        assert "it is being submitted just now" in trouble(cancel(prefix), "busy")
-    assert "no trace of it yet, and may have for 30 s more" in trouble(cancel(prefix), "busy")
+        assert "it is being submitted right now" in trouble(cancel(prefix), "busy")
+    assert "no trace of it yet, but one may still appear for 30 s" in trouble(cancel(prefix), "busy")
     assert slurm.calls("scancel") == []
     slurm.say("squeue", code=1, error="Socket timed out")
     assert "Socket timed out" in trouble(cancel(prefix), "busy")

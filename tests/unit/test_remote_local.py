@@ -91,7 +91,7 @@ def test_a_process_that_does_not_end_is_told(prefix: Path, monkeypatch: pytest.M
         patch.setattr(os, "kill", lambda pid, number: None)
         message = trouble(cancel(prefix), "busy")
     assert f"has not ended yet: processes [{answer['native_id']}" in message
-    assert "are alive" in message
+    assert "are still running" in message
     assert not any(",canceled," in row for row in rows(prefix))
     cancel(prefix)
 
@@ -258,13 +258,13 @@ def test_what_has_ended_is_removed_with_all_that_was_noted(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / ".runs" / "both").iterdir()] == ["9"]
     [line] = audit(tmp_path)
     assert (line["operation"], line["stamp"], line["owner"]) == ("remove", STAMP, OWNER)
-    assert removed(tmp_path) == {"kept": "it is no job of ours"}
+    assert removed(tmp_path) == {"kept": "it is not a job of prefect-psik"}
 
 
 @pytest.mark.parametrize(
     ("rows", "jobndx", "why"),
     [
-        ((*ENDED, "2,queued,y", "2,failed,3"), 1, "it has had another run since"),
+        ((*ENDED, "2,queued,y", "2,failed,3"), 1, "it has been run again since"),
         (ENDED, None, None),
         ((*ENDED, "2,queued,y", "2,failed,3"), 2, None),
     ],
@@ -282,9 +282,9 @@ def test_only_the_run_that_is_meant_is_removed(
 def test_what_may_be_alive_or_is_worked_on_stays(slurm: Commands, tmp_path: Path) -> None:
     submit(tmp_path, job())
     slurm.say("squeue", "77|RUNNING|1|Unknown||n1|None")
-    assert removed(tmp_path) == {"kept": "it may be alive"}
+    assert removed(tmp_path) == {"kept": "it may still be running"}
     with locked(tmp_path):
-        assert removed(tmp_path) == {"kept": "somebody works on it"}
+        assert removed(tmp_path) == {"kept": "another call is working on it"}
     assert (tmp_path / STAMP).is_dir()
 
 

@@ -95,7 +95,7 @@ def make(kind: str, path: Path) -> None:
         ("FIFO", "r.h5 is a FIFO, not a file"),
         ("socket", "r.h5 is a socket, not a file"),
         ("device", "r.h5 is a device, not a file"),
-        ("empty directory", "r.h5 is a directory without a file in it"),
+        ("empty directory", "r.h5 is a directory that contains no files"),
         ("nothing", "nothing matches r.h5"),
     ],
 )
@@ -334,8 +334,7 @@ def test_a_tree_that_is_too_large_ends_in_a_sentence(tmp_path: Path, monkeypatch
     for number in range(120):
         make("file", base / "work" / str(number % 3) / f"{number}.tiff")
     assert checked(tmp_path)[0] == (
-        "the search for **/*.h5 stopped because there are more than 100 files and directories: "
-        "name a narrower path"
+        "the search for **/*.h5 stopped because there are more than 100 files and directories: use a narrower path"
     )
     found = fetched(tmp_path)
     assert found["trouble"] == "there are more than 100 files and directories"
@@ -437,8 +436,8 @@ def test_a_time_in_the_future_makes_no_file_fresh(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "made", "says"),
     [
-        ({"path": "d", "min_bytes": 1000}, "d/small", "d is a directory without a file in it"),
-        ("d", "d/e/f/", "d is a directory without a file in it"),
+        ({"path": "d", "min_bytes": 1000}, "d/small", "d is a directory that contains no files"),
+        ("d", "d/e/f/", "d is a directory that contains no files"),
         ("d/", "d", "nothing matches d/"),
         ("d/", "d/x", None),
     ],

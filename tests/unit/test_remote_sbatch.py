@@ -194,7 +194,7 @@ def test_what_is_unclear_is_looked_for_and_keeps_sbatchs_words(
     for message in (first, later, unasked):
         assert message.startswith("Slurm did not confirm the submission: ")
         assert words in message
-    assert "of which there is no trace yet" in later
+    assert "but there is no trace of it yet" in later
     assert "not today" in unasked
     slurm.say("squeue", f"77|{prefix / STAMP}")
     assert submit(prefix, job())["native_id"] == "77"
@@ -260,5 +260,5 @@ def test_options_of_the_environment_that_do_not_count_are_named(
     monkeypatch.setenv("SBATCH_ACCOUNT", "proj9")
     monkeypatch.setenv("SLURM_CLUSTERS", "other")
     [warning] = submit(tmp_path / "p", job())["warnings"]
-    assert warning.startswith("SBATCH_ACCOUNT, SLURM_CLUSTERS in the environment of the endpoint do not count")
+    assert warning.startswith("Jobs ignore SBATCH_ACCOUNT, SLURM_CLUSTERS from the environment of the endpoint")
     assert "proj9" not in warning

@@ -113,7 +113,7 @@ def test_a_job_runs_although_its_signals_cannot_be_handed_on(base: Path) -> None
         assert line(process) == "ran"
     text = HAND_ON_SIGNALS.replace("signal.valid_signals()", "signal.no_such_name()")
     done = subprocess.run([sys.executable, "-c", text], cwd=base, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, "are not handed on" in done.stderr) == (0, True)
+    assert (done.returncode, "are not passed on" in done.stderr) == (0, True)
 
 
 def test_a_script_without_a_handler_is_killed_and_not_the_batch_shell(base: Path) -> None:

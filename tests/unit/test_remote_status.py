@@ -127,7 +127,7 @@ def test_reservations_are_asked_for_only_where_slurm_speaks_of_one(commands: Com
     commands.then("scontrol", "squeue", f"77|debug|2:00:00|1|||{reason}")
     facts = look(prefix, stamp)[stamp]
     told = judged(prefix, stamp, facts).reason
-    assert told.startswith(f"{reason}: does not fit before the maintenance of ")
+    assert told.startswith(f"{reason}: does not fit before the maintenance that starts ")
     assert time.strftime("%H:%M %Z", time.localtime(start)) in told, "by the clock of the facility, and its zone"
     assert told.endswith(("at most 59 min it could start now", "at most 1 h it could start now"))
     assert len(commands.calls("scontrol")) == 2

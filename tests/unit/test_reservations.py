@@ -39,7 +39,8 @@ def said(*lines: str, hours: float = 8, reason: str = "", **job: Any) -> str | N
 
 
 WAITS = (
-    "does not fit before the maintenance of +310 min CET; with a duration of at most 5 h 10 min it could start now"
+    "does not fit before the maintenance that starts +310 min CET; "
+    "with a duration of at most 5 h 10 min it could start now"
 )
 AHEAD = 310 / 60
 
@@ -58,7 +59,7 @@ def test_a_maintenance_may_have_other_flags(flags: str) -> None:
 def test_a_reservation_that_is_no_maintenance_is_called_by_its_name() -> None:
     text = said(line("course", AHEAD, 12, flags="SPEC_NODES"))
     assert text is not None
-    assert text.startswith("does not fit before the reservation course of +310 min CET; with")
+    assert text.startswith("does not fit before the reservation course that starts +310 min CET; with")
 
 
 def test_of_several_the_first_in_the_way_counts() -> None:
@@ -104,15 +105,15 @@ def test_two_that_leave_too_few_nodes_together() -> None:
 
 def test_one_under_way_says_when_it_ends() -> None:
     active = line("now", -1, 2)
-    assert said(active) == "the maintenance of nodes that it needs ends +120 min CET"
-    assert said(active, line("m", 4, 5)) == "the maintenance of nodes that it needs ends +120 min CET"
+    assert said(active) == "the maintenance on nodes that it needs ends +120 min CET"
+    assert said(active, line("m", 4, 5)) == "the maintenance on nodes that it needs ends +120 min CET"
     course = line("course", -1, 3, "n4", "SPEC_NODES")
-    assert said(course, required="n4") == "the reservation course of nodes that it needs ends +180 min CET"
+    assert said(course, required="n4") == "the reservation course on nodes that it needs ends +180 min CET"
     assert said(line("m", -1, 2, "n4"), line("n", AHEAD, 6, "n[1-3]")) == WAITS
 
 
 def test_one_that_begins_within_a_minute_suggests_nothing() -> None:
-    assert said(line("m", 30 / 3600, 2)) == "does not fit before the maintenance of Unix time 1795803030"
+    assert said(line("m", 30 / 3600, 2)) == "does not fit before the maintenance that starts Unix time 1795803030"
 
 
 def test_where_the_nodes_cannot_be_seen_slurms_own_word_counts() -> None:
@@ -196,7 +197,7 @@ def reason_of(slurms: str, state: str = "PENDING", **held: Any) -> str | None:
 def test_the_wait_says_so_in_slurms_words_first(slurms: str) -> None:
     reason = reason_of(slurms)
     assert reason is not None
-    assert reason.startswith(f"{slurms}: does not fit before the maintenance of ")
+    assert reason.startswith(f"{slurms}: does not fit before the maintenance that starts ")
     assert reason.endswith("; with a duration of at most 5 h 10 min it could start now")
 
 
@@ -205,7 +206,7 @@ def test_the_wait_is_logged_once_and_stands_on_the_card(caplog: pytest.LogCaptur
     reporter = Reporter(handle, ["a place in the queue of account proj (AssocMaxSubmitJobLimit), for 9.0 s"])
     caplog.set_level(logging.INFO, logger="prefect_psik")
     for minutes in ("5 h 10 min", "5 h 9 min", "5 h"):
-        text = f"{BY_MAINTENANCE}: does not fit before the maintenance of 1 Dec 08:00 CET"
+        text = f"{BY_MAINTENANCE}: does not fit before the maintenance that starts 1 Dec 08:00 CET"
         reason = f"{text}; with a duration of at most {minutes} it could start now"
         reporter.tell(Update(status=JobStatus(handle=handle, state=JobState.queued, reason=reason)))
     said = [record.getMessage() for record in caplog.records]
@@ -213,7 +214,7 @@ def test_the_wait_is_logged_once_and_stands_on_the_card(caplog: pytest.LogCaptur
     assert said[0].endswith("with a duration of at most 5 h 10 min it could start now)")
     card = job_card(JobResult(handle=handle, state=JobState.completed), reporter.waits)
     assert "| waited for | a place in the queue of account proj (AssocMaxSubmitJobLimit), for 9.0 s; Req" in card
-    assert "maintenance of 1 Dec 08:00 CET" in card
+    assert "maintenance that starts 1 Dec 08:00 CET" in card
 
 
 def test_other_waits_say_nothing_of_it() -> None:

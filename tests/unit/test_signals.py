@@ -89,7 +89,7 @@ def test_only_accounting_knows_the_signal_and_is_waited_for() -> None:
     queue, accounts = slurm("FAILED", code="", reason="JobLaunchFailure"), slurm("FAILED", code="0:10")
     asked: dict[str, Any] = {"squeue": queue, "accounting": "answers", "now": 1062.0}
     early = judge(facts(QUEUED, **asked, sacct=slurm("RUNNING", end="Unknown")), HANDLE)
-    assert (early.state.is_final, early.reason) == (False, "Slurm's accounting is asked how it failed")
+    assert (early.state.is_final, early.reason) == (False, "it failed; waiting for Slurm's accounting to say how")
     known = judge(facts(QUEUED, **asked, sacct=accounts), HANDLE)
     assert (known.cause, "SIGUSR1" in known.message) == (FailureCause.canceled_outside, True)
     silent = judge(facts(QUEUED, **{**asked, "now": 1200.0}), HANDLE)

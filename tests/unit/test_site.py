@@ -124,7 +124,7 @@ def test_another_prefix_is_refused_and_not_touched(site: Path, tmp_path: Path) -
     for prefix in (tmp_path / "elsewhere", tmp_path / "allowed" / ".." / "elsewhere", tmp_path / "allowed-not"):
         message = refusal(submit(prefix))
         assert str(site) in message
-        assert f"must be {tmp_path / 'allowed'}, or below" in message
+        assert f"must be {tmp_path / 'allowed'} or a directory below it" in message
     (tmp_path / "allowed").mkdir()
     (tmp_path / "allowed" / "link").symlink_to(tmp_path)
     refusal(submit(tmp_path / "allowed" / "link" / "elsewhere"))
@@ -164,7 +164,7 @@ def test_options_that_cannot_be_read_are_refused(site: Path, tmp_path: Path, opt
     if option == "--cluster-constraint":
         assert submit(tmp_path / "jobs", given)["created"]
     else:
-        assert "write long options of sbatch" in refusal(submit(tmp_path / "jobs", given))
+        assert "use sbatch's long options" in refusal(submit(tmp_path / "jobs", given))
 
 
 def test_another_cluster_is_refused(site: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_file_that_others_could_have_made_stops_all_submissions(site: Path, tm
     make(site)
     message = refusal(submit(tmp_path / "jobs"), "setup")
     assert str(site) in message
-    assert "Nothing is submitted until the site's administrator mends it" in message
+    assert "Nothing is submitted until the site's administrator fixes it" in message
     assert not (tmp_path / "jobs").exists()
 
 
@@ -318,26 +318,26 @@ def test_a_file_of_the_jobs_user_is_not_believed(
         os.chown(site, os.getuid(), -1)
     else:
         monkeypatch.setattr(os, "getuid", lambda: site.stat().st_uid)
-    assert "does not belong to root" in refusal(submit(tmp_path / "jobs"), "setup")
+    assert "it must belong to root" in refusal(submit(tmp_path / "jobs"), "setup")
     if os.geteuid() == 0:
         os.chown(site, 0, -1)
         os.chown(site.parent, os.getuid(), -1)
-        assert "or that is you" in refusal(submit(tmp_path / "jobs"), "setup")
+        assert "if that is not you" in refusal(submit(tmp_path / "jobs"), "setup")
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "no psik.json"),
-        ("{", "no psik.json"),
-        ("[]", "no psik.json"),
-        ('{"backends": []}', "no psik.json"),
-        ('{"backends": {"a": "slurm"}}', "no psik.json"),
-        ('{"backends": {"a": {"queue_name": 5}}}', "no psik.json"),
+        ("", "not a valid psik.json"),
+        ("{", "not a valid psik.json"),
+        ("[]", "not a valid psik.json"),
+        ('{"backends": []}', "not a valid psik.json"),
+        ('{"backends": {"a": "slurm"}}', "not a valid psik.json"),
+        ('{"backends": {"a": {"queue_name": 5}}}', "not a valid psik.json"),
         ('{"backend": {}}', "unknown field 'backend'"),
         ('{"backends": {"a": {"queue": "x"}}}', "unknown field 'queue'"),
-        ('{"prefix": "scratch"}', "no absolute path"),
-        ('{"prefix": "$NO_SUCH_VARIABLE/x"}', "no absolute path"),
+        ('{"prefix": "scratch"}', "not an absolute path"),
+        ('{"prefix": "$NO_SUCH_VARIABLE/x"}', "not an absolute path"),
     ],
 )
 def test_a_file_that_is_not_understood_stops_all_submissions(

@@ -220,7 +220,7 @@ TABLE: dict[str, tuple[dict[str, Any], JobState, FailureCause | None, int | None
             accounting="answers",
             vanished=NOW - FORGOTTEN_SECONDS,
         ),
-        *(FAILED, FailureCause.lost, None, "Slurm calls it RUNNING"),
+        *(FAILED, FailureCause.lost, None, "Slurm reports RUNNING"),
     ),
     "requeued, and ended well the second time": (
         facts(
@@ -249,19 +249,19 @@ TABLE: dict[str, tuple[dict[str, Any], JobState, FailureCause | None, int | None
     ),
     "directory gone": (
         facts(missing=True, squeue=slurm("FAILED", code="0:53")),
-        *(FAILED, FailureCause.lost, None, "directory /psik/123 is gone"),
+        *(FAILED, FailureCause.lost, None, "directory /psik/123 no longer exists"),
     ),
     "directory gone, and the queue and accounting no longer know it": (
         facts(missing=True, accounting="answers", **GONE),
-        *(FAILED, FailureCause.lost, None, "nothing is known of its end"),
+        *(FAILED, FailureCause.lost, None, "how it ended is unknown"),
     ),
     "directory gone, and no accounting": (
         facts(missing=True, accounting="none", **GONE),
-        *(FAILED, FailureCause.lost, None, "nothing is known of its end"),
+        *(FAILED, FailureCause.lost, None, "how it ended is unknown"),
     ),
     "directory gone, and Slurm calls it FAILED": (
         facts(missing=True, squeue=slurm("FAILED")),
-        *(FAILED, FailureCause.lost, None, "nothing is known of its end (Slurm calls it FAILED)"),
+        *(FAILED, FailureCause.lost, None, "how it ended is unknown (Slurm reports FAILED)"),
     ),
     "Slurm calls it COMPLETED, but not since when": (
         facts(QUEUED, ACTIVE, squeue=slurm("COMPLETED", end="Unknown")),
@@ -342,7 +342,7 @@ def test_end_that_psik_saw_of_a_job_that_slurm_stopped_is_the_time_of_it() -> No
 def test_a_job_without_a_directory_ended_when_slurm_says_so() -> None:
     status = judge(facts(missing=True, squeue=slurm("TIMEOUT", end="1060")), HANDLE)
     assert status.ended == 1060.0
-    assert status.warnings == ["Also its directory /psik/123 is gone."]
+    assert status.warnings == ["In addition, its directory /psik/123 no longer exists."]
 
 
 def test_what_a_script_prints_is_not_taken_for_slurms_words() -> None:
@@ -414,12 +414,12 @@ LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
     "gone from the queue, accounting is behind": (
         facts(QUEUED, ACTIVE, accounting="answers", **GONE),
         JobState.active,
-        "does not know of its end yet",
+        "has not recorded its end yet",
     ),
     "gone from the queue, accounting calls it running": (
         facts(QUEUED, ACTIVE, sacct=slurm("RUNNING", end="Unknown"), accounting="answers", vanished=NOW - 60),
         JobState.active,
-        "does not know of its end yet",
+        "has not recorded its end yet",
     ),
     "gone from the queue, accounting was not asked": (
         facts(QUEUED, ACTIVE, accounting="unasked", **GONE),
@@ -461,7 +461,7 @@ LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
             vanished=NOW - 60,
         ),
         JobState.active,
-        "does not know of its end yet",
+        "has not recorded its end yet",
     ),
     "directory gone, and still running": (
         facts(missing=True, squeue=slurm("RUNNING")),
@@ -471,12 +471,12 @@ LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
     "directory gone, and accounting does not answer": (
         facts(missing=True, accounting="silent", **GONE),
         JobState.queued,
-        "does not tell",
+        "does not say",
     ),
     "directory gone, and accounting was not asked": (
         facts(missing=True, accounting="unasked", **GONE),
         JobState.queued,
-        "does not tell",
+        "does not say",
     ),
     "started, and when the queue was listed is not known": (
         facts(QUEUED, ACTIVE, squeue=slurm("PENDING", reason="Priority")),
@@ -496,7 +496,7 @@ LIVE: dict[str, tuple[dict[str, Any], JobState, str]] = {
     "directory gone, and squeue fails": (
         facts(missing=True, alive=None, squeue=None, squeue_error="Socket timed out"),
         JobState.queued,
-        "does not tell",
+        "does not say",
     ),
     "not confirmed yet": (facts(alive=None) | {"native_id": None}, JobState.new, ""),
 }
@@ -511,7 +511,7 @@ def test_what_may_still_change_is_not_final(name: str) -> None:
     assert bool(status.reason) == bool(words) or status.reason is None or words in status.reason
 
 
-LIMIT_OF_ACCOUNT = "starts once others of that limit end"
+LIMIT_OF_ACCOUNT = "starts once other jobs under that limit end"
 
 
 @pytest.mark.parametrize(
@@ -530,14 +530,14 @@ LIMIT_OF_ACCOUNT = "starts once others of that limit end"
         ("BadConstraints", True, "no node has the features"),
         ("AccountNotAllowed", True, "its account may not use this queue"),
         ("QOSNotAllowed", True, "its quality of service may not use this queue"),
-        ("QOSMaxWallDurationPerJobLimit", True, "one job may not ask for so much"),
-        ("AssocMaxWallDurationPerJobLimit", True, "one job may not ask for so much"),
-        ("QOSMaxCpuPerJobLimit", True, "one job may not ask for so much"),
+        ("QOSMaxWallDurationPerJobLimit", True, "it asks for more than one job may use"),
+        ("AssocMaxWallDurationPerJobLimit", True, "it asks for more than one job may use"),
+        ("QOSMaxCpuPerJobLimit", True, "it asks for more than one job may use"),
         ("AssocGrpCPUMinutesLimit", True, "hours are used up"),
         ("QOSGrpGRESMinutes", True, "hours are used up"),
         ("QOSMaxJobsPerUserLimit", False, f"a limit of its quality of service; it {LIMIT_OF_ACCOUNT}"),
         ("AssocMaxJobsLimit", False, f"a limit of its account; it {LIMIT_OF_ACCOUNT}"),
-        ("BeginTime", False, "not to start before a given time"),
+        ("BeginTime", False, "its earliest start time has not come yet"),
         ("ReqNodeNotAvail, UnavailableNodes:n1", False, "down, drained or reserved"),
         ("Priority", False, None),
         ("Resources", False, None),
@@ -637,8 +637,8 @@ def test_second_start_and_what_slurm_thought_are_remarked() -> None:
     once = facts(QUEUED, ACTIVE, "1010.0,1,completed,", sacct=slurm("OUT_OF_MEMORY", end="1011"))
     assert any("OUT_OF_MEMORY" in warning for warning in judge(once, HANDLE).warnings)
     assert judge(facts(QUEUED, ACTIVE, "1010.0,1,completed,"), HANDLE).warnings == []
-    assert "a process of it was killed" in (odd_state("OUT_OF_MEMORY") or "")
-    assert odd_state("TIMEOUT") == "Slurm calls it TIMEOUT, although its script ended by itself"
+    assert "one of its processes was killed" in (odd_state("OUT_OF_MEMORY") or "")
+    assert odd_state("TIMEOUT") == "Slurm reports TIMEOUT, although its script ended on its own"
     assert odd_state("COMPLETED") is None
     assert odd_state("") is None
 

@@ -359,9 +359,9 @@ def strange_unit(exchange: Any) -> None:
         (
             other_rows,
             "{scan}: /exchange/data_dark must be (frames, 9, 96) like the projections, "
-            "and has the shape (20, 8, 96).",
+            "but has the shape (20, 8, 96).",
         ),
-        (flat_projections, "{scan}: /exchange/data is not (angles, rows, columns) but (150, 96)."),
+        (flat_projections, "{scan}: /exchange/data must be (angles, rows, columns), but has the shape (150, 96)."),
         (
             zero_white_field,
             "{scan}: the white field is brighter than the dark field in only 0 of 96 pixels of row 0, "
@@ -391,7 +391,7 @@ def test_a_scan_that_cannot_be_reconstructed_is_refused_before_anything_is_writt
         ({"OUT": None}, "OUT is not set."),
         ({"RAW": "gone.h5"}, "RAW: there is no file gone.h5."),
         ({"RAW": __file__}, f"RAW: {__file__} cannot be read as HDF5: "),
-        ({"NPROC": "two"}, "NPROC must be a whole number, 1 or more, and is 'two'."),
+        ({"NPROC": "two"}, "NPROC must be a whole number, 1 or more, but is 'two'."),
     ],
 )
 def test_a_wrong_environment_is_refused(
@@ -521,7 +521,10 @@ def empty(slices: Path) -> None:
     ("spoil", "sentence"),
     [
         (without_a_slice, "IN: 1 slices are missing in {slices}, first number 3."),
-        (with_a_small_slice, "IN: {slices}/slice_0003.tiff has the shape (4, 4), and the first (96, 96)."),
+        (
+            with_a_small_slice,
+            "IN: {slices}/slice_0003.tiff has the shape (4, 4), but the first slice has (96, 96).",
+        ),
         (with_a_cut_slice, "IN: {slices}/slice_0003.tiff cannot be read as TIFF: "),
         (with_half_a_header, "IN: {slices}/slice_0003.tiff cannot be read as TIFF: "),
         (with_an_unnumbered_slice, "IN: {slices}/mean.tiff has no slice number of its own."),
@@ -548,7 +551,7 @@ def test_a_directory_that_is_no_image_is_never_replaced(
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.tex").touch()
     said = refusal(multiscale, monkeypatch, IN=chain.slices, OUT=tmp_path / name)
-    sentence = f"OUT must end in .zarr and be new or an earlier image, and is {tmp_path / name}."
+    sentence = f"OUT must end in .zarr and be new or an earlier image, but is {tmp_path / name}."
     assert said == f"multiscale: {sentence}"
     assert files(tmp_path) == [name, f"{name}/thesis.tex"]
 
@@ -610,7 +613,7 @@ def test_a_report_refuses_what_is_not_there(
         ({"RAW": scan}, f"RAW: {scan} holds no /phantom/data to compare with."),
         (
             {"REC": tmp_path / "empty"},
-            f"REC: {tmp_path / 'empty'} holds 0 slices of a scan that has {SLICES}.",
+            f"REC: {tmp_path / 'empty'} holds 0 slices, but the scan has {SLICES}.",
         ),
         ({"ZARR": tmp_path / "gone"}, f"ZARR: {tmp_path / 'gone'} cannot be read as OME-Zarr 0.5: "),
     ]:
