@@ -12,11 +12,11 @@ from rich.text import Text
 from tests.outcomes.case import Result, Seen
 
 _INTRODUCTION = """\
-# How batch jobs end, and what is told of it
+# How batch jobs end, and what is reported
 
-Each row was provoked on a real Slurm {version}, with psik {psik}. psik alone is the last line of its `status.csv`,
-where `canceled` is ours; Slurm alone is what `sacct` says. A job whose state is not final was looked at while it
-waited, and `rejected` is what `SubmitRejected` says.
+Each row was provoked on a real Slurm {version}, with psik {psik}. "psik alone" is the last line of psik's
+`status.csv`, where `canceled` is written by us; "Slurm alone" is what `sacct` says. A job whose state is not final
+was polled while it waited, and `rejected` is what `SubmitRejected` says.
 `make outcomes ARGS="--write docs/reference/outcomes.md"` writes this page, from a run in which all rows passed.
 
 """
@@ -46,7 +46,7 @@ def show(console: Console, results: dict[str, Result]) -> None:
 
 def markdown(results: dict[str, Result], *, version: str, psik: str) -> str:
     """Write the page of the documentation."""
-    rows = ["| Case | Told | psik alone | Slurm alone |", "|---|---|---|---|"]
+    rows = ["| Case | Reported | psik alone | Slurm alone |", "|---|---|---|---|"]
     words = []
     for name, result in results.items():
         seen = result.seen or Seen("–")
