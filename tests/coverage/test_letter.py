@@ -58,7 +58,7 @@ def test_lines_of_the_letter_count_for_its_parts(tmp_path: Path, how: str) -> No
     (file,) = tmp_path.glob("data.*")
     data = CoverageData(str(file))
     data.read()
-    entry = PACKAGE / "remote" / "entry.py"
+    entry = PACKAGE / "remote" / "call.py"
     numbers = {number for number, line in enumerate(entry.read_text().splitlines(), 1) if '"protocol"' in line}
     assert numbers <= set(data.lines(str(entry)) or ())
     assert not any(name.startswith("<") for name in data.measured_files())
