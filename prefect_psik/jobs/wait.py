@@ -170,14 +170,15 @@ def _begin_wait(handle: JobHandle, block: PsikBackend | None, on_cancel: OnCance
 
 async def _over_limit(waiting: Wait, reached: WaitLimitReached, limits: WaitLimits) -> WaitLimitReached:
     """Leave or cancel the job, as `limits.on_limit` says, and report that in the error."""
-    goes_on = "The job was not canceled: wait for it again with its handle, or cancel it."
+    next_step = "wait for it again with its handle, or cancel it."
     if limits.on_limit == "leave":
-        return type(reached)(f"{reached} {goes_on}", handle=reached.handle)
+        return type(reached)(f"{reached} The job was not canceled: {next_step}", handle=reached.handle)
     try:
         status = await waiting.channel.cancel(waiting.handle, owner_of(list(waiting.flow_runs)))
     except PrefectPsikError as err:
         return type(reached)(
-            f"{reached} It was asked to stop, which failed: {err} {goes_on}", handle=reached.handle
+            f"{reached} It could not be canceled: {err} It may still be running: {next_step}",
+            handle=reached.handle,
         )
     became = f"It was asked to stop and is now {status.state.value}."
     return type(reached)(f"{reached} {became}", handle=reached.handle)
