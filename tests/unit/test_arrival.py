@@ -289,7 +289,7 @@ def test_a_malformed_answer_to_a_preflight_is_a_failed_check(answer: Any) -> Non
     ("model", "answer", "says"),
     [
         (Facts, {"type": "local"}, "lacks status"),
-        (Facts, {**STATUS, "squeue": ROW[:5]}, "6 texts"),
+        (Facts, {**STATUS, "squeue": ROW[:5]}, "6 strings"),
         (Facts, {**STATUS, "jobndx": True}, "jobndx"),
         (Facts, {**STATUS, "now": float("nan")}, "now"),
         (Facts, {**STATUS, "logs": {"stdout": {**LOG, "next": -5}}}, "logs.stdout.next"),

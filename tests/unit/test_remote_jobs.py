@@ -191,7 +191,7 @@ def test_what_is_no_refusal_may_have_been_submitted_and_is_looked_for(
     slurm.say("sbatch", "Submitted batch job 88")
     left = trouble(submit(prefix, job()), "busy")
     assert f"An earlier call may have started job {STAMP}" in left
-    assert "after 30 s" in left, "Slurm's MessageTimeout, and 10 s"
+    assert "in 30 s" in left, "Slurm's MessageTimeout, and 10 s"
     assert len(slurm.calls("sbatch")) == 1
     slurm.say("squeue", "66|/elsewhere", f"77|{prefix / STAMP}")
     found = submit(prefix, job())
@@ -211,7 +211,7 @@ def test_what_left_no_trace_is_submitted_again_when_it_cannot_turn_up_any_more(
     slurm.say("sbatch", "Submitted batch job 88")
     submit(prefix, job())
     pass_(prefix, "none.1", 25)
-    assert "after 5 s" in trouble(submit(prefix, job()), "busy")
+    assert "in 5 s" in trouble(submit(prefix, job()), "busy")
     pass_(prefix, "none.1", 6)
     cancel_note = prefix / STAMP / "prefect" / "cancel.1"
     cancel_note.write_text("{}")
@@ -273,7 +273,7 @@ def test_without_accounting_the_queue_decides(slurm: Commands, tmp_path: Path) -
     submit(prefix, job())
     slurm.say("sacct", f"77|{prefix / STAMP}|RUNNING|1", code=1, error=NO_ACCOUNTING)
     slurm.say("scontrol", code=1)
-    assert "after 110 s" in trouble(submit(prefix, job()), "busy"), "Slurm's default, where it does not tell"
+    assert "in 110 s" in trouble(submit(prefix, job()), "busy"), "Slurm's default, where it does not tell"
 
 
 def test_a_repeated_request_that_is_refused_may_have_been_taken_the_first_time(

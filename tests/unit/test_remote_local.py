@@ -131,7 +131,7 @@ def test_a_call_that_died_may_have_started_a_job_of_this_machine(prefix: Path, o
         sleeping.kill()
         sleeping.wait()
     else:
-        assert "after 15 s" in trouble(submit(prefix, job("local")), "busy")
+        assert "in 15 s" in trouble(submit(prefix, job("local")), "busy")
 
 
 def test_a_process_is_known_by_its_place_where_nothing_was_noted(prefix: Path) -> None:

@@ -224,7 +224,7 @@ def test_a_person_is_told_the_command_of_a_missing_consent() -> None:
     answer.request = requests.Request("GET", "https://transfer.api.globus.org/").prepare()
     found = error_of(TransferAPIError(answer), None)
     assert isinstance(found, ConsentRequired)
-    assert str(found).endswith("run: globus session consent 's[*t]' 'u'")
+    assert str(found).endswith("running: globus session consent 's[*t]' 'u'")
 
 
 def test_a_collection_is_read_from_its_scope() -> None:

@@ -201,7 +201,7 @@ def _judge(entry: FileEntry, other: FileEntry | None, min_age: timedelta, now: f
 def _difference(entry: FileEntry, other: FileEntry | None) -> str:
     """Why names and sizes alone rule out a copy at the check; empty if they do not."""
     if not entry.is_exact:
-        return "has a name that is not UTF-8 (shown with escapes); rename it to have it compared"
+        return "has a name that is not UTF-8, shown with escapes; rename it to have it compared"
     if re.search(r"[\x00-\x1f]", entry.path):
         return "has a control character in its name; rename it to have it compared"
     if entry.kind != "file":
