@@ -132,7 +132,7 @@ def test_a_defect_comes_with_its_sentence_and_traceback(facility: Facility) -> N
     answer = call(
         GlobusTransport(UUID(facility.endpoint_id)), "status", {"prefix": str(facility.prefix), "jobs": 5}
     )
-    assert "no list" in answer["error"]["message"]
+    assert "not a list" in answer["error"]["message"]
     trace = "Traceback (most recent call last):\n  boom\nValueError: what happened"
     error = task_error("hello", trace, f"endpoint {facility.endpoint_id}", "the client")
     assert isinstance(error, RemoteCodeError)

@@ -94,7 +94,7 @@ def test_the_command_line_on_live_slurm_jobs(facility: Facility, block: str) -> 
 
     code, text = said("cancel", "--flow-run", str(run), "--backend", block)
     assert code == 0
-    assert "2 jobs of flow run" in text
+    assert "2 jobs were asked to stop" in text
     wait_until(lambda: live(facility, block) == {})
     for name in (handle.name, other.name):
         [state] = accounted(facility, str(name)).values()
