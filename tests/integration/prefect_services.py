@@ -120,12 +120,12 @@ class PrefectServer:
         self._child: Child | None = None
 
     def start(self, database: Path | None = None) -> None:
-        """Start it, with a copy of this database if there is one, and wait until it answers."""
+        """Start it and wait until it answers: as users do, or with a copy of this database and fewer services."""
         self.database.parent.mkdir()
+        environment = {**os.environ, **self.environment}
         if database is not None:
             shutil.copyfile(database, self.database)
-        unneeded = {f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in _UNNEEDED}
-        environment = {**os.environ, **self.environment, **unneeded}
+            environment |= {f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in _UNNEEDED}
         child = self._child = Child(self._log, environment, sys.executable, *self._command)
         wait_until(lambda: self._answers() or child.process.poll() is not None, _START_SECONDS)
         assert self._answers(), "\n".join(child.lines()[-20:])
@@ -334,7 +334,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, new_database: Path) -> Iter
 
 @pytest.fixture(scope="session")
 def prefect_server(server: PrefectServer) -> None:
-    """For tests that only need it to be there."""
+    """For tests that need a running server, and nothing else of it."""
 
 
 @pytest.fixture(scope="session")
